@@ -1,0 +1,106 @@
+//! What can go wrong, said so that a person can act on it: what was being done, to whom, why it failed.
+
+use std::io;
+
+use crate::ids::{Pid, Tid};
+use crate::image::ImageError;
+
+/// The result of everything in this library that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed. The message is a whole sentence for the person who ran it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The target holds something that cannot be saved; it was not changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+
+    /// Several reasons why the target cannot be saved, found before it was touched.
+    #[error("{}", join(.0))]
+    RefusedAll(Vec<Refusal>),
+
+    /// A system call of ours, or one made inside the target, failed.
+    #[error("{doing}: {source}")]
+    Os {
+        /// What was being done, to whom: "cannot read the mappings of pid 4242".
+        doing: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+
+    /// The target ended, or was killed, while it was being worked on.
+    #[error("pid {0} ended while ckpt worked on it")]
+    Gone(Pid),
+
+    /// Threads that did not stop in time.
+    #[error("thread {tid} of pid {pid} did not stop within {seconds:.1} s (its state is '{state}'); nothing was changed, try again or raise --freeze-timeout")]
+    FreezeTimeout {
+        /// The process.
+        pid: Pid,
+        /// A thread that went on running.
+        tid: Tid,
+        /// The letter of its state in /proc/PID/stat.
+        state: char,
+        /// The limit.
+        seconds: f64,
+    },
+
+    /// The image cannot be read, or could not be written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+
+    /// The image is whole, but this machine or this caller cannot bring it back.
+    #[error("cannot restart: {0}")]
+    Restart(String),
+
+    /// Something the kernel said makes no sense to us: never guess, always stop.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+/// One thing that cannot be saved: "cannot checkpoint pid 4242: descriptor 7 is an io_uring instance, which the kernel cannot
+/// hand out; close it first".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot checkpoint pid {pid}: {object} {reason}; {advice}")]
+pub struct Refusal {
+    /// The process that holds it.
+    pub pid: Pid,
+    /// The object, by the name a user can find it under: "descriptor 7 (socket:[123])", "the mapping at 0x7f00...".
+    pub object: String,
+    /// Why it cannot be saved, as the rest of a sentence: "is an io_uring instance, which the kernel cannot hand out".
+    pub reason: String,
+    /// What the user can do: "close it first".
+    pub advice: String,
+}
+
+fn join(refusals: &[Refusal]) -> String {
+    let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+impl Error {
+    /// An [`Error::Os`] with the message and the kernel's answer.
+    pub fn os(doing: impl Into<String>, source: impl Into<io::Error>) -> Error {
+        Error::Os { doing: doing.into(), source: source.into() }
+    }
+
+    /// The error number behind this error, if a system call gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Os { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// Says what was being done when a system call failed.
+pub trait Doing<T> {
+    /// Wraps the error with a sentence made only when it is needed.
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|e| Error::os(what(), e))
+    }
+}

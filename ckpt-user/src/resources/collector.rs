@@ -1,0 +1,142 @@
+//! The collecting side of a checkpoint: the object table, and what the kinds may ask while they read a frozen task.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use crate::error::{Error, Refusal, Result};
+use crate::ids::{ObjRef, PageRange, Pid};
+use crate::image::model::{Object, Section};
+
+/// What makes two appearances of a kernel object the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ObjectKey {
+    /// An inode, on its device, seen by the kind named: a pipe, the contents of a deleted file, a memfd.
+    Inode(&'static str, u64, u64),
+    /// An open file description: the first task and descriptor number it was found under (kcmp decides who else has it).
+    File(Pid, i32),
+    /// An address space, descriptor table, ... of the task it was first seen in.
+    Task(&'static str, Pid),
+}
+
+/// The contents of a file that must travel in the image because nothing outside will hold them: a deleted file, a memfd.
+#[derive(Debug)]
+pub struct Content {
+    /// The object that the pages belong to.
+    pub owner: ObjRef,
+    /// A descriptor to read them from with pread.
+    pub source: OwnedFd,
+    /// Which pages hold data (the last may be partly beyond the end: it is filled up with zeros). The others are holes.
+    pub pages: Vec<PageRange>,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// Options of the user that kinds must know while collecting.
+#[derive(Debug, Clone, Default)]
+pub struct CollectOptions {
+    /// `--tcp-close`: established TCP connections are saved as closed ones instead of being refused.
+    pub tcp_close: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Collector<'a> {
+    /// What the user asked for.
+    pub options: &'a CollectOptions,
+    /// Every process of the cut.
+    pub pids: Vec<Pid>,
+    objects: Vec<Object>,
+    numbers: HashMap<ObjectKey, ObjRef>,
+    next: u32,
+    contents: Vec<Content>,
+    refusals: Vec<Refusal>,
+}
+
+impl<'a> Collector<'a> {
+    /// An empty object table for a cut of `pids`.
+    pub fn new(options: &'a CollectOptions, pids: Vec<Pid>) -> Collector<'a> {
+        Collector {
+            options,
+            pids,
+            objects: Vec::new(),
+            numbers: HashMap::new(),
+            next: 1,
+            contents: Vec::new(),
+            refusals: Vec::new(),
+        }
+    }
+
+    /// The number of the object `key`. The first time it is met, `make` collects it, and its record takes its place in the
+    /// table after whatever `make` itself has met (SEED S15: an object stands before what refers to it).
+    pub fn intern(&mut self, key: ObjectKey, make: impl FnOnce(&mut Self, ObjRef) -> Result<Section>) -> Result<ObjRef> {
+        if let Some(&objref) = self.numbers.get(&key) {
+            return Ok(objref);
+        }
+        let objref = ObjRef(self.next);
+        self.next += 1;
+        self.numbers.insert(key, objref);
+        let section = make(self, objref)?;
+        self.objects.push(Object { objref, section });
+        Ok(objref)
+    }
+
+    /// The number of an object that was met before.
+    pub fn lookup(&self, key: &ObjectKey) -> Option<ObjRef> {
+        self.numbers.get(key).copied()
+    }
+
+    /// Has pages saved that no file outside will hold.
+    pub fn add_content(&mut self, content: Content) {
+        self.contents.push(content);
+    }
+
+    /// An error that says what cannot be saved, why, and what the user can do.
+    pub fn refuse<T>(
+        &self,
+        pid: Pid,
+        object: impl Into<String>,
+        reason: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Result<T> {
+        Err(Error::Refused(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into() }))
+    }
+
+    /// Runs one part of the collection; a refusal is kept, so that `ckpt check PID` can list them all, and the rest goes on.
+    pub fn attempt<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+        match part(self) {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::Refused(refusal)) => {
+                self.refusals.push(refusal);
+                Ok(None)
+            }
+            Err(Error::RefusedAll(refusals)) => {
+                self.refusals.extend(refusals);
+                Ok(None)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Everything collected, or every reason why not.
+    pub fn finish(self) -> Result<Collected> {
+        if self.refusals.is_empty() {
+            Ok(Collected { objects: self.objects, contents: self.contents })
+        } else {
+            Err(Error::RefusedAll(self.refusals))
+        }
+    }
+
+    /// The reasons found so far why this cannot be checkpointed.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+}
+
+/// What a collection yields.
+#[derive(Debug)]
+pub struct Collected {
+    /// The object table, in order of appearance.
+    pub objects: Vec<Object>,
+    /// Contents that go into the page streams.
+    pub contents: Vec<Content>,
+}

@@ -1,0 +1,82 @@
+//! The restoring side: decoded objects, what was made of them so far, and the wishes of the user.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use crate::error::{Error, Result};
+use crate::ids::ObjRef;
+use crate::image::model::{Object, Section};
+
+/// What to do with a file that is not as it was at the checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FilesPolicy {
+    /// It is an error that names the file.
+    #[default]
+    Fail,
+    /// A file that only grew is cut back to its recorded size (what is cut off is kept beside it); any other change is an error.
+    Rollback,
+    /// Take it as it is.
+    Keep,
+}
+
+/// Options of the user that kinds must know while restoring.
+#[derive(Debug, Default)]
+pub struct RestoreOptions {
+    /// `--files`.
+    pub files: FilesPolicy,
+    /// `--inherit-fd`: descriptor number in the image -> descriptor of ours to use for it.
+    pub inherit: HashMap<RawFd, OwnedFd>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Restorer<'a> {
+    /// What the user asked for.
+    pub options: &'a RestoreOptions,
+    sections: HashMap<ObjRef, Section>,
+    shared: HashMap<ObjRef, Box<dyn Any>>,
+    content_fds: HashMap<ObjRef, OwnedFd>,
+}
+
+impl<'a> Restorer<'a> {
+    /// A restorer for the objects of one image.
+    pub fn new(options: &'a RestoreOptions, objects: Vec<Object>) -> Restorer<'a> {
+        Restorer {
+            options,
+            sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
+            shared: HashMap::new(),
+            content_fds: HashMap::new(),
+        }
+    }
+
+    /// The record of an object; an image that refers to one it does not hold is damaged.
+    pub fn section(&self, objref: ObjRef) -> Result<Section> {
+        self.sections
+            .get(&objref)
+            .cloned()
+            .ok_or_else(|| Error::Restart(format!("the image refers to object {objref}, which it does not hold")))
+    }
+
+    /// The state that several open files share (both ends of a pipe, ...), made by `make` the first time.
+    pub fn shared<T: Any>(&mut self, objref: ObjRef, make: impl FnOnce(&mut Self) -> Result<T>) -> Result<&mut T> {
+        if !self.shared.contains_key(&objref) {
+            let state = make(self)?;
+            self.shared.insert(objref, Box::new(state));
+        }
+        self.shared
+            .get_mut(&objref)
+            .and_then(|state| state.downcast_mut())
+            .ok_or_else(|| Error::Restart(format!("the image uses object {objref} as two different kinds")))
+    }
+
+    /// Says that the pages of `owner` in the image's streams are the contents of this file, to be written with pwrite.
+    pub fn expect_content(&mut self, owner: ObjRef, fd: OwnedFd) {
+        self.content_fds.insert(owner, fd);
+    }
+
+    /// Where the pages of `owner` go, if they are the contents of a file.
+    pub fn content_fd(&self, owner: ObjRef) -> Option<BorrowedFd<'_>> {
+        self.content_fds.get(&owner).map(AsFd::as_fd)
+    }
+}

@@ -1,0 +1,301 @@
+//! The mappings of a memory: their records, and which of their pages must be saved.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+
+use super::Collector;
+use super::collector::ObjectKey;
+use super::file::{self, Descriptor, FdInfo, OpenFile};
+use crate::error::{Doing, Result};
+use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
+use crate::pipeline::{Extent, ExtentKind};
+use crate::sys::pagemap::{Page, PageMap};
+use crate::tracee::maps::{Mapping, MappingKind, Prot, VmFlags};
+
+/// One mapping in an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmaRecord {
+    /// The memory that it belongs to.
+    pub mm: ObjRef,
+    /// First address.
+    pub start: Addr,
+    /// One past the last address.
+    pub end: Addr,
+    /// What is allowed.
+    pub prot: Prot,
+    /// MAP_SHARED?
+    pub shared: bool,
+    /// What somebody asked for beside.
+    #[serde(default)]
+    pub flags: VmFlags,
+    /// What stands behind it.
+    pub backing: Backing,
+    /// Bytes of a page here.
+    pub page_size: u64,
+    /// A name given by PR_SET_VMA_ANON_NAME.
+    #[serde(default)]
+    pub anon_name: Option<String>,
+    /// Guard pages of MADV_GUARD_INSTALL in it.
+    #[serde(default)]
+    pub guards: Vec<PageRange>,
+    /// Pages of it travel in the image.
+    #[serde(default)]
+    pub has_pages: bool,
+}
+
+/// What stands behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Nothing: zeros.
+    Anonymous,
+    /// A file, from this offset on.
+    File {
+        /// The open file in the object table.
+        file: ObjRef,
+        /// Bytes.
+        offset: u64,
+    },
+    /// Shared anonymous memory, from this offset on. `id` tells which of the memory's mappings share it.
+    SharedAnonymous {
+        /// The inode it had.
+        id: u64,
+        /// Bytes.
+        offset: u64,
+    },
+    /// The kernel's code in user space.
+    Vdso,
+    /// The kernel's data beside it.
+    Vvar,
+}
+
+impl VmaRecord {
+    /// Its pages.
+    pub fn pages(&self) -> PageRange {
+        PageRange { start: self.start.page(), count: (self.end.0 - self.start.0) / PAGE_SIZE }
+    }
+}
+
+/// Refuses, by name, a mapping that cannot be saved.
+fn refuse_unknown(cx: &Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<()> {
+    let refuse = |reason: &str, advice: &str| cx.refuse(pid, mapping.describe(), reason, advice);
+    if mapping.flags.contains(VmFlags::USERFAULTFD) {
+        return refuse("is registered with a userfaultfd, whose handler ckpt cannot restart", "checkpoint the program before it uses userfaultfd");
+    }
+    if mapping.flags.contains(VmFlags::SHADOW_STACK) {
+        return refuse("is a shadow stack, which only the kernel may write", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+    }
+    match mapping.kind {
+        MappingKind::SysVShm => refuse("is a System V shared memory segment, which ckpt cannot save yet", "let the program detach it first (shmdt)"),
+        MappingKind::AnonymousHuge if mapping.shared => {
+            refuse("is shared memory of huge pages without a name", "use a private mapping, or a file on hugetlbfs")
+        }
+        MappingKind::Special => refuse(
+            "is memory that the kernel gave for a service of its own (asynchronous I/O, io_uring, perf, uprobes, ...)",
+            "let the program end that service first",
+        ),
+        MappingKind::Vdso | MappingKind::Vvar | MappingKind::Vsyscall => Ok(()),
+        _ if mapping.flags.contains(VmFlags::DEVICE) => {
+            refuse("is memory of a device, which an image cannot hold", "let the program unmap the device first")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Everything that is collected of the mappings of one process.
+#[derive(Debug, Default)]
+pub struct CollectedVmas {
+    /// The records, by address.
+    pub vmas: Vec<VmaRecord>,
+    /// The pages to save.
+    pub extents: Vec<Extent>,
+}
+
+/// Collects the mappings of `pid`, whose memory is the object `mm`.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping]) -> Result<CollectedVmas> {
+    let page_map = PageMap::open(pid)?;
+    let mut out = CollectedVmas::default();
+    let mut shared_seen: Vec<(u64, PageRange)> = Vec::new();
+    for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
+        let done = cx.attempt(|cx| {
+            refuse_unknown(cx, pid, mapping)?;
+            let backing = backing(cx, pid, mapping)?;
+            Ok(VmaRecord {
+                mm,
+                start: mapping.start,
+                end: mapping.end,
+                prot: mapping.prot,
+                shared: mapping.shared,
+                flags: mapping.flags,
+                backing,
+                page_size: mapping.page_size,
+                anon_name: anon_name(mapping),
+                guards: Vec::new(),
+                has_pages: false,
+            })
+        })?;
+        let Some(mut vma) = done else { continue };
+        let before = out.extents.len();
+        find_pages(&page_map, pid, &mut vma, &mut shared_seen, &mut out.extents)?;
+        vma.has_pages = out.extents.len() > before;
+        out.vmas.push(vma);
+    }
+    Ok(out)
+}
+
+fn anon_name(mapping: &Mapping) -> Option<String> {
+    let name = mapping.name.to_str()?;
+    let inner = name.strip_prefix("[anon:").or_else(|| name.strip_prefix("[anon_shmem:"))?;
+    inner.strip_suffix(']').map(str::to_owned)
+}
+
+fn backing(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<Backing> {
+    Ok(match mapping.kind {
+        MappingKind::Vdso => Backing::Vdso,
+        MappingKind::Vvar => Backing::Vvar,
+        MappingKind::SharedAnonymous => Backing::SharedAnonymous { id: mapping.inode, offset: mapping.offset },
+        MappingKind::File => Backing::File { file: mapped_file(cx, pid, mapping)?, offset: mapping.offset },
+        _ => Backing::Anonymous,
+    })
+}
+
+/// The file behind a mapping becomes an object of the same kinds as open files: named, deleted, memfd, ...
+fn mapped_file(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<ObjRef> {
+    let writable = mapping.shared && mapping.flags.contains(VmFlags::MAY_WRITE);
+    let opened = open_mapped(pid, mapping, writable)?;
+    intern_file(cx, pid, &opened, mapping.name.clone(), writable, &mapping.describe())
+}
+
+/// Makes an object of a file that has no descriptor in the target: behind a mapping, or /proc/PID/exe.
+pub fn intern_file(
+    cx: &mut Collector<'_>,
+    pid: Pid,
+    opened: &OwnedFd,
+    link: std::ffi::OsString,
+    writable: bool,
+    what: &str,
+) -> Result<ObjRef> {
+    let stat = fstat(opened).doing(|| format!("cannot look at {what} of pid {pid}"))?;
+    let key = ObjectKey::Inode(if writable { "mapped-rw" } else { "mapped" }, stat.st_dev, stat.st_ino);
+    cx.intern(key, |cx, _| {
+        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
+        let info = FdInfo { flags, ..FdInfo::default() };
+        let fd: RawFd = -1;
+        let d = Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: opened.as_fd() };
+        let common = OpenFile { flags, link: link.to_string_lossy().into_owned(), ..OpenFile::default() };
+        file::collect(cx, &d, common)
+    })
+}
+
+/// Opens the very file that is mapped: through /proc/PID/map_files where we may, else by its name if that still names it.
+fn open_mapped(pid: Pid, mapping: &Mapping, writable: bool) -> Result<OwnedFd> {
+    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
+    let open = |path: &std::ffi::OsStr| File::options().read(true).write(writable).open(path);
+    let by_link = match open(link.as_ref()) {
+        Ok(file) => return Ok(file.into()),
+        Err(error) => error,
+    };
+    match open(&mapping.name) {
+        Ok(file) if fstat(&file).is_ok_and(|stat| stat.st_ino == mapping.inode) => Ok(file.into()),
+        _ => Err(by_link).doing(|| {
+            format!("cannot open the file behind {} of pid {pid} (it was deleted or replaced, and only root may reach it)", mapping.describe())
+        }),
+    }
+}
+
+/// Adds the pages that the image must hold.
+fn find_pages(
+    page_map: &PageMap,
+    pid: Pid,
+    vma: &mut VmaRecord,
+    shared_seen: &mut Vec<(u64, PageRange)>,
+    extents: &mut Vec<Extent>,
+) -> Result<()> {
+    let owner = vma.mm;
+    let mut push = |pages: PageRange, kind: ExtentKind| match extents.last_mut() {
+        Some(last) if last.owner == owner && last.kind == kind && last.pages.end() == pages.start => last.pages.count += pages.count,
+        _ => extents.push(Extent { owner, pages, kind }),
+    };
+    match vma.backing {
+        Backing::Vdso | Backing::Vvar => Ok(()),
+        // What a file holds, the file keeps.
+        Backing::File { .. } if vma.shared => Ok(()),
+        // The kernel may drop these pages at any time; programs expect zeros.
+        Backing::Anonymous if vma.flags.contains(VmFlags::DROPPABLE) => Ok(()),
+        Backing::SharedAnonymous { id, offset } => {
+            for pages in unseen(shared_seen, id, offset, vma.pages()) {
+                for data in shared_data(pid, vma, pages)? {
+                    push(data, ExtentKind::Read);
+                }
+            }
+            Ok(())
+        }
+        Backing::Anonymous | Backing::File { .. } => {
+            let private_file = matches!(vma.backing, Backing::File { .. });
+            let mut guards = Vec::new();
+            page_map.walk(vma.pages(), |pages, page| {
+                if page.contains(Page::GUARD) {
+                    guards.push(pages);
+                } else if page.contains(Page::FILE) || (page.contains(Page::PFN_ZERO) && !private_file) {
+                    // The file's own page, or untouched zeros.
+                } else if page.contains(Page::PFN_ZERO) {
+                    push(pages, ExtentKind::Zero);
+                } else {
+                    push(pages, ExtentKind::Read);
+                }
+            })?;
+            vma.guards = guards;
+            Ok(())
+        }
+    }
+}
+
+/// The pages of this mapping whose shared memory was not seen through an earlier mapping.
+fn unseen(seen: &mut Vec<(u64, PageRange)>, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
+    let first = offset / PAGE_SIZE;
+    let mut fresh: Vec<PageRange> = Vec::new();
+    for n in 0..at.count {
+        let inner = first + n;
+        if seen.iter().any(|(of, pages)| *of == id && (pages.start..pages.end()).contains(&inner)) {
+            continue;
+        }
+        match fresh.last_mut() {
+            Some(run) if run.end() == at.start + n => run.count += 1,
+            _ => fresh.push(PageRange { start: at.start + n, count: 1 }),
+        }
+    }
+    seen.push((id, PageRange { start: first, count: at.count }));
+    fresh
+}
+
+/// Which of `pages` of shared anonymous memory hold data, as the file behind it tells; all of them where we may not ask it.
+fn shared_data(pid: Pid, vma: &VmaRecord, pages: PageRange) -> Result<Vec<PageRange>> {
+    let Backing::SharedAnonymous { offset, .. } = vma.backing else { return Ok(Vec::new()) };
+    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start.0, vma.end.0);
+    let Ok(file) = File::open(&link) else { return Ok(vec![pages]) };
+    let to_offset = |page: u64| offset + (page - vma.start.page()) * PAGE_SIZE;
+    let data = crate::sys::sparse::data_ranges(file.as_fd(), to_offset(pages.start)..to_offset(pages.end()))
+        .doing(|| format!("cannot find the data of {link}"))?;
+    let to_page = |at: u64| vma.start.page() + (at - offset) / PAGE_SIZE;
+    let runs = data.into_iter().map(|range| {
+        let start = to_page(range.start);
+        PageRange { start, count: to_page(range.end.next_multiple_of(PAGE_SIZE)) - start }
+    });
+    Ok(runs.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_is_saved_once() {
+        let mut seen = Vec::new();
+        let range = |start, count| PageRange { start, count };
+        assert_eq!(unseen(&mut seen, 7, 0, range(100, 4)), vec![range(100, 4)]);
+        assert_eq!(unseen(&mut seen, 7, 2 * PAGE_SIZE, range(200, 4)), vec![range(202, 2)]);
+        assert_eq!(unseen(&mut seen, 8, 0, range(300, 1)), vec![range(300, 1)]);
+    }
+}

@@ -1,0 +1,102 @@
+//! clone3(2) with a chosen pid.
+
+use std::io;
+
+use crate::ids::Pid;
+
+/// struct clone_args (linux/sched.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::NoUninit)]
+pub struct CloneArgs {
+    /// CLONE_*.
+    pub flags: u64,
+    /// Where to put a pidfd.
+    pub pidfd: u64,
+    /// CLONE_CHILD_SETTID.
+    pub child_tid: u64,
+    /// CLONE_PARENT_SETTID.
+    pub parent_tid: u64,
+    /// The signal that the parent gets when it ends.
+    pub exit_signal: u64,
+    /// Stack, or 0 for the caller's.
+    pub stack: u64,
+    /// Its size.
+    pub stack_size: u64,
+    /// CLONE_SETTLS.
+    pub tls: u64,
+    /// Address of the ids to take, innermost namespace first.
+    pub set_tid: u64,
+    /// How many.
+    pub set_tid_size: u64,
+    /// CLONE_INTO_CGROUP.
+    pub cgroup: u64,
+}
+
+const _: () = assert!(size_of::<CloneArgs>() == 88);
+
+/// Which side of a clone one is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cloned {
+    /// In the new process, a copy with only the calling thread. Nothing but [`wait_forever`] and plain system calls may follow:
+    /// other threads may have held locks.
+    Child,
+    /// In the caller, with the child's pid.
+    Parent(Pid),
+}
+
+/// Makes a child with the given pid.
+pub fn child_with_pid(pid: Pid, flags: u64) -> io::Result<Cloned> {
+    let args = CloneArgs {
+        flags,
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: &raw const pid.0 as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the struct and the pid that it points to outlive the call. Without CLONE_VM the child has its own copy of everything;
+    // it does what `Cloned::Child` demands.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        got => Ok(Cloned::Parent(Pid(got as i32))),
+    }
+}
+
+/// Makes a process with the given pid that is nobody's child but init's (or the nearest subreaper's).
+pub fn orphan_with_pid(pid: Pid) -> io::Result<Cloned> {
+    // SAFETY: the middle process makes only system calls that are safe after a fork of a process with threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => match child_with_pid(pid, 0) {
+            Ok(Cloned::Child) => Ok(Cloned::Child),
+            // SAFETY: _exit runs no handlers of the copied program.
+            Ok(Cloned::Parent(_)) => unsafe { libc::_exit(0) },
+            // SAFETY: as above. The status tells the error.
+            Err(error) => unsafe { libc::_exit(error.raw_os_error().unwrap_or(libc::EIO)) },
+        },
+        middle => {
+            let mut status = 0;
+            // SAFETY: `status` outlives the call; the pid is our child's.
+            while unsafe { libc::waitpid(middle, &raw mut status, 0) } < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            match libc::WEXITSTATUS(status) {
+                0 if libc::WIFEXITED(status) => Ok(Cloned::Parent(pid)),
+                errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
+                _ => Err(io::Error::other("the process in between was killed")),
+            }
+        }
+    }
+}
+
+/// What the new process does until it is traced, stopped and made into something else: nothing. It dies with the thread that made it
+/// as long as nobody has taken it over.
+pub fn wait_forever() -> ! {
+    loop {
+        // SAFETY: no arguments, no memory.
+        unsafe { libc::syscall(libc::SYS_pause) };
+    }
+}

@@ -1,0 +1,206 @@
+//! Which pages of another process are there, from its page tables: the PAGEMAP_SCAN ioctl (Linux 6.7), else /proc/PID/pagemap.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use bitflags::bitflags;
+
+use crate::error::{Doing, Result};
+use crate::ids::{PAGE_SIZE, PageRange, Pid};
+
+bitflags! {
+    /// What the page tables say of a page (linux/fs.h, PAGE_IS_*).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Page: u64 {
+        /// It belongs to a file, or to shared anonymous memory: not a private copy.
+        const FILE = 1 << 2;
+        /// In memory.
+        const PRESENT = 1 << 3;
+        /// Not in memory, but the page tables hold an entry for it: swapped out, in migration, or a marker.
+        const SWAPPED = 1 << 4;
+        /// The shared page of zeros.
+        const PFN_ZERO = 1 << 5;
+        /// A guard page of MADV_GUARD_INSTALL: touching it is fatal.
+        const GUARD = 1 << 8;
+    }
+}
+
+/// struct pm_scan_arg.
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const _: () = assert!(size_of::<ScanArg>() == 96);
+
+/// struct page_region.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// _IOWR('f', 16, struct pm_scan_arg).
+const PAGEMAP_SCAN: libc::c_ulong = (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
+
+const REGIONS_PER_CALL: usize = 1024;
+
+/// The page tables of one process.
+#[derive(Debug)]
+pub struct PageMap {
+    pid: Pid,
+    file: File,
+    has_scan: bool,
+}
+
+impl PageMap {
+    /// Opens /proc/PID/pagemap; needs the right to ptrace the process.
+    pub fn open(pid: Pid) -> Result<PageMap> {
+        let file = File::open(format!("/proc/{pid}/pagemap")).doing(|| format!("cannot open the page map of pid {pid}"))?;
+        let map = PageMap { pid, file, has_scan: true };
+        let mut sink = Vec::new();
+        match map.scan(PageRange { start: 1, count: 1 }, &mut |range, _| sink.push(range)) {
+            Ok(()) => Ok(map),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(PageMap { has_scan: false, ..map }),
+            Err(e) => Err(e).doing(|| format!("cannot scan the page tables of pid {pid}")),
+        }
+    }
+
+    /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are.
+    pub fn walk(&self, range: PageRange, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
+        let result = if self.has_scan { self.scan(range, &mut found) } else { self.read(range, &mut found) };
+        result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))
+    }
+
+    fn scan(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+        let mut regions = vec![Region::default(); REGIONS_PER_CALL];
+        let end = range.end() * PAGE_SIZE;
+        let mut start = range.start * PAGE_SIZE;
+        while start < end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                start,
+                end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: regions.len() as u64,
+                category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+                return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO).bits(),
+                ..ScanArg::default()
+            };
+            // Kernels before 6.15 do not know guard pages apart and refuse the bit.
+            if guard_bit_known(&self.file) {
+                arg.return_mask |= Page::GUARD.bits();
+            }
+            // SAFETY: `arg` is the struct that this request takes, and `vec` points to `vec_len` regions that outlive the call.
+            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            if n < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for region in &regions[..n as usize] {
+                let pages = PageRange { start: region.start / PAGE_SIZE, count: (region.end - region.start) / PAGE_SIZE };
+                found(pages, Page::from_bits_truncate(region.categories));
+            }
+            if arg.walk_end <= start {
+                break;
+            }
+            start = arg.walk_end;
+        }
+        Ok(())
+    }
+
+    /// The same from the 64-bit entries of /proc/PID/pagemap (kernel: admin-guide/mm/pagemap). Zero pages look like others there.
+    fn read(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+        const ENTRIES: u64 = 8192;
+        let mut bytes = vec![0u8; ENTRIES as usize * 8];
+        let mut run: Option<(PageRange, Page)> = None;
+        let mut at = range.start;
+        while at < range.end() {
+            let count = (range.end() - at).min(ENTRIES);
+            let chunk = &mut bytes[..count as usize * 8];
+            self.file.read_exact_at(chunk, at * 8)?;
+            for (i, entry) in chunk.chunks_exact(8).enumerate() {
+                let page = decode_entry(u64::from_le_bytes(entry.try_into().unwrap_or_default()));
+                let number = at + i as u64;
+                match &mut run {
+                    Some((pages, of)) if *of == page && pages.end() == number => pages.count += 1,
+                    _ => {
+                        if let Some((pages, of)) = run.take().filter(|(_, of)| !of.is_empty()) {
+                            found(pages, of);
+                        }
+                        run = Some((PageRange { start: number, count: 1 }, page));
+                    }
+                }
+            }
+            at += count;
+        }
+        if let Some((pages, of)) = run.filter(|(_, of)| !of.is_empty()) {
+            found(pages, of);
+        }
+        Ok(())
+    }
+}
+
+fn decode_entry(entry: u64) -> Page {
+    let mut page = Page::empty();
+    page.set(Page::PRESENT, entry & (1 << 63) != 0);
+    page.set(Page::SWAPPED, entry & (1 << 62) != 0);
+    if !page.is_empty() {
+        page.set(Page::FILE, entry & (1 << 61) != 0);
+        page.set(Page::GUARD, entry & (1 << 58) != 0);
+    }
+    page
+}
+
+/// Does this kernel's PAGEMAP_SCAN know PAGE_IS_GUARD? Asked once.
+fn guard_bit_known(file: &File) -> bool {
+    use std::sync::OnceLock;
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let mut arg = ScanArg { size: size_of::<ScanArg>() as u64, start: PAGE_SIZE, end: 2 * PAGE_SIZE, ..ScanArg::default() };
+        let mut region = Region::default();
+        arg.vec = &raw mut region as u64;
+        arg.vec_len = 1;
+        arg.return_mask = Page::GUARD.bits();
+        // SAFETY: as in `scan`; one page, one region.
+        unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) >= 0 }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_asking_agree_on_our_own_memory() {
+        let pid = Pid(std::process::id() as i32);
+        let mut map = PageMap::open(pid).unwrap();
+        let mut memory = vec![0u8; 64 * PAGE_SIZE as usize];
+        memory.iter_mut().step_by(4096).for_each(|b| *b = 1);
+        let first = memory.as_ptr() as u64 / PAGE_SIZE + 1;
+        let range = PageRange { start: first, count: 62 };
+        let mut count = |map: &PageMap| {
+            let mut n = 0;
+            map.walk(range, |pages, page| n += if page.contains(Page::PRESENT) { pages.count } else { 0 }).unwrap();
+            n
+        };
+        assert_eq!(count(&map), 62);
+        map.has_scan = false;
+        assert_eq!(count(&map), 62);
+    }
+}

@@ -1,0 +1,34 @@
+//! What /proc tells of a process, through the `procfs` crate where it knows, by our own parsers where it does not.
+
+pub use procfs::process::Status;
+
+use procfs::process::Process;
+
+use crate::error::{Error, Result};
+use crate::ids::{Pid, Tid};
+
+/// /proc/PID/task/TID/status.
+pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
+    let task = Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.status());
+    task.map_err(|error| from_procfs(pid, error, || format!("cannot read the status of thread {tid} of pid {pid}")))
+}
+
+/// /proc/PID/stat.
+pub fn stat(pid: Pid) -> Result<procfs::process::Stat> {
+    let stat = Process::new(pid.0).and_then(|p| p.stat());
+    stat.map_err(|error| from_procfs(pid, error, || format!("cannot read the state of pid {pid}")))
+}
+
+/// The letter of a thread's state ('R', 'S', 'D', 'T', 't', 'Z', ...). `None`: there is no such thread.
+pub fn thread_state(pid: Pid, tid: Tid) -> Option<char> {
+    Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok().map(|s| s.state)
+}
+
+fn from_procfs(pid: Pid, error: procfs::ProcError, doing: impl FnOnce() -> String) -> Error {
+    match error {
+        procfs::ProcError::NotFound(_) => Error::Gone(pid),
+        procfs::ProcError::PermissionDenied(_) => Error::os(doing(), std::io::Error::from_raw_os_error(libc::EACCES)),
+        procfs::ProcError::Io(source, _) => Error::os(doing(), source),
+        other => Error::Unexpected(format!("{}: {other}", doing())),
+    }
+}

@@ -1,0 +1,190 @@
+//! Stopping every thread of a process, and letting them go again whatever happens.
+
+use std::collections::HashSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::thread::{StoppedThread, gone_or};
+use crate::error::{Doing, Error, Result};
+use crate::ids::{Pid, Tid};
+use crate::sys::deadline::Deadline;
+use crate::sys::procfs;
+use crate::sys::ptrace::{self, Stop};
+
+/// A process whose threads are all stopped. Dropping it lets them go.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    /// The process.
+    pub pid: Pid,
+    /// Its threads, the leader first.
+    pub threads: Vec<StoppedThread>,
+}
+
+impl FrozenProcess {
+    /// Stops every thread of `pid`, also those that are born meanwhile. After `timeout` everything is let go again.
+    ///
+    /// Errors: no such process, no right to trace it, traced by somebody else, a thread that does not stop in time.
+    pub fn freeze(pid: Pid, timeout: Duration) -> Result<FrozenProcess> {
+        let mut frozen = FrozenProcess { pid, threads: Vec::new() };
+        let mut seized = Seized { pid, running: Vec::new() };
+        let deadline = Deadline::arm(timeout).doing(|| "cannot set a timer".to_owned())?;
+        let until = Instant::now() + timeout;
+        let mut known = HashSet::new();
+        loop {
+            let fresh: Vec<Tid> = threads(pid)?.into_iter().filter(|tid| known.insert(*tid)).collect();
+            if fresh.is_empty() {
+                break;
+            }
+            for tid in fresh {
+                if seize(pid, tid)? {
+                    seized.running.push(tid);
+                    gone_or(pid, ptrace::interrupt(tid), || format!("cannot interrupt thread {tid}"))?;
+                }
+            }
+            while let Some(&tid) = seized.running.last() {
+                match wait_for_stop(pid, tid, timeout, until)? {
+                    Some(event_signal) => frozen.threads.push(StoppedThread::note(pid, tid, event_signal)?),
+                    // A thread that ends while we wait for it is none that must be saved, unless it was the process.
+                    None if tid == pid.leader() => return Err(Error::Gone(pid)),
+                    None => {}
+                }
+                seized.running.pop();
+            }
+        }
+        drop(deadline);
+        frozen.threads.sort_by_key(|t| (t.tid != pid.leader(), t.tid));
+        if frozen.threads.first().is_none_or(|t| t.tid != pid.leader()) {
+            return Err(Error::Refused(crate::Refusal {
+                pid,
+                object: "its main thread".to_owned(),
+                reason: "has ended while other threads go on, so its state is gone".to_owned(),
+                advice: "let the main thread wait for the others instead of ending".to_owned(),
+            }));
+        }
+        Ok(frozen)
+    }
+
+    /// The leader.
+    pub fn leader(&mut self) -> &mut StoppedThread {
+        &mut self.threads[0]
+    }
+
+    /// Lets every thread run on.
+    pub fn thaw(mut self) -> Result<()> {
+        self.release()
+    }
+
+    fn release(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        for thread in self.threads.drain(..) {
+            match thread.detach() {
+                Err(Error::Gone(_)) | Ok(()) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first
+    }
+}
+
+impl Drop for FrozenProcess {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::warn!("cannot let go of pid {}: {error}", self.pid);
+        }
+    }
+}
+
+/// Threads that were told to stop and have not yet: on the way out they are waited for and let go.
+#[derive(Debug)]
+struct Seized {
+    pid: Pid,
+    running: Vec<Tid>,
+}
+
+impl Drop for Seized {
+    fn drop(&mut self) {
+        // ptrace lets nobody go that runs. A thread that will not stop (in an uninterruptible wait, say) stays attached until it
+        // does or ckpt ends, and either way goes on unharmed.
+        for &tid in &self.running {
+            match ptrace::wait(tid, false) {
+                Ok(Some(Stop::Ended(_)) | None) => {}
+                Ok(Some(stop)) => {
+                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                    if let Err(error) = ptrace::detach(tid, signal) {
+                        tracing::warn!("cannot let go of thread {tid} of pid {}: {error}", self.pid);
+                    }
+                }
+                Err(error) => tracing::warn!("cannot wait for thread {tid} of pid {}: {error}", self.pid),
+            }
+        }
+    }
+}
+
+/// The threads of a process, as /proc lists them now.
+pub fn threads(pid: Pid) -> Result<Vec<Tid>> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/task")) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::Gone(pid)),
+        other => other.doing(|| format!("cannot list the threads of pid {pid}"))?,
+    };
+    let mut tids = Vec::new();
+    for entry in entries {
+        let entry = entry.doing(|| format!("cannot list the threads of pid {pid}"))?;
+        let number = entry.file_name().to_str().and_then(|s| s.parse().ok());
+        tids.push(Tid(number.ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/task holds {:?}", entry.file_name())))?));
+    }
+    Ok(tids)
+}
+
+/// Attaches to one thread. False: it has ended.
+fn seize(pid: Pid, tid: Tid) -> Result<bool> {
+    let error = match ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
+        Ok(()) => return Ok(true),
+        Err(error) => error,
+    };
+    let state = procfs::thread_state(pid, tid);
+    match (error.raw_os_error(), state) {
+        (Some(libc::ESRCH), _) | (_, None | Some('Z' | 'X')) => Ok(false),
+        (Some(libc::EPERM), _) => {
+            let tracer = procfs::status(pid, tid)?.tracerpid;
+            if tracer != 0 {
+                return Err(Error::Refused(crate::Refusal {
+                    pid,
+                    object: format!("thread {tid}"),
+                    reason: format!("is being traced by pid {tracer} (a debugger, or another ckpt), and there can be only one"),
+                    advice: "detach that first".to_owned(),
+                }));
+            }
+            Err(Error::os(
+                format!(
+                    "cannot trace thread {tid} of pid {pid}: it belongs to another user, or /proc/sys/kernel/yama/ptrace_scope \
+                     forbids it; run ckpt as root or with CAP_SYS_PTRACE"
+                ),
+                error,
+            ))
+        }
+        _ => Err(Error::os(format!("cannot trace thread {tid} of pid {pid}"), error)),
+    }
+}
+
+/// Waits until a thread that was interrupted has stopped, passing on the signals that come first. `None`: it has ended.
+fn wait_for_stop(pid: Pid, tid: Tid, timeout: Duration, until: Instant) -> Result<Option<i32>> {
+    loop {
+        let stop = match ptrace::wait(tid, true) {
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            other => other.doing(|| format!("cannot wait for thread {tid} of pid {pid}"))?,
+        };
+        match stop {
+            Some(Stop::Event(signal)) => return Ok(Some(signal)),
+            Some(Stop::Ended(_)) => return Ok(None),
+            Some(Stop::Signal(signal)) => gone_or(pid, ptrace::cont(tid, signal), || format!("cannot resume thread {tid}"))?,
+            Some(Stop::Syscall | Stop::Other(_)) => {
+                gone_or(pid, ptrace::cont(tid, 0), || format!("cannot resume thread {tid}"))?;
+            }
+            None if Instant::now() >= until => {
+                let state = procfs::thread_state(pid, tid).unwrap_or('?');
+                return Err(Error::FreezeTimeout { pid, tid, state, seconds: timeout.as_secs_f64() });
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! System calls that a freeze has interrupted (SEED S28): what the program must see of them afterwards is nothing.
+//!
+//! Most calls look after themselves: the kernel leaves -ERESTART* in rax, and makes them again when the thread goes on. Two sorts
+//! do not:
+//! * calls that return EINTR when a thread is merely stopped (signal(7) lists them): [`mend`] turns that into "make it again
+//!   unless a handler runs", with the time-out shortened by what has passed where it is in a register;
+//! * calls that keep the time that is left in the kernel (-ERESTART_RESTARTBLOCK): a new task has no such memory, so its time is
+//!   taken down ([`Sleep`]) and a restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the
+//!   same state as before.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::memory::ProcessMemory;
+use super::stub::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
+use crate::error::{Doing, Result};
+use crate::ids::{Addr, Pid, Tid};
+use crate::sys::ptrace::Regs;
+
+/// How long each thread of a process has been waiting, taken down before it is stopped (stopping wakes it).
+#[derive(Debug, Default)]
+pub struct WaitTimes {
+    since: Vec<(Tid, u64)>,
+    now: u64,
+}
+
+impl WaitTimes {
+    /// Reads when each thread last ran, from the scheduler. A thread that ran since, or a kernel that does not tell
+    /// (CONFIG_SCHED_DEBUG), gives no time, and its wait counts as just begun.
+    pub fn read(pid: Pid, tids: &[Tid]) -> WaitTimes {
+        let since = tids.iter().filter_map(|&tid| Some((tid, last_ran(&format!("/proc/{pid}/task/{tid}"))?))).collect();
+        // The scheduler's clock now: it is brought up to date when a thread is woken.
+        std::thread::sleep(Duration::from_nanos(1));
+        WaitTimes { since, now: last_ran("/proc/thread-self").unwrap_or(0) }
+    }
+
+    /// Nanoseconds that the thread had been waiting.
+    pub fn waited_ns(&self, tid: Tid) -> u64 {
+        let since = self.since.iter().find(|(of, _)| *of == tid).map(|(_, since)| *since);
+        since.map_or(0, |since| self.now.saturating_sub(since))
+    }
+}
+
+/// "se.exec_start   :   2535535.584697" in milliseconds, as nanoseconds.
+fn last_ran(task: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("{task}/sched")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("se.exec_start"))?;
+    let (ms, fraction) = line.split_once(':')?.1.trim().split_once('.')?;
+    Some(ms.parse::<u64>().ok()? * 1_000_000 + fraction.parse::<u64>().ok()?)
+}
+
+/// Which call waits with a time that only the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SleepCall {
+    /// nanosleep and clock_nanosleep with a relative time, on this clock; where the rest is written to.
+    Nanosleep {
+        /// The clock.
+        clock: i32,
+        /// The pointer for the remaining time, or null.
+        rest: Addr,
+    },
+    /// FUTEX_WAIT and FUTEX_WAIT_BITSET with a time-out.
+    Futex {
+        /// The word.
+        word: Addr,
+        /// The operation with its flags.
+        operation: i32,
+        /// The value expected.
+        value: u32,
+        /// The bit set.
+        bits: u32,
+    },
+    /// poll with a time-out.
+    Poll {
+        /// The array.
+        fds: Addr,
+        /// Its length.
+        count: u32,
+    },
+}
+
+/// A wait that a restart must go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sleep {
+    /// The call.
+    pub call: SleepCall,
+    /// Nanoseconds that were left.
+    pub left_ns: u64,
+}
+
+fn is_timeless(pointer: u64) -> bool {
+    pointer == 0
+}
+
+/// The registers with which a stopped thread should go on: those it has, unless it is about to see an EINTR that only the stop
+/// has caused.
+pub fn mend(regs: &Regs, waited_ns: u64) -> Regs {
+    let mut out = *regs;
+    if regs.rax as i64 != i64::from(-libc::EINTR) || (regs.orig_rax as i64) < 0 {
+        return out;
+    }
+    let again = match regs.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
+            // The time-out is the fourth argument, in milliseconds; negative: none.
+            let timeout = regs.r10 as i32;
+            if timeout > 0 {
+                let left_ns = (timeout as u64 * 1_000_000).saturating_sub(waited_ns);
+                out.r10 = left_ns.div_ceil(1_000_000);
+            }
+            true
+        }
+        libc::SYS_epoll_pwait2 | libc::SYS_rt_sigtimedwait => is_timeless(regs.r10),
+        libc::SYS_semtimedop => is_timeless(regs.r10),
+        libc::SYS_io_getevents => is_timeless(regs.r8),
+        libc::SYS_semop | libc::SYS_accept | libc::SYS_accept4 | libc::SYS_recvfrom | libc::SYS_recvmsg => true,
+        _ => false,
+    };
+    if again {
+        out.rax = ERESTARTNOHAND as u64;
+    }
+    out
+}
+
+/// The wait that a stopped thread goes on with through a restart block, if it is in one and its arguments tell which.
+pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<Option<Sleep>> {
+    if regs.rax as i64 != ERESTART_RESTARTBLOCK || (regs.orig_rax as i64) < 0 {
+        return Ok(None);
+    }
+    let (call, whole_ns) = match regs.orig_rax as i64 {
+        libc::SYS_nanosleep => {
+            let call = SleepCall::Nanosleep { clock: libc::CLOCK_MONOTONIC, rest: Addr(regs.rsi) };
+            (call, timespec_ns(memory, Addr(regs.rdi))?)
+        }
+        libc::SYS_clock_nanosleep => {
+            let call = SleepCall::Nanosleep { clock: regs.rdi as i32, rest: Addr(regs.r10) };
+            (call, timespec_ns(memory, Addr(regs.rdx))?)
+        }
+        libc::SYS_futex => {
+            let call = SleepCall::Futex {
+                word: Addr(regs.rdi),
+                operation: regs.rsi as i32,
+                value: regs.rdx as u32,
+                bits: regs.r9 as u32,
+            };
+            (call, timespec_ns(memory, Addr(regs.r10))?)
+        }
+        libc::SYS_poll => {
+            let call = SleepCall::Poll { fds: Addr(regs.rdi), count: regs.rsi as u32 };
+            (call, u64::from(regs.rdx as u32) * 1_000_000)
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(Sleep { call, left_ns: whole_ns.saturating_sub(waited_ns) }))
+}
+
+fn timespec_ns(memory: &ProcessMemory, at: Addr) -> Result<u64> {
+    let [seconds, nanoseconds]: [i64; 2] = memory.read_value(at)?;
+    Ok((seconds.max(0) as u64).saturating_mul(1_000_000_000).saturating_add(nanoseconds.max(0) as u64))
+}
+
+/// CLOCK_* now, in nanoseconds.
+pub fn clock_ns(clock: i32) -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock)).map_err(io::Error::from);
+    let now = now.doing(|| format!("cannot read clock {clock}"))?;
+    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs(nr: i64, rax: i64) -> Regs {
+        // SAFETY: all bytes zero are a valid value of this struct of integers.
+        let mut regs: Regs = unsafe { std::mem::zeroed() };
+        (regs.orig_rax, regs.rax) = (nr as u64, rax as u64);
+        regs
+    }
+
+    #[test]
+    fn an_epoll_wait_goes_on_with_the_time_that_is_left() {
+        let mut waiting = regs(libc::SYS_epoll_wait, -4);
+        waiting.r10 = 1000;
+        let mended = mend(&waiting, 400_500_000);
+        assert_eq!((mended.rax as i64, mended.r10), (ERESTARTNOHAND, 600));
+        waiting.r10 = -1i32 as u32 as u64;
+        assert_eq!(mend(&waiting, 5_000_000_000).r10, waiting.r10, "no time-out stays none");
+        assert_eq!(mend(&regs(libc::SYS_read, -4), 0).rax as i64, -4, "a call that may have done something is left alone");
+        assert_eq!(mend(&regs(-1, -4), 0).rax as i64, -4, "not in a system call");
+    }
+
+    #[test]
+    fn the_scheduler_tells_when_a_thread_ran() {
+        assert!(last_ran("/proc/thread-self").is_some());
+    }
+}

@@ -1,0 +1,12 @@
+//! Other processes: stopping them, their registers and memory, and system calls made inside them. Knows nothing of images.
+
+pub mod batch;
+pub mod cave;
+pub mod freeze;
+pub mod interrupted;
+pub mod maps;
+pub mod memory;
+pub mod remote;
+pub mod spawn;
+pub mod stub;
+pub mod thread;

@@ -1,0 +1,124 @@
+//! Making the tasks of a restart: a process with a given pid that does nothing, stopped, under our ptrace.
+
+use std::io;
+
+use super::thread::{StoppedThread, gone_or};
+use crate::error::{Doing, Error, Result};
+use crate::ids::{Pid, Tid};
+use crate::sys::clone::{self, Cloned};
+use crate::sys::ptrace::{self, Stop};
+
+/// A process that is being built. Dropped before [`NewProcess::release`], it is killed: a failed restart leaves nothing behind.
+#[derive(Debug)]
+pub struct NewProcess {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its threads, the leader first.
+    pub threads: Vec<StoppedThread>,
+    /// Is it our child (else init's)?
+    pub child: bool,
+    armed: bool,
+}
+
+/// PTRACE options while a process is built: it must die with us, and its threads must stop as they are born.
+const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+
+impl NewProcess {
+    /// Makes a process with the id `pid`, a copy of ckpt that never runs any code of it but a wait.
+    ///
+    /// `orphan`: not as our child, but as an orphan, so that it outlives us without noticing.
+    pub fn spawn(pid: Pid, orphan: bool) -> Result<NewProcess> {
+        let made = if orphan { clone::orphan_with_pid(pid) } else { clone::child_with_pid(pid, 0) };
+        match made {
+            Ok(Cloned::Child) => clone::wait_forever(),
+            Ok(Cloned::Parent(got)) => debug_assert_eq!(got, pid),
+            Err(error) => return Err(explain(pid, error)),
+        }
+        let mut process = NewProcess { pid, threads: Vec::new(), child: !orphan, armed: true };
+        let tid = pid.leader();
+        gone_or(pid, ptrace::seize(tid, OPTIONS), || format!("cannot trace the new process {pid}"))?;
+        gone_or(pid, ptrace::interrupt(tid), || format!("cannot stop the new process {pid}"))?;
+        process.adopt(tid)?;
+        Ok(process)
+    }
+
+    /// Takes in a thread that has not reported its first stop yet.
+    pub fn adopt(&mut self, tid: Tid) -> Result<()> {
+        loop {
+            match gone_or(self.pid, ptrace::wait(tid, true), || format!("cannot wait for thread {tid}"))? {
+                Some(Stop::Event(signal)) => {
+                    self.threads.push(StoppedThread::note(self.pid, tid, signal)?);
+                    return Ok(());
+                }
+                Some(Stop::Ended(_)) => return Err(Error::Gone(self.pid)),
+                Some(_) => gone_or(self.pid, ptrace::cont(tid, 0), || format!("cannot resume thread {tid}"))?,
+                None => {}
+            }
+        }
+    }
+
+    /// Lets all its threads run.
+    pub fn release(mut self) -> Result<()> {
+        self.armed = false;
+        let mut others = self.threads.drain(1..).collect::<Vec<_>>();
+        // The leader last: while it stands, the others can still be let go should one of them fail.
+        others.extend(self.threads.drain(..));
+        for thread in others {
+            thread.detach()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NewProcess {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // SIGKILL ends a traced process whatever it does; as its tracer we must collect every thread for it to be gone.
+        if let Err(error) = crate::sys::signal::kill(self.pid, libc::SIGKILL) {
+            tracing::warn!("cannot kill the half-made process {}: {error}", self.pid);
+            return;
+        }
+        let tids: Vec<Tid> = self.threads.iter().map(|t| t.tid).filter(|&t| t != self.pid.leader()).collect();
+        for tid in tids.into_iter().chain([self.pid.leader()]) {
+            loop {
+                match ptrace::wait(tid, true) {
+                    Ok(Some(Stop::Ended(_))) => break,
+                    // ECHILD: an orphan's leader belongs to init, or the thread is gone already.
+                    Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!("cannot wait for the half-made process {}: {error}", self.pid);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn explain(pid: Pid, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            Error::Restart(format!("pid {pid} is in use (by '{}'); end that process first, or use --new-pidns", name.trim()))
+        }
+        Some(libc::EPERM) => Error::Restart(format!(
+            "choosing the pid ({pid}) needs CAP_CHECKPOINT_RESTORE or root in this pid namespace; use --new-pidns to restart in a new one"
+        )),
+        _ => Err::<(), _>(error).doing(|| format!("cannot make a process with pid {pid}")).unwrap_err(),
+    }
+}
+
+/// The arguments of the remote clone3 that makes one more thread with a given id.
+pub fn thread_clone_args(tid: Tid, set_tid: u64) -> clone::CloneArgs {
+    debug_assert!(tid.0 > 0);
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    clone::CloneArgs { flags: flags as u64, set_tid, set_tid_size: 1, ..clone::CloneArgs::default() }
+}

@@ -1,0 +1,175 @@
+//! The few instructions that make system calls inside another task and then put everything back *by themselves*.
+//!
+//! Nobody has to be there at the end: after its system call the stub restores the signal mask, the flags and every register from
+//! its own read-only data and jumps to where the task was. A tracer that is killed in the middle leaves a task that ends the call
+//! and goes on. For the next call of a batch, the living tracer just sets the registers back to the start of the stub. It uses no
+//! stack (the task may stand on a tiny one) and writes no memory.
+//!
+//! Layout of a planted stub: [`Saved`], then the code, both in memory that the task can execute and read.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::sys::ptrace::{KernelSigset, Regs};
+
+/// What the stub puts back. The code below reads it at fixed offsets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Saved {
+    magic: [u8; 16],
+    sigmask: u64,
+    rip: u64,
+    rax: u64,
+    rbx: u64,
+    rcx: u64,
+    rdx: u64,
+    rsi: u64,
+    rdi: u64,
+    rbp: u64,
+    rsp: u64,
+    r8: u64,
+    r9: u64,
+    r10: u64,
+    r11: u64,
+    r12: u64,
+    r13: u64,
+    r14: u64,
+    r15: u64,
+    /// SF, ZF, AF, PF and CF, as sahf takes them.
+    flags_low: u8,
+    /// 1 when OF is set: adding 0x7f to it then overflows.
+    overflow: u8,
+    /// 1 when DF is set.
+    direction: u8,
+    reserved: [u8; 13],
+}
+
+const _: () = assert!(size_of::<Saved>() == 176);
+
+/// By which a stub left behind by a killed ckpt is known again.
+pub const MAGIC: [u8; 16] = *b"ckpt remote call";
+
+core::arch::global_asm!(
+    ".pushsection .rodata.ckpt_stub, \"a\", @progbits",
+    ".balign 16",
+    ".global ckpt_stub_start",
+    ".global ckpt_stub_end",
+    ".hidden ckpt_stub_start",
+    ".hidden ckpt_stub_end",
+    // The registers hold the number and the arguments of the call. The Saved struct ends where the code starts.
+    "ckpt_stub_start:",
+    "syscall",
+    // rt_sigprocmask(SIG_SETMASK, &saved.sigmask, NULL, 8)
+    "mov eax, 14",
+    "mov edi, 2",
+    "lea rsi, [rip + ckpt_stub_start - 160]",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "syscall",
+    "mov rbx, [rip + ckpt_stub_start - 136]",
+    "mov rcx, [rip + ckpt_stub_start - 128]",
+    "mov rdx, [rip + ckpt_stub_start - 120]",
+    "mov rsi, [rip + ckpt_stub_start - 112]",
+    "mov rdi, [rip + ckpt_stub_start - 104]",
+    "mov rbp, [rip + ckpt_stub_start - 96]",
+    "mov rsp, [rip + ckpt_stub_start - 88]",
+    "mov r8, [rip + ckpt_stub_start - 80]",
+    "mov r9, [rip + ckpt_stub_start - 72]",
+    "mov r10, [rip + ckpt_stub_start - 64]",
+    "mov r11, [rip + ckpt_stub_start - 56]",
+    "mov r12, [rip + ckpt_stub_start - 48]",
+    "mov r13, [rip + ckpt_stub_start - 40]",
+    "mov r14, [rip + ckpt_stub_start - 32]",
+    "mov r15, [rip + ckpt_stub_start - 24]",
+    "cld",
+    "cmp byte ptr [rip + ckpt_stub_start - 14], 0",
+    "je 4f",
+    "std",
+    "4: mov al, [rip + ckpt_stub_start - 15]",
+    "add al, 0x7f",
+    "mov ah, [rip + ckpt_stub_start - 16]",
+    "sahf",
+    "mov rax, [rip + ckpt_stub_start - 144]",
+    "jmp qword ptr [rip + ckpt_stub_start - 152]",
+    "ckpt_stub_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static ckpt_stub_start: u8;
+    static ckpt_stub_end: u8;
+}
+
+/// The code, position independent.
+pub fn code() -> &'static [u8] {
+    let start = &raw const ckpt_stub_start;
+    let end = &raw const ckpt_stub_end;
+    // SAFETY: both symbols lie in the same read-only section, `end` after `start`, and nothing changes it.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+/// Bytes of a planted stub.
+pub fn planted_len() -> usize {
+    size_of::<Saved>() + code().len()
+}
+
+/// ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: "make the call again" (linux/errno.h, never seen by programs).
+pub const ERESTARTSYS: i64 = -512;
+/// See [`ERESTARTSYS`].
+pub const ERESTARTNOINTR: i64 = -513;
+/// See [`ERESTARTSYS`].
+pub const ERESTARTNOHAND: i64 = -514;
+/// "Make restart_syscall(2) instead": the kernel kept how long was left.
+pub const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// The registers with which a task that was frozen in `regs` goes on in user mode: what the kernel does for a system call that
+/// must be made again, done by us for a task that will not pass the kernel's own way out.
+pub fn resumed(regs: &Regs) -> Regs {
+    let mut out = *regs;
+    if (regs.orig_rax as i64) >= 0 {
+        match regs.rax as i64 {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+                out.rax = regs.orig_rax;
+                out.rip = regs.rip.wrapping_sub(2);
+            }
+            ERESTART_RESTARTBLOCK => {
+                out.rax = libc::SYS_restart_syscall as u64;
+                out.rip = regs.rip.wrapping_sub(2);
+            }
+            _ => {}
+        }
+    }
+    out.orig_rax = u64::MAX;
+    out
+}
+
+impl Saved {
+    /// What must be put back for a task that was frozen in `regs` with `sigmask`.
+    pub fn new(regs: &Regs, sigmask: KernelSigset) -> Saved {
+        let r = resumed(regs);
+        Saved {
+            magic: MAGIC,
+            sigmask,
+            rip: r.rip,
+            rax: r.rax,
+            rbx: r.rbx,
+            rcx: r.rcx,
+            rdx: r.rdx,
+            rsi: r.rsi,
+            rdi: r.rdi,
+            rbp: r.rbp,
+            rsp: r.rsp,
+            r8: r.r8,
+            r9: r.r9,
+            r10: r.r10,
+            r11: r.r11,
+            r12: r.r12,
+            r13: r.r13,
+            r14: r.r14,
+            r15: r.r15,
+            flags_low: r.eflags as u8,
+            overflow: u8::from(r.eflags & 0x800 != 0),
+            direction: u8::from(r.eflags & 0x400 != 0),
+            reserved: [0; 13],
+        }
+    }
+}

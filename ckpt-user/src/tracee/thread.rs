@@ -1,0 +1,102 @@
+//! One thread under our ptrace: stopped, and what it was when it stopped.
+
+use std::io;
+
+use crate::error::{Doing, Error, Result};
+use crate::ids::{Pid, Tid};
+use crate::sys::ptrace::{self, KernelSigset, Regs, Stop};
+
+/// A thread in a ptrace stop at which nothing of it is half done.
+#[derive(Debug)]
+pub struct StoppedThread {
+    /// Its process.
+    pub pid: Pid,
+    /// The thread.
+    pub tid: Tid,
+    /// Its registers when it stopped. `orig_rax` tells the system call that was interrupted, if any (-1: none).
+    pub regs: Regs,
+    /// Its blocked signals when it stopped.
+    pub sigmask: KernelSigset,
+    /// It is stopped by job control, by this signal.
+    pub group_stop: Option<i32>,
+    /// Is it inside the stub of [`super::remote`]?
+    pub(super) in_stub: bool,
+    /// Stop signals that came while it was in the stub, to be sent again when it is let go.
+    pub(super) held_back: Vec<i32>,
+    /// Threads that it made while it was in the stub, each in its first stop.
+    pub(super) born: Vec<Tid>,
+}
+
+/// The caller's word for an error of ptrace: a thread that is gone is a normal answer, not a riddle.
+pub(super) fn gone_or<T>(pid: Pid, result: io::Result<T>, doing: impl FnOnce() -> String) -> Result<T> {
+    match result {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ECHILD)) => Err(Error::Gone(pid)),
+        other => other.doing(doing),
+    }
+}
+
+impl StoppedThread {
+    /// Takes note of a thread that was just seen in a stop of kind [`Stop::Event`].
+    pub fn note(pid: Pid, tid: Tid, event_signal: i32) -> Result<StoppedThread> {
+        let regs = gone_or(pid, ptrace::get_regs(tid), || format!("cannot read the registers of thread {tid}"))?;
+        let sigmask = gone_or(pid, ptrace::get_sigmask(tid), || format!("cannot read the signal mask of thread {tid}"))?;
+        let group_stop = (event_signal != libc::SIGTRAP).then_some(event_signal);
+        Ok(StoppedThread { pid, tid, regs, sigmask, group_stop, in_stub: false, held_back: Vec::new(), born: Vec::new() })
+    }
+
+    /// Waits for the next report; its end is [`Error::Gone`].
+    pub(super) fn wait(&self) -> Result<Stop> {
+        loop {
+            match gone_or(self.pid, ptrace::wait(self.tid, true), || format!("cannot wait for thread {}", self.tid))? {
+                Some(Stop::Ended(_)) => return Err(Error::Gone(self.pid)),
+                Some(stop) => return Ok(stop),
+                None => {}
+            }
+        }
+    }
+
+    /// From a stop inside the kernel's way out of a system call to an [`Stop::Event`] stop, without a user instruction between:
+    /// there the kernel still does what it does for interrupted system calls, so any registers can be set.
+    pub(super) fn to_event_stop(&mut self) -> Result<()> {
+        let doing = || "cannot stop a thread again".to_owned();
+        gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
+        gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
+        loop {
+            match self.wait()? {
+                Stop::Event(_) => return Ok(()),
+                Stop::Signal(signal) => {
+                    self.hold_back(signal)?;
+                    gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
+                }
+                _ => gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?,
+            }
+        }
+    }
+
+    /// A signal that no mask holds back came while the thread worked for us.
+    pub(super) fn hold_back(&mut self, signal: i32) -> Result<()> {
+        match signal {
+            libc::SIGSTOP => self.held_back.push(signal),
+            // A trap of a debugger's interrupt that raced with ours: nothing of the program's.
+            libc::SIGTRAP => {}
+            fatal => {
+                return Err(Error::Unexpected(format!(
+                    "thread {} of pid {} got signal {fatal} inside a remote system call, although all signals were blocked",
+                    self.tid, self.pid
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the thread run on from where it was stopped.
+    pub fn detach(self) -> Result<()> {
+        debug_assert!(!self.in_stub, "a thread must leave the stub before it is let go");
+        gone_or(self.pid, ptrace::detach(self.tid, 0), || format!("cannot let go of thread {}", self.tid))?;
+        for signal in self.held_back {
+            crate::sys::signal::tgkill(self.pid, self.tid, signal)
+                .doing(|| format!("cannot send signal {signal} on to thread {}", self.tid))?;
+        }
+        Ok(())
+    }
+}
