@@ -1,0 +1,69 @@
+//! Do two descriptors lead to the same kernel object? kcmp(2) tells without touching either.
+
+use std::cmp::Ordering;
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::ids::Pid;
+
+// include/uapi/linux/kcmp.h
+const KCMP_FILE: i32 = 0;
+const KCMP_EPOLL_TFD: i32 = 7;
+
+/// struct kcmp_epoll_slot: which file an epoll instance watches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct EpollSlot {
+    /// The epoll's descriptor.
+    epoll: u32,
+    /// The number that the watched file was registered under.
+    target: u32,
+    /// Which of the entries with that number, in the order of fdinfo.
+    nth: u32,
+}
+
+const _: () = assert!(size_of::<EpollSlot>() == 12);
+
+fn kcmp(a: Pid, b: Pid, kind: i32, index_a: u64, index_b: u64) -> io::Result<Ordering> {
+    // SAFETY: the indexes are numbers, or (KCMP_EPOLL_TFD) the address of an EpollSlot that the caller keeps and that is only read.
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind, index_a, index_b) };
+    match answer {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        3 => Err(io::Error::other("the kernel does not order these objects")),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How the open file description behind descriptor `fd_a` of `a` compares to the one behind `fd_b` of `b`: `Equal` when it is the
+/// same one, else an order that holds until the next boot.
+pub fn files(a: Pid, fd_a: RawFd, b: Pid, fd_b: RawFd) -> io::Result<Ordering> {
+    kcmp(a, b, KCMP_FILE, fd_a as u64, fd_b as u64)
+}
+
+/// Is descriptor `fd` of `pid` the file that its epoll instance `epoll` watches under the number `target`? A number can be there
+/// several times, after its descriptor was closed and used again: `nth` counts such entries in the order of fdinfo.
+pub fn is_epoll_target(pid: Pid, fd: RawFd, epoll: RawFd, target: RawFd, nth: u32) -> io::Result<bool> {
+    let slot = EpollSlot { epoll: epoll as u32, target: target as u32, nth };
+    let answer = kcmp(pid, pid, KCMP_EPOLL_TFD, fd as u64, (&raw const slot) as u64)?;
+    Ok(answer == Ordering::Equal)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+
+    use super::*;
+
+    #[test]
+    fn a_duplicate_is_the_same_file() {
+        let me = Pid(std::process::id() as i32);
+        let one: OwnedFd = tempfile::tempfile().unwrap().into();
+        let two = one.try_clone().unwrap();
+        let other: OwnedFd = tempfile::tempfile().unwrap().into();
+        assert_eq!(files(me, one.as_raw_fd(), me, two.as_raw_fd()).unwrap(), Ordering::Equal);
+        assert_ne!(files(me, one.as_raw_fd(), me, other.as_raw_fd()).unwrap(), Ordering::Equal);
+        assert!(files(me, one.as_raw_fd(), me, 1 << 20).is_err());
+    }
+}
