@@ -1,0 +1,52 @@
+//! The parallel page streams between a target's memory and an image.
+//!
+//! [`dump`]: plan → read → find zero pages → compress → checksum → write. [`load`]: read → verify → decompress → give to the sink. Each
+//! worker takes a piece (at most a mebibyte of pages) through all its steps while it is in the cache; bounded channels of pooled buffers
+//! couple them to the one thread that a stream needs. So memory is bounded whatever the size of the target ([`MAX_WORKERS`] workers
+//! hold less than 48 MiB), and a slow end slows the other instead of filling memory.
+//!
+//! Where pages come from and go to is behind two traits. Nothing here knows of processes; nothing here starts a thread that outlives
+//! the call.
+
+mod dump;
+mod load;
+mod plan;
+mod stop;
+mod zero;
+
+#[cfg(test)]
+mod tests;
+
+pub use dump::{DumpOptions, DumpStats, dump};
+pub use load::{LoadOptions, LoadStats, load};
+pub use plan::{Extent, ExtentKind, pages_to_read};
+
+use crate::error::Result;
+use crate::ids::{ObjRef, PageRange};
+
+/// The most workers of one stream: what bounds its memory.
+pub const MAX_WORKERS: usize = 12;
+
+/// As many workers as there are processors for us, within [`MAX_WORKERS`].
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
+}
+
+/// Gives pages: the memory of a task, the contents of a file.
+pub trait PageSource: Sync {
+    /// Reads pages of `owner`, range after range, into `buf`, which is exactly as long as they are. At most 256 pages in at most 256
+    /// ranges are asked for at once. Several threads call it at the same time.
+    fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()>;
+}
+
+/// Takes pages: the memory of a new task, a new file. Several threads call it at the same time; no page of an owner comes twice.
+pub trait PageSink: Sync {
+    /// The contents of pages of `owner`, range after range: at most 256 pages in at most 256 ranges.
+    fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()>;
+
+    /// Pages of `owner` that are all zeros.
+    fn zero(&self, owner: ObjRef, pages: PageRange) -> Result<()>;
+
+    /// Pages of `owner` that are not there: never touched, or, in an increment, no longer there.
+    fn hole(&self, owner: ObjRef, pages: PageRange) -> Result<()>;
+}
