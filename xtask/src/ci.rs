@@ -1,0 +1,13 @@
+//! `cargo xtask ci`: what must pass before a change is taken.
+
+use anyhow::Result;
+
+use crate::command::{self, cargo};
+use crate::test;
+
+/// Everything, cheapest first.
+pub fn run() -> Result<()> {
+    command::run(cargo().args(["fmt", "--all", "--check"]))?;
+    command::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    test::run(&[])
+}

@@ -1,0 +1,48 @@
+//! `cargo xtask`: the one door for whoever works on ckpt.
+
+mod bench;
+mod ci;
+mod command;
+mod demo;
+mod prerequisites;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The tasks of ckpt's developers.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build ckpt, checkpoint a running computation, kill it, restart it, and compare its result with an uninterrupted run
+    Demo,
+    /// Bring what the tests need (on Debian, as root: with apt-get), run all tests, and say what was skipped and why
+    Test {
+        /// Arguments for the test runner: cargo-nextest if it is installed, else `cargo test`
+        #[arg(last = true)]
+        runner: Vec<String>,
+    },
+    /// Run all of benches/, and write the report as Markdown and JSON
+    Bench {
+        /// Arguments for the benchmarks
+        #[arg(last = true)]
+        benches: Vec<String>,
+    },
+    /// What must pass before a change is taken: format, lints, the eBPF object, the tests
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Demo => demo::run(),
+        Task::Test { runner } => test::run(&runner),
+        Task::Bench { benches } => bench::run(&benches),
+        Task::Ci => ci::run(),
+    }
+}
