@@ -21,6 +21,8 @@ pub mod wire;
 pub mod writer;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 
 pub use codec::Codec;
