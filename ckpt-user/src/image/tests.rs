@@ -259,6 +259,35 @@ fn records_cannot_be_swapped_dropped_repeated_or_taken_from_elsewhere() {
     }
 }
 
+/// The image with one bit of the payload of a record changed (the last one is 0), and that record's checksum made right.
+fn forge(bytes: &[u8], from_end: usize, at: usize) -> Vec<u8> {
+    let mut forged = bytes.to_vec();
+    let record = records(bytes).into_iter().nth_back(from_end).unwrap();
+    forged[record.start + FRAME_LEN + at] ^= 1;
+    let record_type = RecordType::from_number(bytes[record.start].into()).unwrap();
+    let frame = Frame::of(record_type, &forged[record.start + FRAME_LEN..record.end]);
+    forged[record.start..record.start + FRAME_LEN].copy_from_slice(&frame.to_bytes());
+    forged
+}
+
+#[test]
+fn a_trailer_or_index_that_tells_other_things_is_noticed() {
+    let [stream, file] = samples();
+    for (at, what) in [(16, "records"), (24, "checksums"), (32, "pages"), (40, "pages"), (48, "pages")] {
+        let error = check(&forge(&stream, 0, at)).unwrap_err();
+        assert!(matches!(&error, ImageError::Chain { what: found, .. } if found.contains(what)), "{error}");
+    }
+    let index =
+        Index::parse(&file[records(&file).last().unwrap().start + FRAME_LEN..], Place { record: 0, offset: file.len() as u64 });
+    assert!(matches!(index.unwrap_err(), ImageError::Malformed { .. }), "an index in another place");
+    // The type of the first record, and the owner of the first chunk behind the entries of seven records.
+    for at in [32 + 8, 32 + 7 * 16 + 8] {
+        let error = check(&forge(&file, 0, at)).unwrap_err();
+        assert!(matches!(&error, ImageError::Chain { what: "its index names other records", .. }), "{error}");
+    }
+    assert!(check(&forge(&file, 0, 8)).is_err(), "the index of another trailer");
+}
+
 #[test]
 fn unknown_records_are_passed_over_unless_they_are_critical() {
     let sample = &samples()[0];

@@ -55,3 +55,19 @@ impl Stop {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_kept_and_not_what_followed_from_it() {
+        let stop = Stop::default();
+        stop.fail(ImageError::GivenUp);
+        stop.fail(ImageError::NotAnImage);
+        stop.fail(ImageError::Revision(7));
+        assert!(stop.stopped());
+        assert!(matches!(stop.into_result(), Err(Error::Image(ImageError::NotAnImage))));
+        assert!(Stop::default().into_result().is_ok());
+    }
+}

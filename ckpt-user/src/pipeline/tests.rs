@@ -12,7 +12,8 @@ use super::*;
 use crate::error::Error;
 use crate::ids::PAGE_SIZE;
 use crate::image::model::{Container, Header, Object, Section, TaskTable};
-use crate::image::{Codec, ImageError, ImageReader, ImageWriter, read_metadata, verify};
+use crate::image::wire::{FRAME_LEN, Frame, TRAILER_LEN};
+use crate::image::{Codec, ImageError, ImageReader, ImageWriter, RecordType, read_metadata, verify};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -258,6 +259,19 @@ fn a_damaged_image_ends_the_load() {
         assert!(load_from(damaged.as_slice(), &Memory::default(), 2).is_err(), "byte {at} changed");
         assert!(load_from(&bytes[..at], &Memory::default(), 2).is_err(), "cut off at byte {at}");
     }
+}
+
+#[test]
+fn a_trailer_that_counts_other_pages_ends_the_load() {
+    let mut bytes = Vec::new();
+    dump_to(&mut bytes, &[extent(1, 0, 30, ExtentKind::Read)], Codec::Raw, 2);
+    load_from(bytes.as_slice(), &Memory::default(), 2).unwrap();
+    let payload = bytes.len() - TRAILER_LEN;
+    bytes[payload + 32] ^= 1;
+    let frame = Frame::of(RecordType::Trailer, &bytes[payload..]);
+    bytes[payload - FRAME_LEN..payload].copy_from_slice(&frame.to_bytes());
+    let error = load_from(bytes.as_slice(), &Memory::default(), 2).unwrap_err();
+    assert!(matches!(error, Error::Image(ImageError::Chain { what: "it counts other pages", .. })), "{error}");
 }
 
 #[test]
