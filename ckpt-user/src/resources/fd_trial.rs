@@ -1,0 +1,136 @@
+//! For the tests of the kinds of open files: descriptors of the test's own process are collected, and made again in it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+use nix::sys::stat::fstat;
+
+use super::collector::{CollectOptions, Collected, ObjectKey};
+use super::fd_table::{self, FdSlot, FdTable};
+use super::file::{self, Descriptor, FdInfo, OpenFile};
+use super::restorer::RestoreOptions;
+use super::{Collector, Restorer};
+use crate::error::Result;
+use crate::ids::{ObjRef, Pid};
+use crate::image::model::Object;
+use crate::sys::{pidfd, queue};
+use crate::tracee::freeze::FrozenProcess;
+use crate::tracee::remote::{Injector, RemoteTask};
+
+/// What was collected of some descriptors.
+pub struct Cut {
+    pub objects: Vec<Object>,
+    pub files: Vec<ObjRef>,
+}
+
+pub fn this_process() -> Pid {
+    Pid(std::process::id() as i32)
+}
+
+/// Collects open files of this process.
+pub fn collect(fds: &[BorrowedFd<'_>]) -> Result<Cut> {
+    collect_with(&CollectOptions::default(), this_process(), &fds.iter().map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())
+}
+
+/// Collects descriptors of any process.
+pub fn collect_with(options: &CollectOptions, pid: Pid, fds: &[i32]) -> Result<Cut> {
+    let mut cx = Collector::new(options, vec![pid]);
+    let mut files = Vec::new();
+    let process = pidfd::open(pid).unwrap();
+    for &fd in fds {
+        let own = pidfd::get_fd(process.as_fd(), fd).unwrap();
+        let link: OsString = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap().into();
+        let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()).unwrap();
+        let stat = fstat(&own).unwrap();
+        let d = Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: own.as_fd() };
+        let common = OpenFile {
+            flags: info.flags & !libc::O_CLOEXEC,
+            pos: info.pos,
+            link: link.to_string_lossy().into_owned(),
+            ..OpenFile::default()
+        };
+        files.push(cx.intern(ObjectKey::File(pid, fd), |cx, _| file::collect(cx, &d, common))?);
+    }
+    let Collected { objects, .. } = cx.finish()?;
+    Ok(Cut { objects, files })
+}
+
+impl Cut {
+    /// Makes the files again, in the order in which they were collected.
+    pub fn restore(&self) -> Result<Vec<OwnedFd>> {
+        self.restore_with(&RestoreOptions::default())
+    }
+
+    pub fn restore_with(&self, options: &RestoreOptions) -> Result<Vec<OwnedFd>> {
+        let mut cx = Restorer::new(options, self.objects.clone());
+        let slots = self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false });
+        let files = fd_table::open(&mut cx, &[&FdTable { slots: slots.collect() }])?;
+        fd_table::finish(&mut cx, files.iter())?;
+        let find = |wanted| files.iter().find(|(objref, _)| *objref == wanted).unwrap().1;
+        Ok(self.files.iter().map(|&objref| find(objref).try_clone_to_owned().unwrap()).collect())
+    }
+
+    /// What `attach` does with the file collected as number `n`, in a task that has it as descriptor `fd`.
+    pub fn attach(&self, n: usize, task: &mut RemoteTask<'_>, fd: i32) -> Result<()> {
+        let options = RestoreOptions::default();
+        let mut cx = Restorer::new(&options, self.objects.clone());
+        let section = cx.section(self.files[n])?;
+        (file::kind_of(&section)?.attach)(&mut cx, task, fd, &section)
+    }
+}
+
+/// Collects descriptors of this process and makes them again.
+pub fn again<const N: usize>(fds: [BorrowedFd<'_>; N]) -> [OwnedFd; N] {
+    collect(&fds).unwrap().restore().unwrap().try_into().unwrap()
+}
+
+pub fn flags(fd: impl AsFd) -> i32 {
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL).unwrap()
+}
+
+/// A stopped program with three descriptors of the test's: 0, 1 and 2. It is killed in the end.
+pub struct Heir {
+    child: Child,
+    frozen: FrozenProcess,
+    injector: Injector,
+}
+
+impl Heir {
+    pub fn of([a, b, c]: [&OwnedFd; 3]) -> Heir {
+        let give = |fd: &OwnedFd| fd.try_clone().unwrap();
+        let child = Command::new("sleep").arg("1000").stdin(give(a)).stdout(give(b)).stderr(give(c)).spawn().unwrap();
+        let pid = Pid(child.id() as i32);
+        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10)).unwrap();
+        let injector = Injector::new(pid).unwrap();
+        Heir { child, frozen, injector }
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.frozen.pid
+    }
+
+    pub fn task(&mut self) -> RemoteTask<'_> {
+        RemoteTask::new(&mut self.injector, self.frozen.leader())
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        // It may be gone already, and nothing can be done about it here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until poll says all of `wanted` (a child of another test can hold a duplicate for an instant).
+pub fn wait_for(fd: impl AsFd, wanted: PollFlags) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !queue::poll_now(fd.as_fd()).unwrap().contains(wanted) {
+        assert!(Instant::now() < until, "poll never says {wanted:?}");
+        std::thread::yield_now();
+    }
+}

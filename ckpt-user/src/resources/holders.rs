@@ -1,0 +1,138 @@
+//! Who in the cut holds which pipe, FIFO or socket: read once from /proc/PID/fd of every process. Decides whether the other end of
+//! something is inside the cut or outside of it, and finds a descriptor to look at the other end through.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use nix::sys::stat::{SFlag, stat};
+
+use super::Collector;
+use super::collector::ObjectKey;
+use super::external::{self, ExternalRecord};
+use super::file::{Descriptor, FdInfo};
+use crate::error::{Doing, Error, Result};
+use crate::ids::Pid;
+use crate::sys::pidfd;
+
+/// One descriptor in the cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: Pid,
+    /// The number.
+    pub fd: RawFd,
+    /// The open flags: access mode, O_DIRECT, ...
+    pub flags: i32,
+}
+
+impl Holder {
+    /// Can it be read from?
+    pub fn reads(&self) -> bool {
+        // O_PATH opens the name, not the pipe.
+        self.flags & libc::O_PATH == 0 && self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+
+    /// Can it be written to?
+    pub fn writes(&self) -> bool {
+        self.flags & libc::O_PATH == 0 && self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// A duplicate of it, for us: the same open file description.
+    pub fn duplicate(&self) -> Result<OwnedFd> {
+        let doing = || format!("cannot duplicate descriptor {} of pid {}", self.fd, self.pid);
+        let process = pidfd::open(self.pid).doing(doing)?;
+        pidfd::get_fd(process.as_fd(), self.fd).doing(doing)
+    }
+}
+
+/// Every pipe, FIFO and socket of the cut, by device and inode, and who holds it.
+#[derive(Debug, Default)]
+pub struct Holders {
+    by_inode: HashMap<(u64, u64), Vec<Holder>>,
+}
+
+impl Holders {
+    /// The holders in the cut of `cx`.
+    pub fn of(cx: &mut Collector<'_>) -> Result<Arc<Holders>> {
+        cx.fact(Holders::find)
+    }
+
+    /// Who holds the inode `ino` of device `dev`.
+    pub fn get(&self, dev: u64, ino: u64) -> &[Holder] {
+        self.by_inode.get(&(dev, ino)).map_or(&[], Vec::as_slice)
+    }
+
+    fn find(pids: &[Pid]) -> Result<Holders> {
+        let mut holders = Holders::default();
+        for &pid in pids {
+            holders.add(pid)?;
+        }
+        Ok(holders)
+    }
+
+    fn add(&mut self, pid: Pid) -> Result<()> {
+        let doing = || format!("cannot list the descriptors of pid {pid}");
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
+            let entry = entry.doing(doing)?;
+            let fd = entry.file_name().to_str().and_then(|s| s.parse::<RawFd>().ok());
+            let fd = fd.ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/fd holds {:?}", entry.file_name())))?;
+            match look(pid, fd) {
+                Ok(None) => {}
+                Ok(Some((inode, holder))) => self.by_inode.entry(inode).or_default().push(holder),
+                // Closed meanwhile: `ckpt check` looks at running processes.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).doing(|| format!("cannot look at descriptor {fd} of pid {pid}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Device, inode and holder, if the descriptor is of a kind that has another end.
+fn look(pid: Pid, fd: RawFd) -> io::Result<Option<((u64, u64), Holder)>> {
+    let link = format!("/proc/{pid}/fd/{fd}");
+    let stat = stat(link.as_str())?;
+    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFIFO && kind != SFlag::S_IFSOCK {
+        return Ok(None);
+    }
+    let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?);
+    let flags = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?.flags;
+    Ok(Some(((stat.st_dev, stat.st_ino), Holder { pid, fd, flags })))
+}
+
+/// Hands a descriptor of class `class` ("pipe", ...), whose other end is outside of the cut, over to whoever restarts.
+pub fn outside(cx: &mut Collector<'_>, d: &Descriptor<'_>, class: &str) -> Result<ExternalRecord> {
+    let record = external::collect(cx, d, class)?;
+    if let Some(objref) = cx.lookup(&ObjectKey::File(d.pid, d.fd)) {
+        external::note(cx, objref);
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::stat::fstat;
+    use nix::unistd::pipe;
+
+    use super::*;
+
+    #[test]
+    fn both_ends_are_found() {
+        let me = Pid(std::process::id() as i32);
+        let (read, write) = pipe().unwrap();
+        let holders = Holders::find(&[me]).unwrap();
+        let stat = fstat(&read).unwrap();
+        let mine = holders.get(stat.st_dev, stat.st_ino);
+        let find = |fd: &OwnedFd| mine.iter().find(|h| h.fd == fd.as_raw_fd()).copied().unwrap();
+        assert_eq!((find(&read).reads(), find(&read).writes()), (true, false));
+        assert_eq!((find(&write).reads(), find(&write).writes()), (false, true));
+        assert_eq!(fstat(find(&write).duplicate().unwrap()).unwrap().st_ino, stat.st_ino);
+        assert!(holders.get(stat.st_dev, u64::MAX).is_empty());
+    }
+}
