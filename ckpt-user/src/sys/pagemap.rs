@@ -82,6 +82,11 @@ impl PageMap {
         }
     }
 
+    /// Does the kernel have PAGEMAP_SCAN?
+    pub fn has_scan(&self) -> bool {
+        self.has_scan
+    }
+
     /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are.
     pub fn walk(&self, range: PageRange, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
         let result = if self.has_scan { self.scan(range, &mut found) } else { self.read(range, &mut found) };

@@ -1,0 +1,187 @@
+//! Standing in for a restarted job, so that whoever started ckpt deals with it as with the job itself: signals are passed on, the
+//! terminal belongs to the job while ckpt has it, stops and continuations are followed, and the job's end is told.
+//!
+//! One descriptor is waited on: a signalfd, which also tells who sent each signal. That matters, because the kernel sends the signals
+//! of a terminal to a whole process group, and a job in ckpt's own group has had them already. The job is a child of ckpt, so its own
+//! changes come as a signal too.
+
+use std::fs::File;
+use std::io;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::unistd::{self, getpgrp, tcgetpgrp, tcsetpgrp};
+
+use crate::error::{Doing, Result};
+use crate::ids::Pid;
+use crate::sys::child::{self, Change};
+use crate::sys::signal;
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// Signals that are passed on to the job.
+const FORWARDED: &[Signal] = &[
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
+    Signal::SIGTSTP,
+];
+
+/// See the module.
+#[derive(Debug)]
+pub struct StandIn {
+    job: Pid,
+    signals: SignalFd,
+    terminal: Option<Terminal>,
+    stopped: bool,
+}
+
+impl StandIn {
+    /// Gets ready: to be called while the job is still held, so that no signal is lost and the job finds its terminal ready. From now on
+    /// the signals that are passed on do nothing to this process itself.
+    ///
+    /// `stopped`: the job will be left stopped, so that its first stop is no news.
+    pub fn prepare(job: Pid, stopped: bool) -> Result<StandIn> {
+        let mut set: SigSet = FORWARDED.iter().copied().collect();
+        set.add(Signal::SIGCHLD);
+        set.thread_block().doing(|| "cannot block signals")?;
+        let flags = SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&set, flags).doing(|| "cannot make a descriptor for signals")?;
+        let mut terminal = Terminal::own();
+        if let Some(terminal) = &mut terminal {
+            // Taking the terminal back from the background would stop us otherwise.
+            SigSet::from(Signal::SIGTTOU).thread_block().doing(|| "cannot block SIGTTOU")?;
+            terminal.hand_over(job)?;
+        }
+        Ok(StandIn { job, signals, terminal, stopped })
+    }
+
+    /// Waits until the job ends.
+    pub fn run(mut self) -> Result<Ended> {
+        loop {
+            while let Some(change) = child::poll(self.job).doing(|| format!("cannot wait for pid {}", self.job))? {
+                match change {
+                    Change::Exited(status) => return Ok(Ended::Exited(status)),
+                    Change::Killed(signal) => return Ok(Ended::Killed(signal)),
+                    Change::Stopped(signal) => self.follow_stop(signal)?,
+                    Change::Continued => self.stopped = false,
+                }
+            }
+            match self.signals.read_signal() {
+                Ok(Some(info)) => self.pass_on(&info)?,
+                Ok(None) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error).doing(|| "cannot wait for signals"),
+            }
+        }
+    }
+
+    fn pass_on(&mut self, info: &siginfo) -> Result<()> {
+        let signal = info.ssi_signo as i32;
+        if signal == libc::SIGCHLD || has_had_it(info.ssi_code, info.ssi_pid, self.job, shares_our_group(self.job)) {
+            return Ok(());
+        }
+        if let Some(terminal) = self.terminal.as_mut().filter(|_| signal == libc::SIGCONT) {
+            terminal.hand_over(self.job)?;
+        }
+        match signal::kill(self.job, signal) {
+            // It has just ended; that is told next.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other.doing(|| format!("cannot pass signal {signal} on to pid {}", self.job)),
+        }
+    }
+
+    /// The job was stopped: so are we, if there is a shell to see it.
+    fn follow_stop(&mut self, signal: i32) -> Result<()> {
+        let news = !std::mem::replace(&mut self.stopped, true);
+        tracing::debug!("pid {} was stopped by signal {signal}", self.job);
+        let Some(terminal) = self.terminal.as_mut().filter(|_| news) else { return Ok(()) };
+        terminal.take_back()?;
+        // Our whole group, as the terminal would: the shell waits for every process of a pipeline.
+        signal::kill(Pid(-getpgrp().as_raw()), libc::SIGSTOP).doing(|| "cannot stop ckpt like its job")
+    }
+}
+
+/// Did the job get this signal by itself? It sent it, or the kernel did to the process group that the two share.
+fn has_had_it(code: i32, sender: u32, job: Pid, same_group: bool) -> bool {
+    let sent_by_kernel = code > 0;
+    if sent_by_kernel { same_group } else { sender == job.0 as u32 }
+}
+
+fn shares_our_group(job: Pid) -> bool {
+    unistd::getpgid(Some(unistd::Pid::from_raw(job.0))) == Ok(getpgrp())
+}
+
+/// The terminal of which ckpt's process group was the foreground.
+#[derive(Debug)]
+struct Terminal {
+    file: File,
+    handed_over: bool,
+}
+
+impl Terminal {
+    /// `None`: there is none, or it belongs to another group (ckpt runs in the background).
+    fn own() -> Option<Terminal> {
+        let file = File::options().read(true).write(true).open("/dev/tty").ok()?;
+        (tcgetpgrp(&file) == Ok(getpgrp())).then_some(Terminal { file, handed_over: false })
+    }
+
+    /// Makes the job's group the foreground, if it has one of its own in this session and we are the foreground now.
+    fn hand_over(&mut self, job: Pid) -> Result<()> {
+        let job = unistd::Pid::from_raw(job.0);
+        let (Ok(group), Ok(session)) = (unistd::getpgid(Some(job)), unistd::getsid(Some(job))) else {
+            return Ok(());
+        };
+        let ours = getpgrp();
+        if group == ours || unistd::getsid(None) != Ok(session) || tcgetpgrp(&self.file) != Ok(ours) {
+            return Ok(());
+        }
+        tcsetpgrp(&self.file, group).doing(|| "cannot give the terminal to the restarted program")?;
+        self.handed_over = true;
+        Ok(())
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.handed_over) {
+            match tcsetpgrp(&self.file, getpgrp()) {
+                // The terminal has gone.
+                Err(nix::errno::Errno::EIO | nix::errno::Errno::ENOTTY) => {}
+                other => other.map_err(io::Error::from).doing(|| "cannot take the terminal back")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_back() {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_the_job_has_had_is_not_sent_again() {
+        let job = Pid(77);
+        assert!(has_had_it(libc::SI_KERNEL, 0, job, true));
+        assert!(!has_had_it(libc::SI_KERNEL, 0, job, false));
+        assert!(!has_had_it(libc::SI_USER, 5, job, true));
+        assert!(has_had_it(libc::SI_USER, 77, job, true));
+    }
+}

@@ -1,0 +1,77 @@
+//! Standing in for a child: what has become of it, whatever signal it was, and ending as it ended.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+
+use crate::ids::Pid;
+
+/// What has become of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It ended by itself, with this status.
+    Exited(i32),
+    /// A signal ended it.
+    Killed(i32),
+    /// It was stopped by this signal.
+    Stopped(i32),
+    /// It goes on after a stop.
+    Continued,
+}
+
+/// The next change of a child that was not told yet, without waiting for one.
+pub fn poll(pid: Pid) -> io::Result<Option<Change>> {
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    match unsafe { libc::waitpid(pid.0, &raw mut status, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        _ => Ok(Some(decode(status))),
+    }
+}
+
+fn decode(status: i32) -> Change {
+    if libc::WIFSTOPPED(status) {
+        Change::Stopped(libc::WSTOPSIG(status))
+    } else if libc::WIFCONTINUED(status) {
+        Change::Continued
+    } else if libc::WIFSIGNALED(status) {
+        Change::Killed(libc::WTERMSIG(status))
+    } else {
+        Change::Exited(libc::WEXITSTATUS(status))
+    }
+}
+
+/// Ends this process by `signal`, without a core dump: so that whoever waits for it learns what its child died of.
+pub fn die_by(signal: i32) -> ! {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain numbers, and structs that outlive the calls; zero is a valid sigaction (the default) and `sigemptyset` makes the
+    // set one. Should the signal not be fatal after all, the status is the one that shells use for it.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+        libc::prctl(libc::PR_SET_DUMPABLE, 0);
+        let action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, &raw const action, null_mut());
+        let mut set = MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), null_mut());
+        libc::raise(signal);
+        libc::_exit(128 + signal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_statuses_mean_what_they_say() {
+        assert_eq!(decode(0x0300), Change::Exited(3));
+        assert_eq!(decode(0x0009), Change::Killed(9));
+        assert_eq!(decode(0x0080 | 11), Change::Killed(11));
+        assert_eq!(decode(64), Change::Killed(64));
+        assert_eq!(decode(0x137f), Change::Stopped(19));
+        assert_eq!(decode(0xffff), Change::Continued);
+    }
+}
