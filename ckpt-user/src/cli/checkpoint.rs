@@ -1,0 +1,113 @@
+//! `ckpt checkpoint`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ckpt::checkpoint::{self, After, Options, Report};
+use ckpt::ids::{PAGE_SIZE, Pid};
+use ckpt::image::Codec;
+use ckpt::resources::collector::CollectOptions;
+use ckpt::store::Destination;
+
+use super::progress::Progress;
+use super::{Failure, output, parse_pid};
+
+/// Save a running process, with all its threads, to an image.
+///
+/// The process is stopped while its state is read, and runs on afterwards unless --after says otherwise. Whatever cannot be saved is
+/// refused by name before the process is changed. The image appears under its name only once it is whole and on disk.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The process
+    #[arg(value_name = "PID", value_parser = parse_pid)]
+    pid: Pid,
+    /// Where the image goes; `-` is standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// What happens to the process once the image is on disk
+    #[arg(long, value_enum, default_value = "continue", value_name = "WHAT")]
+    after: After,
+    /// How the pages are compressed
+    #[arg(long, value_enum, default_value = "lz4", value_name = "CODEC")]
+    codec: CodecName,
+    /// Save established TCP connections as closed ones, instead of refusing
+    #[arg(long)]
+    tcp_close: bool,
+    /// How long to wait for all threads to stop; after that the process runs on, and the checkpoint has failed
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "DURATION")]
+    freeze_timeout: Duration,
+    /// Append everything that is done to this file
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Print one JSON object with what was done and how long it took
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum CodecName {
+    /// LZ4: faster than most disks
+    Lz4,
+    /// Not at all
+    Raw,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let to_stdout = self.output == Path::new("-");
+        let destination = if to_stdout { self.stdout()? } else { Destination::file(&self.output)? };
+        let options = Options {
+            after: self.after,
+            codec: match self.codec {
+                CodecName::Lz4 => Codec::Lz4,
+                CodecName::Raw => Codec::Raw,
+            },
+            freeze_timeout: self.freeze_timeout,
+            collect: CollectOptions { tcp_close: self.tcp_close },
+        };
+        let progress = Progress::new("reading pages");
+        let result = checkpoint::checkpoint(self.pid, destination, &options, &|done, all| progress.show(done, all));
+        drop(progress);
+        let report = result?;
+        if self.json {
+            output::print_json(&report)?;
+        } else if to_stdout {
+            eprintln!("{}", self.summary(&report));
+        } else {
+            output::print(&(self.summary(&report) + "\n"))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn stdout(&self) -> Result<Destination, Failure> {
+        if self.json {
+            return Err(Failure::Usage("--json needs standard output, which is taken by the image (-o -)".to_owned()));
+        }
+        if std::io::stdout().is_terminal() {
+            let message = "an image is not for a terminal: send standard output to a file or a pipe";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        Ok(Destination::stdout()?)
+    }
+
+    fn summary(&self, report: &Report) -> String {
+        let place = if self.output == Path::new("-") { "standard output".to_owned() } else { self.output.display().to_string() };
+        let fate = match self.after {
+            After::Continue => "runs on",
+            After::Stop => "is stopped",
+            After::Kill => "was killed",
+        };
+        format!(
+            "checkpointed pid {} ({}) to {place}: {} of memory in {}; it paused for {}, in all {}; it {fate}",
+            report.pid,
+            output::count(report.threads as u64, "thread"),
+            output::bytes(report.pages_written * PAGE_SIZE),
+            output::bytes(report.bytes),
+            output::micros(report.pause_us),
+            output::micros(report.total_us),
+        )
+    }
+}

@@ -1,0 +1,98 @@
+//! `ckpt info`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ckpt::image::{ImageError, ImageReader, Index, Metadata, PageCounts, Payload, Summary, read_metadata, verify};
+use ckpt::resources::vma::VmaRecord;
+
+use super::{Failure, input, output};
+
+mod json;
+mod text;
+
+/// Show what is in an image.
+///
+/// An image of a checkpoint that failed holds the reason, which is shown.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image; `-` is standard input
+    #[arg(value_name = "FILE")]
+    image: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Read all of it, and check every checksum
+    #[arg(long)]
+    verify: bool,
+    /// Show every record too: objects, threads, mappings
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What there is to show.
+struct Contents {
+    /// The image, as the user named it.
+    name: String,
+    metadata: Metadata,
+    vmas: Vec<VmaRecord>,
+    pages: PageCounts,
+    /// Bytes of the file. `None`: it is no file.
+    bytes: Option<u64>,
+    /// What a verification found.
+    summary: Option<Summary>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let name = self.image.display().to_string();
+        let contents = match self.read() {
+            Err(Failure::Image { source: ImageError::RecordedFailure(reason), path }) => {
+                if self.json {
+                    output::print_json(&serde_json::json!({ "file": name, "failure": reason }))?;
+                }
+                return Err(Failure::Image { path, source: ImageError::RecordedFailure(reason) });
+            }
+            other => other?,
+        };
+        if self.json {
+            output::print_json(&json::describe(&contents, self.verbose))?;
+        } else {
+            output::print(&text::describe(&contents, self.verbose))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn read(&self) -> Result<Contents, Failure> {
+        let file = input::open(&self.image)?;
+        let name = self.image.display().to_string();
+        let failed = |source| Failure::Image { path: name.clone(), source };
+        let stat = file.metadata().map_err(|error| Failure::file(format!("cannot read {name}"), error))?;
+        // Only what can be sought in has an end to look at first.
+        let index = if stat.is_file() && !self.verify { Index::find(&file).map_err(failed)? } else { None };
+        let mut reader = ImageReader::new(file).map_err(failed)?;
+        let (metadata, pages, summary) = if self.verify {
+            let (metadata, summary) = verify(&mut reader).map_err(failed)?;
+            (metadata, summary.pages, Some(summary))
+        } else {
+            let metadata = read_metadata(&mut reader).map_err(failed)?;
+            let pages = match index {
+                Some((_, trailer)) => trailer.pages,
+                None => read_on(&mut reader).map_err(failed)?,
+            };
+            (metadata, pages, None)
+        };
+        let vmas: Result<Vec<VmaRecord>, ImageError> = metadata.vmas.iter().map(|vma| vma.decode()).collect();
+        let vmas = vmas.map_err(failed)?;
+        let bytes = stat.is_file().then_some(stat.len());
+        Ok(Contents { name, metadata, vmas, pages, bytes, summary })
+    }
+}
+
+/// Reads on to the trailer, which counts the pages.
+fn read_on(reader: &mut ImageReader<std::fs::File>) -> Result<PageCounts, ImageError> {
+    let mut payload = Payload::default();
+    while reader.next_raw(&mut payload)?.is_some() {}
+    Ok(reader.ending().map(|ending| ending.trailer.pages).unwrap_or_default())
+}

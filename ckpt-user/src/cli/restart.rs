@@ -1,0 +1,153 @@
+//! `ckpt restart`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use ckpt::ids::Pid;
+use ckpt::resources::restorer::{FilesPolicy, RestoreOptions};
+use ckpt::restart::{self, Options, Restarted};
+use ckpt::stand_in::{Ended, StandIn};
+use ckpt::sys::{child, pidfd};
+
+use super::progress::Progress;
+use super::{Failure, input, output};
+
+/// Bring a process back from its image, where it was, with its process id.
+///
+/// Without --detach ckpt stands in for the job: it passes signals on to it, and ends as the job does. The job's terminal, pipes and
+/// sockets to others are not in the image: it gets the standard input, output and error of ckpt, and others by --inherit-fd.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image; `-` is standard input
+    #[arg(value_name = "FILE")]
+    image: PathBuf,
+    /// Let the job go on by itself, as a child of init
+    #[arg(long)]
+    detach: bool,
+    /// Write the job's process id to this file
+    #[arg(long, value_name = "FILE", requires = "detach")]
+    pidfile: Option<PathBuf>,
+    /// Leave the job stopped; `ckpt thaw PID` (or SIGCONT) lets it run
+    #[arg(long)]
+    frozen: bool,
+    /// What to do about files that are not as they were
+    #[arg(long, value_enum, default_value = "fail", value_name = "POLICY")]
+    files: FilesPolicy,
+    /// Use descriptor M of ckpt (N, if not given) as descriptor N of the job, if that led outside
+    #[arg(long, value_name = "N[=M]")]
+    inherit_fd: Vec<Inherit>,
+    /// Append everything that is done to this file
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Print one JSON object with what was done and how long it took, when the job begins to run
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which descriptor of ours becomes which of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Inherit {
+    of_job: RawFd,
+    ours: RawFd,
+}
+
+impl FromStr for Inherit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Inherit, String> {
+        let number = |text: &str| match text.parse() {
+            Ok(fd) if fd >= 0 => Ok(fd),
+            _ => Err(format!("'{text}' is not the number of a descriptor")),
+        };
+        let (of_job, ours) = text.split_once('=').unwrap_or((text, text));
+        Ok(Inherit { of_job: number(of_job)?, ours: number(ours)? })
+    }
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let image = input::open(&self.image)?;
+        let restore = RestoreOptions { files: self.files, inherit: self.inherited()? };
+        let options = Options { detach: self.detach, frozen: self.frozen, restore };
+        let progress = Progress::new("filling pages");
+        let result = restart::restart(image, &options, &|done, all| progress.show(done, all));
+        drop(progress);
+        let restarted = result?;
+        if self.detach { self.let_go(restarted) } else { self.stand_in(restarted) }
+    }
+
+    fn let_go(&self, restarted: Restarted) -> Result<ExitCode, Failure> {
+        let pid = restarted.pid();
+        if let Some(path) = &self.pidfile {
+            // Before it runs: if this fails, nothing was restarted.
+            let written = std::fs::write(path, format!("{pid}\n"));
+            written.map_err(|error| Failure::file(format!("cannot write the pid to {}", path.display()), error))?;
+        }
+        let report = restarted.release()?;
+        if self.json {
+            output::print_json(&report)?;
+        } else {
+            let threads = output::count(report.threads as u64, "thread");
+            let state = if self.frozen { format!("; it is frozen, and `ckpt thaw {pid}` lets it run") } else { String::new() };
+            output::print(&format!("restarted pid {pid} ({threads}) in {}{state}\n", output::micros(report.total_us)))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn stand_in(&self, restarted: Restarted) -> Result<ExitCode, Failure> {
+        let job = StandIn::prepare(restarted.pid(), self.frozen)?;
+        let report = restarted.release()?;
+        tracing::info!("pid {} runs after {} us", report.pid, report.total_us);
+        if self.json {
+            output::print_json(&report)?;
+        }
+        match job.run()? {
+            Ended::Exited(status) => Ok(ExitCode::from(status as u8)),
+            Ended::Killed(signal) => child::die_by(signal),
+        }
+    }
+
+    /// Our standard descriptors, unless they are closed, and what the user chose.
+    fn inherited(&self) -> Result<HashMap<RawFd, OwnedFd>, Failure> {
+        let us = Pid(std::process::id() as i32);
+        let own = pidfd::open(us).map_err(|error| Failure::file("cannot make a descriptor for ckpt itself", error))?;
+        let mut inherited = HashMap::new();
+        for fd in 0..=2 {
+            match pidfd::get_fd(own.as_fd(), fd) {
+                Ok(copy) => drop(inherited.insert(fd, copy)),
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => {}
+                Err(error) => return Err(Failure::file(format!("cannot duplicate descriptor {fd}"), error)),
+            }
+        }
+        if input::is_stdin(&self.image) {
+            // What is left of that stream is nothing.
+            let null = File::open(Path::new("/dev/null")).map_err(|error| Failure::file("cannot open /dev/null", error))?;
+            inherited.insert(0, null.into());
+        }
+        for &Inherit { of_job, ours } in &self.inherit_fd {
+            let copy = pidfd::get_fd(own.as_fd(), ours);
+            let copy = copy.map_err(|error| Failure::file(format!("--inherit-fd {of_job}={ours}: descriptor {ours}"), error))?;
+            inherited.insert(of_job, copy);
+        }
+        Ok(inherited)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_given_by_number() {
+        assert_eq!("5".parse(), Ok(Inherit { of_job: 5, ours: 5 }));
+        assert_eq!("5=7".parse(), Ok(Inherit { of_job: 5, ours: 7 }));
+        for wrong in ["", "x", "5=", "=5", "-1", "5=6=7"] {
+            assert!(wrong.parse::<Inherit>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `ckpt thaw`.
+
+use std::process::ExitCode;
+
+use ckpt::Error;
+use ckpt::ids::Pid;
+use ckpt::sys::{procfs, signal};
+
+use super::{Failure, output, parse_pid};
+
+/// Let a process run that `ckpt restart --frozen` or `ckpt checkpoint --after stop` has left stopped.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The process
+    #[arg(value_name = "PID", value_parser = parse_pid)]
+    pid: Pid,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let pid = self.pid;
+        let state = match procfs::stat(pid) {
+            Err(Error::Gone(_)) => return Err(Failure::file(format!("cannot thaw pid {pid}"), nix::errno::Errno::ESRCH)),
+            other => other?.state,
+        };
+        if state != 'T' {
+            // SIGCONT has a meaning of its own for a program that handles it.
+            return Err(Error::Unexpected(format!(
+                "pid {pid} is not stopped (its state is '{state}'): there is nothing to thaw"
+            ))
+            .into());
+        }
+        signal::kill(pid, libc::SIGCONT).map_err(|error| Failure::file(format!("cannot thaw pid {pid}"), error))?;
+        output::print(&format!("pid {pid} runs on\n"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
