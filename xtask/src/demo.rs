@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: the whole idea on one screen, with a real program: start, checkpoint, kill, restart, same result.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{self, BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
@@ -18,6 +18,7 @@ const INTERRUPT_AFTER: &str = "40 %";
 /// See the module.
 pub fn run() -> Result<()> {
     prerequisites::ensure_python()?;
+    keep_our_descriptors().context("cannot keep our descriptors from the computation")?;
     command::run(cargo().args(["build", "--release", "--package", "ckpt"]))?;
     let ckpt = target_dir().join("release/ckpt");
     let folder = tempfile::tempdir().context("cannot make a folder for the image")?;
@@ -55,11 +56,20 @@ pub fn run() -> Result<()> {
     restarted.end()?;
 
     step("5. Compare.");
-    println!("  without interruption:          {expected}");
-    println!("  checkpointed, killed, restarted: {found}");
+    println!("  without interruption:             {expected}");
+    println!("  checkpointed, killed, restarted:  {found}");
     ensure!(found == expected, "the results differ");
     println!("\nThe results are equal: the computation did not notice that it had been killed.");
     Ok(())
+}
+
+/// The computation shall have standard input, output and error only, whatever whoever started us has left open.
+fn keep_our_descriptors() -> io::Result<()> {
+    // SAFETY: only marks descriptors; none is closed here.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn step(text: &str) {

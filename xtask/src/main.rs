@@ -7,7 +7,8 @@ mod demo;
 mod prerequisites;
 mod test;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// The tasks of ckpt's developers.
@@ -38,11 +39,18 @@ enum Task {
     Ci,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().task {
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
         Task::Demo => demo::run(),
         Task::Test { runner } => test::run(&runner),
         Task::Bench { benches } => bench::run(&benches),
         Task::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
