@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use nix::sys::stat::fstat;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::collector::{CollectOptions, Collected, ObjectKey};
 use super::fd_table::{self, FdSlot, FdTable};
-use super::file::{self, Descriptor, FdInfo, OpenFile};
+use super::file::{self, Descriptor, FdInfo, FileBody, OpenFile};
 use super::restorer::RestoreOptions;
 use super::{Collector, Restorer};
 use crate::error::Result;
 use crate::ids::{ObjRef, Pid};
-use crate::image::model::Object;
+use crate::image::model::{Object, Section};
 use crate::sys::{pidfd, queue};
 use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -72,6 +74,15 @@ impl Cut {
         fd_table::finish(&mut cx, files.iter())?;
         let find = |wanted| files.iter().find(|(objref, _)| *objref == wanted).unwrap().1;
         Ok(self.files.iter().map(|&objref| find(objref).try_clone_to_owned().unwrap()).collect())
+    }
+
+    /// Changes the record of the file collected as number `n`.
+    pub fn edit<R: Serialize + DeserializeOwned>(&mut self, n: usize, change: impl FnOnce(&mut R)) {
+        let objref = self.files[n];
+        let object = self.objects.iter_mut().find(|o| o.objref == objref).unwrap();
+        let mut body: FileBody<R> = object.section.decode().unwrap();
+        change(&mut body.record);
+        object.section = Section::encode(&object.section.kind, &body).unwrap();
     }
 
     /// What `attach` does with the file collected as number `n`, in a task that has it as descriptor `fd`.
