@@ -12,11 +12,16 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("ckpt knows the registers, the vdso and the system calls of Linux on x86-64 only");
 
+pub mod check;
+pub mod checkpoint;
 pub mod error;
 pub mod ids;
 pub mod image;
 pub mod pipeline;
 pub mod resources;
+pub mod restart;
+pub mod stand_in;
+pub mod store;
 pub mod sys;
 pub mod tracee;
 

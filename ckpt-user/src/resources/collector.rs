@@ -1,7 +1,9 @@
 //! The collecting side of a checkpoint: the object table, and what the kinds may ask while they read a frozen task.
 
-use std::collections::HashMap;
+use std::any::{Any, TypeId};
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::error::{Error, Refusal, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
@@ -45,11 +47,14 @@ pub struct Collector<'a> {
     pub options: &'a CollectOptions,
     /// Every process of the cut.
     pub pids: Vec<Pid>,
+    /// Objects whose other end is outside of the cut.
+    pub external: HashSet<ObjRef>,
     objects: Vec<Object>,
     numbers: HashMap<ObjectKey, ObjRef>,
     next: u32,
     contents: Vec<Content>,
     refusals: Vec<Refusal>,
+    facts: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
 
 impl<'a> Collector<'a> {
@@ -58,12 +63,26 @@ impl<'a> Collector<'a> {
         Collector {
             options,
             pids,
+            external: HashSet::new(),
             objects: Vec::new(),
             numbers: HashMap::new(),
             next: 1,
             contents: Vec::new(),
             refusals: Vec::new(),
+            facts: HashMap::new(),
         }
+    }
+
+    /// Something about the whole cut (who holds which pipe, ...) that `find` finds out from its processes, the first time that it is
+    /// asked for.
+    pub fn fact<T: Any + Send + Sync>(&mut self, find: impl FnOnce(&[Pid]) -> Result<T>) -> Result<Arc<T>> {
+        let known = self.facts.get(&TypeId::of::<T>()).cloned().and_then(|fact| fact.downcast().ok());
+        if let Some(fact) = known {
+            return Ok(fact);
+        }
+        let fact = Arc::new(find(&self.pids)?);
+        self.facts.insert(TypeId::of::<T>(), fact.clone());
+        Ok(fact)
     }
 
     /// The number of the object `key`. The first time it is met, `make` collects it, and its record takes its place in the

@@ -77,12 +77,16 @@ pub fn collect(thread: &StoppedThread, memory: &ProcessMemory, waits: &WaitTimes
     Ok(CpuRecord { regs: RegsRecord::from(&thread.regs), xstate, sigmask: thread.sigmask, sleep })
 }
 
+/// How a thread that waited with a time fell asleep again.
+#[derive(Clone, Copy, Debug)]
+pub struct Asleep(i64);
+
 /// Gives a thread its registers: the last thing that happens to it. Takes it out of the stub.
-pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<()> {
+pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord, asleep: Option<Asleep>) -> Result<()> {
     let tid = task.tid();
     let mut regs = Regs::from(&record.regs);
     if regs.rax as i64 == ERESTART_RESTARTBLOCK && (regs.orig_rax as i64) >= 0 {
-        finish_sleep(&mut regs, None);
+        finish_sleep(&mut regs, asleep);
     }
     ptrace::set_xstate(tid, &record.xstate).doing(|| {
         format!("cannot set the extended registers of thread {tid} ({} bytes): this processor has other extensions", record.xstate.len())
@@ -90,9 +94,10 @@ pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<()> {
     task.leave_with(&regs, record.sigmask)
 }
 
-/// The same for a thread that waited with a time: it falls asleep again for what was left, and is stopped at once. That leaves the
-/// kernel where it was: with a restart block for the time that is left. The workspace must still be mapped.
-pub fn restore_asleep(task: &mut RemoteTask<'_>, record: &CpuRecord, sleep: &Sleep) -> Result<()> {
+/// A thread that waited with a time falls asleep again for what was left, and is stopped at once. That leaves the kernel where it
+/// was: with a restart block for the time that is left. [`restore`] must follow.
+pub fn fall_asleep(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<Option<Asleep>> {
+    let Some(sleep) = record.sleep else { return Ok(None) };
     let mut batch = Batch::new();
     let left = [(sleep.left_ns / 1_000_000_000) as i64, (sleep.left_ns % 1_000_000_000) as i64];
     match sleep.call {
@@ -113,23 +118,19 @@ pub fn restore_asleep(task: &mut RemoteTask<'_>, record: &CpuRecord, sleep: &Sle
             batch.call(libc::SYS_futex, [word.into(), operation.into(), value.into(), time.into(), Addr(0).into(), bits.into()]);
         }
         SleepCall::Poll { fds, count } => {
-            let milliseconds = sleep.left_ns.div_ceil(1_000_000) as i32;
+            let milliseconds = i32::try_from(sleep.left_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
             batch.call(libc::SYS_poll, [fds.into(), count.into(), milliseconds.into()]);
         }
     }
-    let result = task.run_interrupted(batch)?;
-    let mut regs = Regs::from(&record.regs);
-    finish_sleep(&mut regs, Some(result));
-    ptrace::set_xstate(task.tid(), &record.xstate).doing(|| format!("cannot set the extended registers of thread {}", task.tid()))?;
-    task.leave_with(&regs, record.sigmask)
+    Ok(Some(Asleep(task.run_interrupted(batch)?)))
 }
 
 /// The outcome of falling asleep again. Without a time that we know, the wait ends as interrupted, which every such call may.
-fn finish_sleep(regs: &mut Regs, result: Option<i64>) {
-    match result {
-        Some(ERESTART_RESTARTBLOCK) => {}
+fn finish_sleep(regs: &mut Regs, asleep: Option<Asleep>) {
+    match asleep {
+        Some(Asleep(ERESTART_RESTARTBLOCK)) => {}
         // Over already: the time was up, or the futex had changed.
-        Some(done) => (regs.rax, regs.orig_rax) = (done as u64, u64::MAX),
+        Some(Asleep(done)) => (regs.rax, regs.orig_rax) = (done as u64, u64::MAX),
         None => (regs.rax, regs.orig_rax) = (-i64::from(libc::EINTR) as u64, u64::MAX),
     }
 }

@@ -1,6 +1,5 @@
 //! What every open file description has in common, and the trait of what is special to each kind.
 
-use std::any::Any;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -8,10 +7,11 @@ use nix::sys::stat::FileStat;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::lock::Lock;
 use super::registry::FILE_KINDS;
 use super::{Collector, Restorer};
 use crate::error::Result;
-use crate::ids::{ObjRef, Pid};
+use crate::ids::Pid;
 use crate::image::model::Section;
 use crate::tracee::remote::RemoteTask;
 
@@ -47,6 +47,20 @@ pub struct FdInfo {
 }
 
 impl FdInfo {
+    /// Parses the text of /proc/PID/fdinfo/N. `None`: not as proc(5) has it.
+    pub fn parse(text: &str) -> Option<FdInfo> {
+        let mut info = FdInfo::default();
+        for line in text.lines() {
+            match line.split_once(':') {
+                Some(("pos", value)) => info.pos = value.trim().parse().ok()?,
+                Some(("flags", value)) => info.flags = i32::from_str_radix(value.trim(), 8).ok()?,
+                Some(("mnt_id", value)) => info.mnt_id = value.trim().parse().ok()?,
+                _ => info.lines.push(line.to_owned()),
+            }
+        }
+        Some(info)
+    }
+
     /// The value after `key:`, trimmed, of the first such line.
     pub fn get<'a>(&'a self, key: &'a str) -> Option<&'a str> {
         self.all(key).next()
@@ -72,6 +86,8 @@ pub struct OpenFile {
     pub owner_signal: i32,
     /// What /proc/PID/fd/N pointed to, for messages.
     pub link: String,
+    /// Locks held through it.
+    pub locks: Vec<Lock>,
 }
 
 /// A kind of open file. Recognise it, read it from a frozen task, make it again.
@@ -156,29 +172,6 @@ impl FileKindEntry {
             finish: |cx, fd, section| K::finish(cx, fd.as_fd(), &section.decode::<FileBody<K::Record>>()?.record),
         }
     }
-}
-
-/// Something that a kind shares between several open files while restoring: both ends of a pipe, the inode behind two openings
-/// of a deleted file. See [`Restorer::shared`].
-pub type SharedState = Box<dyn Any>;
-
-/// A descriptor table: which number refers to which open file (SEED: CLONE_FILES shares it).
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct FdTable {
-    /// Every descriptor, in order of number.
-    pub slots: Vec<FdSlot>,
-}
-
-/// One row of a descriptor table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FdSlot {
-    /// The number.
-    pub fd: RawFd,
-    /// The open file.
-    pub file: ObjRef,
-    /// FD_CLOEXEC.
-    pub cloexec: bool,
 }
 
 /// Has the first kind that claims the descriptor collect it; what nobody knows is refused by name.

@@ -14,6 +14,7 @@ use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, Pid};
 use crate::sys::procfs;
+use crate::sys::ptrace_state::rseq_configuration;
 use crate::tracee::batch::{Arg, Batch};
 use crate::tracee::maps::{self, Mapping, MappingKind, VmFlags};
 use crate::tracee::memory::ProcessMemory;
@@ -27,8 +28,8 @@ pub struct MmRecord {
     pub code: (Addr, Addr),
     /// First and last byte of its data.
     pub data: (Addr, Addr),
-    /// Where the heap begins, and the break.
-    pub heap: (Addr, Addr),
+    /// Where the heap begins.
+    pub start_brk: Addr,
     /// Where the stack began.
     pub start_stack: Addr,
     /// The argument strings.
@@ -40,8 +41,6 @@ pub struct MmRecord {
     pub auxv: Vec<u8>,
     /// The executable.
     pub exe: Option<ObjRef>,
-    /// mlockall(MCL_FUTURE) is on.
-    pub lock_future: bool,
     /// Checksum of the vdso's code: programs keep addresses inside it.
     pub vdso_checksum: u64,
 }
@@ -80,21 +79,20 @@ const MAP_DROPPABLE: i32 = 0x08;
 /// One past the last address a task on x86-64 can map with 4-level page tables.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
-/// Collects the record; `brk` is the answer of brk(0), asked in the task.
-pub fn collect(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], memory: &ProcessMemory, brk: Addr) -> Result<MmRecord> {
+/// Collects the record.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], memory: &ProcessMemory) -> Result<MmRecord> {
     let stat = procfs::stat(pid)?;
     let pair = |a: Option<u64>, b: Option<u64>| (Addr(a.unwrap_or(0)), Addr(b.unwrap_or(0)));
     let auxv = std::fs::read(format!("/proc/{pid}/auxv")).doing(|| format!("cannot read the auxiliary vector of pid {pid}"))?;
     Ok(MmRecord {
         code: (Addr(stat.startcode), Addr(stat.endcode)),
         data: pair(stat.start_data.map(|v| v as u64), stat.end_data.map(|v| v as u64)),
-        heap: (Addr(stat.start_brk.unwrap_or(0) as u64), brk),
+        start_brk: Addr(stat.start_brk.unwrap_or(0) as u64),
         start_stack: Addr(stat.startstack),
         args: pair(stat.arg_start.map(|v| v as u64), stat.arg_end.map(|v| v as u64)),
         environment: pair(stat.env_start.map(|v| v as u64), stat.env_end.map(|v| v as u64)),
         auxv,
         exe: executable(cx, pid)?,
-        lock_future: false,
         vdso_checksum: vdso_checksum(mappings, memory)?,
     })
 }
@@ -143,6 +141,7 @@ fn find_gap(mut taken: Vec<(u64, u64)>, len: u64) -> Option<Addr> {
 
 /// Maps the workspace and empties the address space around it. The stub moves into the workspace.
 pub fn clear(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<Workspace> {
+    forget_rseq(task)?;
     let now = maps::read(task.pid())?;
     let taken = vmas.iter().map(|v| (v.start.0, v.end.0)).chain(now.iter().map(|m| (m.start.0, m.end.0))).collect();
     let len = PAGE_SIZE + WORKSPACE_DATA;
@@ -162,6 +161,15 @@ pub fn clear(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<Workspace>
     Ok(workspace)
 }
 
+/// The kernel writes to a registered rseq area whenever the task goes back to user mode: it must not be unmapped under it.
+fn forget_rseq(task: &mut RemoteTask<'_>) -> Result<()> {
+    const RSEQ_FLAG_UNREGISTER: i32 = 1;
+    let registered = rseq_configuration(task.tid()).doing(|| "cannot ask for the rseq registration of the new process")?;
+    let Some(rseq) = registered.filter(|rseq| rseq.area != 0) else { return Ok(()) };
+    let args = [rseq.area.into(), rseq.size.into(), RSEQ_FLAG_UNREGISTER.into(), rseq.signature.into()];
+    task.call("cannot unregister rseq", libc::SYS_rseq, args).map(drop)
+}
+
 /// Takes the workspace away: the last call of all, since the stub goes with it.
 pub fn leave_workspace(task: &mut RemoteTask<'_>, workspace: Workspace) -> Result<()> {
     let len = workspace.end.0 - workspace.code.0;
@@ -169,7 +177,7 @@ pub fn leave_workspace(task: &mut RemoteTask<'_>, workspace: Workspace) -> Resul
 }
 
 /// Maps everything, and tells the kernel where the parts are. `files` are descriptors that the task has inherited.
-pub fn map(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord], files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
+pub fn map(task: &mut RemoteTask<'_>, mm: &MmRecord, brk: Addr, vmas: &[VmaRecord], files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
     for vma in vmas {
@@ -190,7 +198,7 @@ pub fn map(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord], files: 
         }
     }
     map_shared_anonymous(task, vmas)?;
-    set_mm(task, mm, files)
+    set_mm(task, mm, brk, files)
 }
 
 fn check_placed(vma: &VmaRecord, result: Result<u64, nix::errno::Errno>) -> Result<()> {
@@ -284,7 +292,7 @@ fn map_vdso(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord]) -> Res
     Ok(())
 }
 
-fn set_mm(task: &mut RemoteTask<'_>, mm: &MmRecord, files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
+fn set_mm(task: &mut RemoteTask<'_>, mm: &MmRecord, brk: Addr, files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
     let exe_fd = match mm.exe {
         None => u32::MAX,
         Some(exe) => {
@@ -299,8 +307,8 @@ fn set_mm(task: &mut RemoteTask<'_>, mm: &MmRecord, files: &HashMap<ObjRef, Borr
         end_code: mm.code.1.0,
         start_data: mm.data.0.0,
         end_data: mm.data.1.0,
-        start_brk: mm.heap.0.0,
-        brk: mm.heap.1.0,
+        start_brk: mm.start_brk.0,
+        brk: brk.0,
         start_stack: mm.start_stack.0,
         arg_start: mm.args.0.0,
         arg_end: mm.args.1.0,
@@ -319,7 +327,7 @@ fn set_mm(task: &mut RemoteTask<'_>, mm: &MmRecord, files: &HashMap<ObjRef, Borr
 }
 
 /// When the pages are in: protections, advice, locks, guards, seals.
-pub fn finish(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord]) -> Result<()> {
+pub fn finish(task: &mut RemoteTask<'_>, lock_future: bool, vmas: &[VmaRecord]) -> Result<()> {
     for part in vmas.chunks(128) {
         let mut batch = Batch::new();
         let mut asked = Vec::new();
@@ -331,7 +339,7 @@ pub fn finish(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord]) -> R
             answers.ret(id).doing(|| format!("cannot {what} at {at}"))?;
         }
     }
-    if mm.lock_future {
+    if lock_future {
         task.call("cannot lock future memory", libc::SYS_mlockall, [libc::MCL_FUTURE.into()])?;
     }
     Ok(())

@@ -9,14 +9,76 @@
 //!
 //! A new kind is a new file and one line in `registry.rs`.
 
+pub mod affinity;
+pub mod answer;
+pub mod build_id;
+pub mod capabilities;
 pub mod collector;
+pub mod comm;
+pub mod content;
+pub mod coredump_filter;
 pub mod cpu;
+pub mod credentials;
+pub mod device;
+pub mod directory;
+pub mod dumpable;
+pub mod epoll;
+pub mod eventfd;
+pub mod external;
+pub mod fd_table;
+#[cfg(test)]
+mod fd_trial;
+pub mod fifo;
 pub mod file;
+pub mod file_system;
+pub mod fs_state;
+pub mod holders;
+pub mod inotify;
+pub mod ioprio;
+pub mod itimer;
+pub mod lock;
+pub mod lsm;
+pub mod machine;
+pub mod membarrier;
+pub mod memory;
+pub mod mempolicy;
 pub mod mm;
+pub mod named_file;
+pub mod oom;
+pub mod pages;
+pub mod pdeathsig;
+pub mod pending;
+pub mod personality;
+pub mod pidfd;
+pub mod pipe;
+pub mod pipe_queue;
+pub mod posix_timer;
+pub mod preflight;
+pub mod process_flags;
 pub mod registry;
+pub mod regular;
 pub mod restorer;
+pub mod rlimit;
+pub mod robust_list;
+pub mod rseq;
+pub mod sched;
+pub mod seccomp;
+pub mod sigaltstack;
+pub mod signalfd;
+pub mod signals;
+pub mod speculation;
 pub mod task;
+pub mod task_registry;
+pub mod thread_flags;
+pub mod tid_address;
+pub mod timerfd;
+pub mod timerslack;
+pub mod view;
 pub mod vma;
+
+#[cfg(test)]
+mod trial;
+pub mod x86;
 
 pub use collector::Collector;
 pub use restorer::Restorer;

@@ -1,6 +1,23 @@
 //! Every kind of open file, most specific first.
 
 use super::file::FileKindEntry;
+use super::{content, device, directory, epoll, eventfd, external, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, view};
 
-/// See the module.
-pub const FILE_KINDS: &[FileKindEntry] = &[];
+/// See the module. A descriptor that no kind claims is refused by name.
+pub const FILE_KINDS: &[FileKindEntry] = &[
+    FileKindEntry::of::<external::External>(),
+    FileKindEntry::of::<device::Device>(),
+    FileKindEntry::of::<content::Memfd>(),
+    FileKindEntry::of::<content::Deleted>(),
+    FileKindEntry::of::<view::View>(),
+    FileKindEntry::of::<regular::Regular>(),
+    FileKindEntry::of::<directory::Directory>(),
+    FileKindEntry::of::<pipe::Pipe>(),
+    FileKindEntry::of::<fifo::Fifo>(),
+    FileKindEntry::of::<eventfd::Eventfd>(),
+    FileKindEntry::of::<timerfd::Timerfd>(),
+    FileKindEntry::of::<signalfd::Signalfd>(),
+    FileKindEntry::of::<inotify::Inotify>(),
+    FileKindEntry::of::<pidfd::PidFd>(),
+    FileKindEntry::of::<epoll::Epoll>(),
+];

@@ -4,7 +4,9 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+
+use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::{Object, Section};
 
@@ -30,13 +32,22 @@ pub struct RestoreOptions {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct Restorer<'a> {
     /// What the user asked for.
     pub options: &'a RestoreOptions,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
+    deferred: Vec<Deferred>,
+}
+
+/// A change of the world outside that waits until everything else was checked.
+type Deferred = Box<dyn FnOnce() -> Result<()>>;
+
+impl std::fmt::Debug for Restorer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restorer").field("options", &self.options).field("objects", &self.sections.len()).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Restorer<'a> {
@@ -47,7 +58,18 @@ impl<'a> Restorer<'a> {
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),
+            deferred: Vec::new(),
         }
+    }
+
+    /// Has something changed outside of the new process (a file cut back) only once all files were opened and found to fit.
+    pub fn defer(&mut self, change: impl FnOnce() -> Result<()> + 'static) {
+        self.deferred.push(Box::new(change));
+    }
+
+    /// Makes the changes that were deferred.
+    pub fn settle(&mut self) -> Result<()> {
+        std::mem::take(&mut self.deferred).into_iter().try_for_each(|change| change())
     }
 
     /// The record of an object; an image that refers to one it does not hold is damaged.
@@ -56,6 +78,15 @@ impl<'a> Restorer<'a> {
             .get(&objref)
             .cloned()
             .ok_or_else(|| Error::Restart(format!("the image refers to object {objref}, which it does not hold")))
+    }
+
+    /// The record of an object that must be of this kind.
+    pub fn record<T: DeserializeOwned>(&self, objref: ObjRef, kind: &str) -> Result<T> {
+        let section = self.section(objref)?;
+        if section.kind != kind {
+            return Err(Error::Restart(format!("the image uses object {objref}, a '{}', as a '{kind}'", section.kind)));
+        }
+        Ok(section.decode()?)
     }
 
     /// The state that several open files share (both ends of a pipe, ...), made by `make` the first time.
@@ -78,5 +109,11 @@ impl<'a> Restorer<'a> {
     /// Where the pages of `owner` go, if they are the contents of a file.
     pub fn content_fd(&self, owner: ObjRef) -> Option<BorrowedFd<'_>> {
         self.content_fds.get(&owner).map(AsFd::as_fd)
+    }
+
+    /// Every file that pages go to: duplicates of the descriptors.
+    pub fn contents(&self) -> Result<Vec<(ObjRef, OwnedFd)>> {
+        let each = self.content_fds.iter().map(|(&owner, fd)| Ok((owner, fd.try_clone().doing(|| "cannot duplicate a descriptor")?)));
+        each.collect()
     }
 }

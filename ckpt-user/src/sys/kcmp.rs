@@ -4,10 +4,11 @@ use std::cmp::Ordering;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 
 // include/uapi/linux/kcmp.h
 const KCMP_FILE: i32 = 0;
+const KCMP_FS: i32 = 3;
 const KCMP_EPOLL_TFD: i32 = 7;
 
 /// struct kcmp_epoll_slot: which file an epoll instance watches.
@@ -40,6 +41,15 @@ fn kcmp(a: Pid, b: Pid, kind: i32, index_a: u64, index_b: u64) -> io::Result<Ord
 /// same one, else an order that holds until the next boot.
 pub fn files(a: Pid, fd_a: RawFd, b: Pid, fd_b: RawFd) -> io::Result<Ordering> {
     kcmp(a, b, KCMP_FILE, fd_a as u64, fd_b as u64)
+}
+
+/// Do two threads share working directory, root and umask (CLONE_FS)? `None`: this kernel has no kcmp.
+pub fn share_fs(a: Tid, b: Tid) -> io::Result<Option<bool>> {
+    match kcmp(Pid(a.0), Pid(b.0), KCMP_FS, 0, 0) {
+        Ok(order) => Ok(Some(order == Ordering::Equal)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Is descriptor `fd` of `pid` the file that its epoll instance `epoll` watches under the number `target`? A number can be there

@@ -1,44 +1,39 @@
-//! Handles on processes: pidfd_open(2) and pidfd_getfd(2).
+//! pidfd_open(2) and pidfd_getfd(2): a handle on another process, and duplicates of its descriptors.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::ids::Pid;
 
-fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
+fn owned(result: i64) -> io::Result<OwnedFd> {
+    match RawFd::try_from(result) {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
     }
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(answer as RawFd) })
 }
 
-/// A handle on `pid`, close-on-exec. `flags`: 0, or PIDFD_NONBLOCK, or PIDFD_THREAD with a thread id.
-pub fn open(pid: Pid, flags: u32) -> io::Result<OwnedFd> {
+/// A descriptor for a process.
+pub fn open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: only numbers are passed.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) })
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })
 }
 
-/// A duplicate, close-on-exec, of descriptor `fd` of the process: the same open file description. Needs the right to ptrace it.
-pub fn get_fd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+/// A duplicate of the descriptor `fd` of that process: the same open file description. Needs the right to ptrace it.
+pub fn get_fd(process: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: only numbers are passed.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
 }
 
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-
-    use super::*;
-    use crate::sys::kcmp;
-
-    #[test]
-    fn a_descriptor_is_fetched() {
-        let me = Pid(std::process::id() as i32);
-        let file: OwnedFd = tempfile::tempfile().unwrap().into();
-        let handle = open(me, 0).unwrap();
-        let same = get_fd(handle.as_fd(), file.as_raw_fd()).unwrap();
-        assert!(kcmp::files(me, file.as_raw_fd(), me, same.as_raw_fd()).unwrap().is_eq());
-        assert_eq!(get_fd(handle.as_fd(), 1 << 20).unwrap_err().raw_os_error(), Some(libc::EBADF));
+/// Waits until a dead process was collected by its parent, or `at_most` has passed.
+pub fn wait_for_burial(process: BorrowedFd<'_>, at_most: Duration) -> io::Result<()> {
+    // No events: a dead process is always readable, and POLLHUP needs not be asked for.
+    let mut poll = libc::pollfd { fd: process.as_raw_fd(), events: 0, revents: 0 };
+    let timeout = libc::timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
+    // SAFETY: one pollfd, a time-out that outlives the call, no signal mask.
+    match unsafe { libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null()) } {
+        -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }

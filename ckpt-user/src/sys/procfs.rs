@@ -2,21 +2,31 @@
 
 pub use procfs::process::Status;
 
+use procfs::FromBufRead;
 use procfs::process::Process;
 
+use super::task_file;
 use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
 
 /// /proc/PID/task/TID/status.
 pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
-    let task = Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.status());
-    task.map_err(|error| from_procfs(pid, error, || format!("cannot read the status of thread {tid} of pid {pid}")))
+    // A thread's name, in the first line, may hold any bytes.
+    let bytes = task_file::read(pid, tid, "status")?.ok_or(Error::Gone(pid))?;
+    let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());
+    status.map_err(|error| from_procfs(pid, error, || format!("cannot read the status of thread {tid} of pid {pid}")))
 }
 
 /// /proc/PID/stat.
 pub fn stat(pid: Pid) -> Result<procfs::process::Stat> {
     let stat = Process::new(pid.0).and_then(|p| p.stat());
     stat.map_err(|error| from_procfs(pid, error, || format!("cannot read the state of pid {pid}")))
+}
+
+/// /proc/PID/limits.
+pub fn limits(pid: Pid) -> Result<procfs::process::Limits> {
+    let limits = Process::new(pid.0).and_then(|p| p.limits());
+    limits.map_err(|error| from_procfs(pid, error, || format!("cannot read the limits of pid {pid}")))
 }
 
 /// The letter of a thread's state ('R', 'S', 'D', 'T', 't', 'Z', ...). `None`: there is no such thread.

@@ -21,7 +21,7 @@ pub const EVENT_STOP: i32 = 128;
 /// The largest XSAVE area that is believed: AMX needs 11 KiB, and the area cannot shrink.
 const XSTATE_MAX: usize = 64 * 1024;
 
-fn request(request: libc::c_uint, tid: Tid, addr: *mut c_void, data: *mut c_void) -> io::Result<i64> {
+pub(super) fn request(request: libc::c_uint, tid: Tid, addr: *mut c_void, data: *mut c_void) -> io::Result<i64> {
     // SAFETY: `addr` and `data` are either plain numbers or point to memory of the callers below, valid for the request that they
     // make and for the whole call.
     let value = unsafe { libc::ptrace(request, tid.0, addr, data) };
@@ -149,5 +149,18 @@ pub fn wait(tid: Tid, block: bool) -> io::Result<Option<Stop>> {
         }
         0 => Ok(None),
         _ => Ok(Some(decode_stop(status))),
+    }
+}
+
+/// Waits until a traced thread that was killed is dead. As long as its tracer has not seen that, nobody else does.
+pub fn wait_for_end(tid: Tid) -> io::Result<()> {
+    loop {
+        match wait(tid, true) {
+            Ok(Some(Stop::Ended(_))) => return Ok(()),
+            // Dead and collected by its parent, or never ours.
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
     }
 }

@@ -17,3 +17,19 @@ pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
     let result = unsafe { libc::kill(pid.0, signal) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// struct kernel_sigaction: what rt_sigaction(2) takes, which is not what sigaction(3) takes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct KernelSigaction {
+    /// The handler, or 0 (default) or 1 (ignore).
+    pub handler: u64,
+    /// SA_*.
+    pub flags: u64,
+    /// Where the handler returns to.
+    pub restorer: u64,
+    /// Signals blocked while it runs; bit n-1 is signal n.
+    pub mask: u64,
+}
+
+const _: () = assert!(size_of::<KernelSigaction>() == 32);

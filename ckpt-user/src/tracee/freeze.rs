@@ -74,6 +74,17 @@ impl FrozenProcess {
         self.release()
     }
 
+    /// Kills the process, and returns once it is dead.
+    pub fn kill(mut self) -> Result<()> {
+        let pid = self.pid;
+        crate::sys::signal::kill(pid, libc::SIGKILL).doing(|| format!("cannot kill pid {pid}"))?;
+        // The leader last: it is dead only when the others are.
+        for thread in self.threads.drain(..).rev() {
+            ptrace::wait_for_end(thread.tid).doing(|| format!("cannot wait for the end of thread {}", thread.tid))?;
+        }
+        Ok(())
+    }
+
     fn release(&mut self) -> Result<()> {
         let mut first = Ok(());
         for thread in self.threads.drain(..) {

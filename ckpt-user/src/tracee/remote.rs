@@ -25,7 +25,6 @@ const ALL_SIGNALS: u64 = !0;
 /// What ckpt has planted in one address space.
 #[derive(Debug)]
 pub struct Injector {
-    pid: Pid,
     memory: ProcessMemory,
     cave: Addr,
     /// What was in the cave before.
@@ -48,7 +47,7 @@ impl Injector {
         let cave = cave::find(pid, &memory, stub::planted_len())?;
         let mut original = vec![0; stub::planted_len()];
         memory.read(cave, &mut original)?;
-        Ok(Injector { pid, memory, cave, original, workspace: None })
+        Ok(Injector { memory, cave, original, workspace: None })
     }
 
     /// The memory of the process.

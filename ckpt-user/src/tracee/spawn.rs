@@ -1,12 +1,15 @@
 //! Making the tasks of a restart: a process with a given pid that does nothing, stopped, under our ptrace.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::sys::clone::{self, Cloned};
 use crate::sys::ptrace::{self, Stop};
+use crate::sys::{pidfd, procfs};
 
 /// A process that is being built. Dropped before [`NewProcess::release`], it is killed: a failed restart leaves nothing behind.
 #[derive(Debug)]
@@ -21,13 +24,14 @@ pub struct NewProcess {
 }
 
 /// PTRACE options while a process is built: it must die with us, and its threads must stop as they are born.
-const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
 
 impl NewProcess {
     /// Makes a process with the id `pid`, a copy of ckpt that never runs any code of it but a wait.
     ///
     /// `orphan`: not as our child, but as an orphan, so that it outlives us without noticing.
     pub fn spawn(pid: Pid, orphan: bool) -> Result<NewProcess> {
+        wait_for_burial(pid)?;
         let made = if orphan { clone::orphan_with_pid(pid) } else { clone::child_with_pid(pid, 0) };
         match made {
             Ok(Cloned::Child) => clone::wait_forever(),
@@ -82,21 +86,26 @@ impl Drop for NewProcess {
         }
         let tids: Vec<Tid> = self.threads.iter().map(|t| t.tid).filter(|&t| t != self.pid.leader()).collect();
         for tid in tids.into_iter().chain([self.pid.leader()]) {
-            loop {
-                match ptrace::wait(tid, true) {
-                    Ok(Some(Stop::Ended(_))) => break,
-                    // ECHILD: an orphan's leader belongs to init, or the thread is gone already.
-                    Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!("cannot wait for the half-made process {}: {error}", self.pid);
-                        break;
-                    }
-                }
+            if let Err(error) = ptrace::wait_for_end(tid) {
+                tracing::warn!("cannot wait for the half-made process {}: {error}", self.pid);
             }
         }
     }
 }
+
+/// A process that has just been killed keeps its pid until its parent, or init, has collected its status: gives them a moment.
+fn wait_for_burial(pid: Pid) -> Result<()> {
+    let Ok(dead) = pidfd::open(pid) else { return Ok(()) };
+    let until = Instant::now() + BURIAL;
+    while matches!(procfs::thread_state(pid, pid.leader()), Some('Z' | 'X')) && Instant::now() < until {
+        // Newer kernels tell when the status was collected (POLLHUP); on others, we look again.
+        pidfd::wait_for_burial(dead.as_fd(), BURIAL / 200).doing(|| format!("cannot wait for the dead process {pid}"))?;
+    }
+    Ok(())
+}
+
+/// How long at most.
+const BURIAL: Duration = Duration::from_secs(2);
 
 fn explain(pid: Pid, error: io::Error) -> Error {
     match error.raw_os_error() {

@@ -1,0 +1,347 @@
+//! The story of a checkpoint: freeze, collect, read the pages, thaw (or kill), commit.
+//!
+//! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
+//! guards: whatever fails, the target runs on, and no image appears.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::error::{Doing, Error, Refusal, Result};
+use crate::ids::{ImageId, ObjRef, Pid};
+use crate::image::model::{Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState};
+use crate::image::{Codec, ImageWriter, TrailerInfo};
+use crate::pipeline::{self, DumpOptions, DumpStats, Extent, ExtentKind};
+use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
+use crate::resources::memory::{MemoryRecord, MemorySource};
+use crate::resources::task::Subject;
+use crate::resources::vma::{self, VmaRecord};
+use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry};
+use crate::store::Destination;
+use crate::sys::{procfs, ptrace, signal};
+use crate::tracee::batch::Batch;
+use crate::tracee::freeze::{self, FrozenProcess};
+use crate::tracee::interrupted::{self, WaitTimes};
+use crate::tracee::maps;
+use crate::tracee::remote::{Injector, RemoteTask};
+
+/// What happens to the target once its image is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum After {
+    /// It runs on.
+    #[default]
+    Continue,
+    /// It is left stopped, as by SIGSTOP.
+    Stop,
+    /// It is killed, after the image was brought to disk.
+    Kill,
+}
+
+/// What the user can choose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What happens to the target afterwards.
+    pub after: After,
+    /// How pages are compressed.
+    pub codec: Codec,
+    /// How long to wait for the threads to stop.
+    pub freeze_timeout: Duration,
+    /// For the kinds of resources.
+    pub collect: CollectOptions,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            after: After::default(),
+            codec: Codec::Lz4,
+            freeze_timeout: Duration::from_secs(10),
+            collect: CollectOptions::default(),
+        }
+    }
+}
+
+/// What was done, and how long it took. One object of `--json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The target.
+    pub pid: Pid,
+    /// Identity of the image.
+    pub image_id: ImageId,
+    /// The image that this one is an increment of.
+    pub parent_id: Option<ImageId>,
+    /// Freeze to thaw, microseconds.
+    pub pause_us: u64,
+    /// Thaw to last page copied. 0: the pages were copied during the pause.
+    pub drain_us: u64,
+    /// From the start until the image was on disk under its name.
+    pub total_us: u64,
+    /// Pages of the target that belong to the image.
+    pub pages_total: u64,
+    /// Of these, pages whose contents the image holds.
+    pub pages_written: u64,
+    /// Of these, pages of zeros, which take no room.
+    pub pages_zero: u64,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// How changed pages were found.
+    pub tracker: &'static str,
+    /// Threads of the target.
+    pub threads: usize,
+}
+
+/// Pages done, of pages to do.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Checkpoints the process `pid` with all its threads.
+///
+/// Errors: [`Error::Refused`] and [`Error::RefusedAll`] when something cannot be saved (the target was not changed), and whatever the
+/// kernel refuses. The target runs on after every error.
+pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progress: Progress<'_>) -> Result<Report> {
+    let began = Instant::now();
+    preflight::process(pid)?;
+    let threads = freeze::threads(pid)?;
+    let waits = WaitTimes::read(pid, &threads);
+    let frozen_at = Instant::now();
+    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
+    mend_interrupted(&mut frozen, &waits)?;
+    let cut = collect(&mut frozen, &waits, options)?;
+    let image_id = machine::random_id()?;
+    let (trailer, stats) = write(&cut, image_id, &destination, options, progress)?;
+    let thread_count = frozen.threads.len();
+    // Stopping and killing wait until the image is safe; running on need not.
+    let mut held = Some(frozen);
+    if options.after == After::Continue {
+        held.take().map_or(Ok(()), FrozenProcess::thaw)?;
+    }
+    let mut pause = frozen_at.elapsed();
+    destination.commit()?;
+    if let Some(frozen) = held {
+        if options.after == After::Kill {
+            frozen.kill()?;
+        } else {
+            signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+            frozen.thaw()?;
+        }
+        pause = frozen_at.elapsed();
+    }
+    Ok(Report {
+        pid,
+        image_id,
+        parent_id: None,
+        pause_us: pause.as_micros() as u64,
+        drain_us: 0,
+        total_us: began.elapsed().as_micros() as u64,
+        pages_total: stats.pages_data + stats.pages_zero + stats.pages_hole,
+        pages_written: stats.pages_data,
+        pages_zero: stats.pages_zero,
+        bytes: trailer.bytes,
+        tracker: "none",
+        threads: thread_count,
+    })
+}
+
+/// Every reason why `pid` could not be checkpointed, found without stopping it.
+pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
+    let mut refusals = match preflight::process(pid) {
+        Ok(()) => Vec::new(),
+        Err(Error::Refused(refusal)) => vec![refusal],
+        Err(Error::RefusedAll(refusals)) => refusals,
+        Err(other) => return Err(other),
+    };
+    let mut cx = Collector::new(&options.collect, vec![pid]);
+    outside(&mut cx, pid)?;
+    refusals.extend_from_slice(cx.refusals());
+    Ok(refusals)
+}
+
+/// Everything that an image of the target holds but the contents of its pages.
+struct Cut {
+    tasks: TaskTable,
+    container: Container,
+    objects: Vec<Object>,
+    state: TaskState,
+    vmas: Vec<VmaRecord>,
+    extents: Vec<Extent>,
+    source: MemorySource,
+}
+
+/// A stop makes some calls return EINTR; nobody shall see it. Done at once, so that even if ckpt is killed the target does not.
+fn mend_interrupted(frozen: &mut FrozenProcess, waits: &WaitTimes) -> Result<()> {
+    for thread in &mut frozen.threads {
+        let mended = interrupted::mend(&thread.regs, waits.waited_ns(thread.tid));
+        if mended != thread.regs {
+            ptrace::set_regs(thread.tid, &mended).doing(|| format!("cannot set the registers of thread {}", thread.tid))?;
+            thread.regs = mended;
+        }
+    }
+    Ok(())
+}
+
+/// What can be collected without the task's help.
+struct Outside {
+    mm: ObjRef,
+    vmas: Vec<VmaRecord>,
+    extents: Vec<Extent>,
+    fds: Option<ObjRef>,
+}
+
+fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
+    let mappings = maps::read_with_flags(pid)?;
+    let mut collected = vma::CollectedVmas::default();
+    let mm = cx.intern(ObjectKey::Task("mm", pid), |cx, mm| {
+        let process_memory = crate::tracee::memory::ProcessMemory::open(pid)?;
+        collected = vma::collect(cx, pid, mm, &mappings)?;
+        Ok(Section::encode("mm", &mm::collect(cx, pid, &mappings, &process_memory)?)?)
+    })?;
+    let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
+    Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
+}
+
+fn collect(frozen: &mut FrozenProcess, waits: &WaitTimes, options: &Options) -> Result<Cut> {
+    let pid = frozen.pid;
+    let mut cx = Collector::new(&options.collect, vec![pid]);
+    let outside = outside(&mut cx, pid)?;
+    preflight::threads(&mut cx, frozen)?;
+    let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
+        return Err(Error::RefusedAll(cx.refusals().to_vec()));
+    };
+    let mut injector = Injector::new(pid)?;
+    let (sections, threads) = collect_inside(&mut cx, frozen, &mut injector, waits, &outside, fds)?;
+    injector.remove(frozen.leader())?;
+    let Collected { objects, contents } = cx.finish()?;
+    let mut extents = outside.extents;
+    extents.extend(contents.iter().flat_map(content_extents));
+    Ok(Cut {
+        tasks: task_table(frozen)?,
+        container: machine::container(pid)?,
+        objects,
+        state: TaskState { pid, sections, threads },
+        vmas: outside.vmas,
+        extents,
+        source: MemorySource::new(outside.mm, pid, contents)?,
+    })
+}
+
+fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
+    content.pages.iter().map(|&pages| Extent { owner: content.owner, pages, kind: ExtentKind::Read })
+}
+
+/// What only the threads themselves can tell: each answers one batch of system calls.
+fn collect_inside(
+    cx: &mut Collector<'_>,
+    frozen: &mut FrozenProcess,
+    injector: &mut Injector,
+    waits: &WaitTimes,
+    outside: &Outside,
+    fds: ObjRef,
+) -> Result<(Vec<Section>, Vec<ThreadState>)> {
+    let pid = frozen.pid;
+    let mut process_sections = Vec::new();
+    let mut threads = Vec::new();
+    for (n, thread) in frozen.threads.iter_mut().enumerate() {
+        let status = procfs::status(pid, thread.tid)?;
+        let who = Subject { pid, tid: thread.tid, status: &status };
+        let mut batch = Batch::new();
+        let of_process = if n == 0 { task_registry::PROCESS_RESOURCES } else { &[] };
+        let mut asked = Vec::new();
+        for resource in of_process.iter().chain(task_registry::THREAD_RESOURCES) {
+            asked.push((resource.ask)(&who, &mut batch)?);
+        }
+        let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
+        let answers = {
+            let mut task = RemoteTask::new(injector, thread);
+            let answers = task.run(batch)?;
+            task.leave()?;
+            answers
+        };
+        if let Some(asked) = memory_asked {
+            // The page that ckpt maps in the task for its own use is locked only where everything to come is.
+            let lock_future = procfs::status(pid, thread.tid)?.vmlck > status.vmlck;
+            let record = MemoryRecord::collect(outside.mm, fds, lock_future, &asked, &answers)?;
+            process_sections.push(Section::encode(memory::KIND, &record)?);
+        }
+        let mut sections = Vec::new();
+        for (at, collect) in asked.into_iter().enumerate() {
+            let section = collect(cx, &who, &answers)?;
+            if at < of_process.len() { process_sections.push(section) } else { sections.push(section) }
+        }
+        let record = cpu::collect(thread, injector.memory(), waits)?;
+        sections.push(Section::encode(cpu::KIND, &record)?);
+        threads.push(ThreadState { tid: thread.tid, sections });
+    }
+    Ok((process_sections, threads))
+}
+
+fn task_table(frozen: &FrozenProcess) -> Result<TaskTable> {
+    let stat = procfs::stat(frozen.pid)?;
+    let entry = TaskEntry {
+        pid: frozen.pid,
+        ppid: Pid(stat.ppid),
+        pgid: Pid(stat.pgrp),
+        sid: Pid(stat.session),
+        threads: frozen.threads.iter().map(|t| t.tid).collect(),
+        kind: TaskKind::Alive,
+        stopped_by: frozen.threads.iter().find_map(|t| t.group_stop),
+        comm: stat.comm,
+    };
+    Ok(TaskTable { tasks: vec![entry] })
+}
+
+fn write(
+    cut: &Cut,
+    image_id: ImageId,
+    destination: &Destination,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<(TrailerInfo, DumpStats)> {
+    let mut writer = ImageWriter::to_file(destination.writer())?;
+    match write_records(cut, image_id, &mut writer, options, progress) {
+        Ok(stats) => Ok((writer.finish()?, stats)),
+        Err(error) => {
+            // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
+            if let Err(second) = writer.fail(&error.to_string()) {
+                tracing::debug!("cannot record the failure in the image: {second}");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn write_records(
+    cut: &Cut,
+    image_id: ImageId,
+    writer: &mut ImageWriter<'_>,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<DumpStats> {
+    writer.header(&header(image_id, None, options.codec)?)?;
+    writer.container(&cut.container)?;
+    writer.tasks(&cut.tasks)?;
+    for object in &cut.objects {
+        writer.object(object)?;
+    }
+    writer.task_state(&cut.state)?;
+    for vma in &cut.vmas {
+        writer.vma(vma)?;
+    }
+    let all: u64 = cut.extents.iter().map(|e| e.pages.count).sum();
+    let dump = DumpOptions { codec: options.codec, ..DumpOptions::default() };
+    pipeline::dump(&cut.extents, &cut.source, writer, &dump, &|done| progress(done, all))
+}
+
+fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<Header> {
+    Ok(Header {
+        image_id: Some(image_id),
+        parent,
+        ckpt_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: machine::uts()?,
+        time: machine::wall_clock()?,
+        monotonic_ns: interrupted::clock_ns(libc::CLOCK_MONOTONIC)?,
+        boottime_ns: interrupted::clock_ns(libc::CLOCK_BOOTTIME)?,
+        page_size: crate::ids::PAGE_SIZE as u32,
+        xcr0: machine::xcr0(),
+        codec: codec.name().to_owned(),
+        scope: "subtree".to_owned(),
+    })
+}

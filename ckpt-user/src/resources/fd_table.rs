@@ -1,0 +1,300 @@
+//! Descriptor tables: which number refers to which open file.
+//!
+//! Collected from outside through duplicates. Restored in two steps: [`open`] makes every open file in ckpt, at numbers that no
+//! table uses; [`place`] has the new task, which inherited them all, put each where it belongs and close the rest.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+
+use super::collector::ObjectKey;
+use super::file::{self, Descriptor, FdInfo, OpenFile};
+use super::{Collector, Restorer, external, lock};
+use crate::error::{Doing, Error, Result};
+use crate::ids::{ObjRef, Pid};
+use crate::image::model::Section;
+use crate::sys::{fcntl as own, kcmp, pidfd};
+use crate::tracee::batch::Batch;
+use crate::tracee::remote::RemoteTask;
+
+/// The kind of the object.
+pub const KIND: &str = "descriptors";
+
+/// A descriptor table (SEED: CLONE_FILES shares it).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FdTable {
+    /// Every descriptor, in order of number.
+    pub slots: Vec<FdSlot>,
+}
+
+/// One row of a descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdSlot {
+    /// The number.
+    pub fd: RawFd,
+    /// The open file.
+    pub file: ObjRef,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+}
+
+/// What is known of a descriptor without a duplicate.
+struct Seen {
+    fd: RawFd,
+    link: OsString,
+    info: FdInfo,
+}
+
+/// Collects the descriptor table of a process.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid) -> Result<ObjRef> {
+    let seen = list(pid)?;
+    let process = pidfd::open(pid).doing(|| format!("cannot open pid {pid}"))?;
+    cx.intern(ObjectKey::Task(KIND, pid), |cx, _| {
+        let mut found = Descriptions { pid, by_look: HashMap::new() };
+        let mut slots = Vec::new();
+        // An epoll instance refers to other files, which must stand before it.
+        let (last, first): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| s.link == "anon_inode:[eventpoll]");
+        for seen in first.into_iter().chain(last) {
+            let file = cx.attempt(|cx| collect_one(cx, &mut found, process.as_fd(), seen))?;
+            slots.extend(file.map(|file| FdSlot { fd: seen.fd, file, cloexec: seen.info.flags & libc::O_CLOEXEC != 0 }));
+        }
+        slots.sort_by_key(|slot| slot.fd);
+        Ok(Section::encode(KIND, &FdTable { slots })?)
+    })
+}
+
+fn list(pid: Pid) -> Result<Vec<Seen>> {
+    let doing = || format!("cannot list the descriptors of pid {pid}");
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
+        let name = entry.doing(doing)?.file_name();
+        let Some(fd) = name.to_str().and_then(|n| n.parse().ok()) else { continue };
+        let link = match fs::read_link(format!("/proc/{pid}/fd/{fd}")) {
+            // Closed meanwhile: the process runs (`ckpt check`).
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.doing(doing)?.into_os_string(),
+        };
+        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).doing(doing)?;
+        let info = FdInfo::parse(&text).ok_or_else(|| Error::Unexpected(format!("cannot understand /proc/{pid}/fdinfo/{fd}")))?;
+        seen.push(Seen { fd, link, info });
+    }
+    seen.sort_by_key(|s| s.fd);
+    Ok(seen)
+}
+
+/// Two descriptors that differ in this cannot share one open file description.
+type Look = (OsString, i64, i32, i32);
+
+/// The first descriptor of every open file description met so far.
+struct Descriptions {
+    pid: Pid,
+    /// Among those that look the same, in the kernel's order.
+    by_look: HashMap<Look, Vec<RawFd>>,
+}
+
+impl Descriptions {
+    /// The first descriptor with the same description as this one, which is itself if it is new.
+    fn first_of(&mut self, seen: &Seen) -> Result<RawFd> {
+        let look = (seen.link.clone(), seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id);
+        let candidates = self.by_look.entry(look).or_default();
+        let (mut low, mut high) = (0, candidates.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            let order = kcmp::files(self.pid, seen.fd, self.pid, candidates[middle]);
+            match order.doing(|| format!("cannot compare the descriptors of pid {}", self.pid))? {
+                Ordering::Equal => return Ok(candidates[middle]),
+                Ordering::Less => high = middle,
+                Ordering::Greater => low = middle + 1,
+            }
+        }
+        candidates.insert(low, seen.fd);
+        Ok(seen.fd)
+    }
+}
+
+fn collect_one(cx: &mut Collector<'_>, found: &mut Descriptions, process: BorrowedFd<'_>, seen: &Seen) -> Result<ObjRef> {
+    let pid = found.pid;
+    let doing = || format!("cannot duplicate descriptor {} of pid {pid}", seen.fd);
+    let first = found.first_of(seen)?;
+    if first != seen.fd
+        && let Some(known) = cx.lookup(&ObjectKey::File(pid, first))
+        && !external::is_standard(cx, known, seen.fd)
+    {
+        return Ok(known);
+    }
+    let own = pidfd::get_fd(process, seen.fd).doing(doing)?;
+    let stat = fstat(&own).doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?;
+    let d = Descriptor { pid, fd: seen.fd, link: &seen.link, info: &seen.info, stat: &stat, own: own.as_fd() };
+    cx.intern(ObjectKey::File(pid, seen.fd), |cx, objref| {
+        let section = file::collect(cx, &d, common(&d)?)?;
+        if section.kind == external::KIND {
+            external::note(cx, objref);
+        }
+        Ok(section)
+    })
+}
+
+fn common(d: &Descriptor<'_>) -> Result<OpenFile> {
+    let (owner, owner_signal) = if d.info.flags & libc::O_PATH != 0 { (None, 0) } else { own::owner(d.own).doing(|| format!("cannot look at descriptor {} of pid {}", d.fd, d.pid))? };
+    Ok(OpenFile {
+        flags: d.info.flags & !libc::O_CLOEXEC,
+        pos: d.info.pos,
+        owner,
+        owner_signal,
+        link: d.link.to_string_lossy().into_owned(),
+        locks: lock::parse(d.info)?,
+    })
+}
+
+/// Every open file of an image's tables, made in ckpt.
+#[derive(Debug, Default)]
+pub struct OpenFiles {
+    files: BTreeMap<ObjRef, OwnedFd>,
+}
+
+/// One past the highest number that any table uses.
+fn above(tables: &[&FdTable]) -> RawFd {
+    tables.iter().flat_map(|t| &t.slots).map(|slot| slot.fd).max().unwrap_or(2).saturating_add(1).max(3)
+}
+
+fn lift(fd: OwnedFd, above: RawFd) -> Result<OwnedFd> {
+    own::duplicate_above(fd.as_fd(), above).doing(|| {
+        format!("cannot have descriptors above {above}; raise the limit on open files (ulimit -n)")
+    })
+}
+
+/// Takes descriptors to numbers that no table uses, so that none is overwritten while others are placed.
+pub fn move_up(fds: HashMap<ObjRef, OwnedFd>, tables: &[&FdTable]) -> Result<HashMap<ObjRef, OwnedFd>> {
+    let above = above(tables);
+    fds.into_iter().map(|(objref, fd)| Ok((objref, lift(fd, above)?))).collect()
+}
+
+/// Makes every open file that the tables refer to, each once, in the order of their numbers.
+pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).doing(|| "cannot read the limit on open files")?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).doing(|| "cannot raise the limit on open files")?;
+    }
+    let above = above(tables);
+    let wanted: BTreeSet<ObjRef> = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file).collect();
+    let mut files = BTreeMap::new();
+    for objref in wanted {
+        let section = cx.section(objref)?;
+        let (fd, common) = (file::kind_of(&section)?.restore)(cx, &section)?;
+        set_common(fd.as_fd(), &common)?;
+        lock::restore(fd.as_fd(), &common)?;
+        files.insert(objref, lift(fd, above)?);
+    }
+    Ok(OpenFiles { files })
+}
+
+/// Flags that fcntl can set, and the offset.
+fn set_common(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
+    if common.flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    let settable = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_DIRECT | OFlag::O_NOATIME;
+    let doing = || format!("cannot set the flags of {}", common.link);
+    let now = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).doing(doing)?);
+    let wanted = (now & !settable) | (OFlag::from_bits_retain(common.flags) & settable);
+    if now != wanted {
+        fcntl(fd, FcntlArg::F_SETFL(wanted)).doing(doing)?;
+    }
+    if common.pos != 0 {
+        own::seek_to(fd, common.pos).doing(|| format!("cannot set the offset of {}", common.link))?;
+    }
+    Ok(())
+}
+
+/// Puts every descriptor of the table in its place in the new task, and closes all others there.
+pub fn place(task: &mut RemoteTask<'_>, table: &FdTable, files: &OpenFiles) -> Result<()> {
+    let mut next = 0;
+    for part in table.slots.chunks(512) {
+        let mut batch = Batch::new();
+        let mut asked = Vec::new();
+        for slot in part {
+            if slot.fd < next {
+                return Err(Error::Restart(format!("the image's descriptor table is out of order at {}", slot.fd)));
+            }
+            if slot.fd > next {
+                asked.push((batch.call(libc::SYS_close_range, [next.into(), (slot.fd - 1).into(), 0.into()]), next));
+            }
+            let file = files.get(slot.file)?;
+            let flags = if slot.cloexec { libc::O_CLOEXEC } else { 0 };
+            asked.push((batch.call(libc::SYS_dup3, [file.as_raw_fd().into(), slot.fd.into(), flags.into()]), slot.fd));
+            next = slot.fd + 1;
+        }
+        let answers = task.run(batch)?;
+        for (id, fd) in asked {
+            answers.ret(id).doing(|| format!("cannot place descriptor {fd} in pid {}", task.pid()))?;
+        }
+    }
+    let all = u64::from(u32::MAX);
+    task.call("cannot close the other descriptors", libc::SYS_close_range, [next.into(), all.into(), 0.into()])?;
+    Ok(())
+}
+
+impl OpenFiles {
+    fn get(&self, objref: ObjRef) -> Result<BorrowedFd<'_>> {
+        let file = self.files.get(&objref).map(AsFd::as_fd);
+        file.ok_or_else(|| Error::Restart(format!("the descriptor table refers to object {objref}, which is not open")))
+    }
+}
+
+/// What had to wait until the contents of files were there.
+pub fn finish<'f>(cx: &mut Restorer<'_>, files: impl IntoIterator<Item = (ObjRef, BorrowedFd<'f>)>) -> Result<()> {
+    for (objref, fd) in files {
+        let section = cx.section(objref)?;
+        (file::kind_of(&section)?.finish)(cx, fd, &section)?;
+    }
+    Ok(())
+}
+
+impl OpenFiles {
+    /// Every open file, for [`finish`].
+    pub fn iter(&self) -> impl Iterator<Item = (ObjRef, BorrowedFd<'_>)> {
+        self.files.iter().map(|(&objref, fd)| (objref, fd.as_fd()))
+    }
+}
+
+/// What only a task with its descriptors in place can do: epoll interests, record locks, who gets SIGIO.
+pub fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, table: &FdTable) -> Result<()> {
+    let mut first = BTreeMap::new();
+    for slot in &table.slots {
+        first.entry(slot.file).or_insert(slot.fd);
+    }
+    // In the order of their numbers: a file stands before the epoll instance that watches it.
+    for (&objref, &fd) in &first {
+        let section = cx.section(objref)?;
+        (file::kind_of(&section)?.attach)(cx, task, fd, &section)?;
+    }
+    // Locks only now: a process loses those on a file with whatever descriptor of the file it closes.
+    for (objref, fd) in first {
+        let common: file::FileBody<serde::de::IgnoredAny> = cx.section(objref)?.decode()?;
+        restore_owner(task, fd, &common.common)?;
+        lock::attach(task, fd, &common.common)?;
+    }
+    Ok(())
+}
+
+fn restore_owner(task: &mut RemoteTask<'_>, fd: RawFd, common: &OpenFile) -> Result<()> {
+    let doing = || format!("cannot set who is signalled for {}", common.link);
+    if let Some((kind, id)) = common.owner {
+        let mut batch = Batch::new();
+        let owner = batch.value(&own::OwnerEx { kind, id });
+        let call = batch.call(libc::SYS_fcntl, [fd.into(), own::F_SETOWN_EX.into(), owner.into()]);
+        task.run(batch)?.ret(call).doing(doing)?;
+    }
+    if common.owner_signal != 0 {
+        task.call(&doing(), libc::SYS_fcntl, [fd.into(), own::F_SETSIG.into(), common.owner_signal.into()])?;
+    }
+    Ok(())
+}

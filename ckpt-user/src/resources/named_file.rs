@@ -1,0 +1,172 @@
+//! A file that stays where it is and is opened again by name: is it still the one that the program knew?
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::FileStat;
+use serde::{Deserialize, Serialize};
+
+use super::Restorer;
+use super::build_id;
+use super::restorer::FilesPolicy;
+use crate::error::{Doing, Error, Result};
+
+/// What is recorded of a file by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamedFile {
+    /// The path, as bytes.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of the contents: seconds and nanoseconds since the epoch.
+    pub mtime: (i64, i64),
+    /// Type and permissions (st_mode).
+    pub mode: u32,
+    /// Device and inode.
+    pub inode: (u64, u64),
+    /// The build id of an ELF file: with it, a copy elsewhere counts as the same.
+    #[serde(with = "serde_bytes")]
+    pub build_id: Vec<u8>,
+}
+
+/// Flags that open(2) must be told again.
+const OPEN_FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_NONBLOCK
+    | libc::O_DIRECT
+    | libc::O_SYNC
+    | libc::O_DSYNC
+    | libc::O_NOATIME
+    | libc::O_PATH
+    | libc::O_DIRECTORY
+    | libc::O_NOFOLLOW;
+
+impl NamedFile {
+    /// Takes down what is known of the file behind `link` (what /proc/PID/fd/N points to).
+    pub fn new(link: &OsString, stat: &FileStat, own: std::os::fd::BorrowedFd<'_>) -> NamedFile {
+        NamedFile {
+            path: link.as_bytes().to_vec(),
+            size: stat.st_size as u64,
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            mode: stat.st_mode,
+            inode: (stat.st_dev, stat.st_ino),
+            build_id: build_id::of(own).unwrap_or_default(),
+        }
+    }
+
+    /// The path.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.path.clone()))
+    }
+
+    /// Does the path still name the inode that is open?
+    pub fn is_current(&self) -> bool {
+        std::fs::symlink_metadata(self.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.inode)
+    }
+
+    /// Opens it again with `flags`, if it is what it was, or what `--files` allows.
+    pub fn open(&self, cx: &mut Restorer<'_>, flags: i32) -> Result<OwnedFd> {
+        let path = self.path();
+        let file = open(&path, flags).doing(|| format!("cannot open {} again", path.display()))?;
+        if self.mode & libc::S_IFMT == libc::S_IFREG && flags & libc::O_PATH == 0 {
+            self.check(cx, &path, &file, flags)?;
+        }
+        Ok(file.into())
+    }
+
+    fn check(&self, cx: &mut Restorer<'_>, path: &Path, file: &File, flags: i32) -> Result<()> {
+        let now = file.metadata().doing(|| format!("cannot look at {}", path.display()))?;
+        if now.mode() & libc::S_IFMT != self.mode & libc::S_IFMT {
+            return Err(Error::Restart(format!("{} is no regular file any more", path.display())));
+        }
+        let same_time = (now.mtime(), now.mtime_nsec()) == self.mtime;
+        if now.size() == self.size && same_time || cx.options.files == FilesPolicy::Keep {
+            return Ok(());
+        }
+        if now.size() == self.size && !self.build_id.is_empty() && build_id::of(file).as_ref() == Some(&self.build_id) {
+            return Ok(());
+        }
+        let grown = now.size() > self.size && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if grown && cx.options.files == FilesPolicy::Rollback {
+            let (path, size) = (path.to_owned(), self.size);
+            cx.defer(move || cut_back(&path, size));
+            return Ok(());
+        }
+        let what = match now.size().cmp(&self.size) {
+            std::cmp::Ordering::Equal => format!("was written to after the checkpoint (its size is still {} bytes)", self.size),
+            _ => format!("had {} bytes at the checkpoint and has {} now", self.size, now.size()),
+        };
+        let advice = if grown { "--files rollback cuts it back, --files keep takes it as it is" } else { "--files keep takes it as it is" };
+        Err(Error::Restart(format!("the file {} {what}; {advice}", path.display())))
+    }
+}
+
+/// Opens a path with the flags that open(2) must be told.
+pub fn open(path: &Path, flags: i32) -> std::io::Result<File> {
+    let access = flags & libc::O_ACCMODE;
+    let mut options = OpenOptions::new();
+    options.read(access != libc::O_WRONLY).write(access != libc::O_RDONLY);
+    options.custom_flags(flags & OPEN_FLAGS & !libc::O_ACCMODE | libc::O_NOCTTY).open(path)
+}
+
+/// Cuts a file that has grown back to `size` bytes. What is cut off is kept beside it.
+fn cut_back(path: &Path, size: u64) -> Result<()> {
+    let doing = || format!("cannot cut {} back to {size} bytes", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
+    let now = file.metadata().doing(doing)?.size();
+    if now <= size {
+        return Ok(());
+    }
+    let (tail_path, mut tail) = create_beside(path).doing(doing)?;
+    let mut rest = vec![0u8; 1 << 20];
+    let mut at = size;
+    while at < now {
+        let want = rest.len().min((now - at) as usize);
+        let got = file.read_at(&mut rest[..want], at).doing(doing)?;
+        if got == 0 {
+            break;
+        }
+        std::io::Write::write_all(&mut tail, &rest[..got]).doing(doing)?;
+        at += got as u64;
+    }
+    tail.sync_all().doing(doing)?;
+    file.set_len(size).doing(doing)?;
+    tracing::warn!("{} was cut back to {size} bytes; what was cut off is in {}", path.display(), tail_path.display());
+    Ok(())
+}
+
+/// "NAME.ckpt-tail-1", or the first number that is free.
+fn create_beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
+    let mut n = 1;
+    loop {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".ckpt-tail-{n}"));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => n += 1,
+            other => return other.map(|file| (name.into(), file)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cut_off_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, "kept and cut").unwrap();
+        cut_back(&path, 4).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"kept");
+        assert_eq!(std::fs::read(folder.path().join("log.ckpt-tail-1")).unwrap(), b" and cut");
+        cut_back(&path, 4).unwrap();
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "nothing to cut, nothing kept");
+    }
+}

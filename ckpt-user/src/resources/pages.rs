@@ -1,0 +1,143 @@
+//! Where the pages of an image go: into the memory of the new process, and into the files that were made for their contents.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::Restorer;
+use super::vma::{Backing, VmaRecord};
+use crate::error::{Doing, Error, Result};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
+use crate::pipeline::PageSink;
+use crate::sys::vm::{self, Piece};
+use crate::tracee::memory::ProcessMemory;
+
+/// See the module.
+#[derive(Debug)]
+pub struct PageTarget {
+    mm: ObjRef,
+    pid: Pid,
+    memory: ProcessMemory,
+    /// Where pages may go, in order; and whether zeros are there already.
+    vmas: Vec<(PageRange, bool)>,
+    contents: HashMap<ObjRef, File>,
+}
+
+impl PageTarget {
+    /// The memory `mm` of the new process `pid`, and the contents that `cx` expects.
+    pub fn new(vmas: &[VmaRecord], mm: ObjRef, pid: Pid, cx: &Restorer<'_>) -> Result<PageTarget> {
+        let zeroed = |vma: &VmaRecord| !matches!(vma.backing, Backing::File { .. });
+        let contents = cx.contents()?.into_iter().map(|(owner, fd)| (owner, File::from(fd))).collect();
+        Ok(PageTarget {
+            mm,
+            pid,
+            memory: ProcessMemory::open(pid)?,
+            vmas: vmas.iter().map(|vma| (vma.pages(), zeroed(vma))).collect(),
+            contents,
+        })
+    }
+
+    /// Pages that can come at most, for the progress display.
+    pub fn expected(&self) -> u64 {
+        self.vmas.iter().map(|(pages, _)| pages.count).sum()
+    }
+
+    /// The parts of `range` by mapping. A page outside of every mapping is a damaged image.
+    fn parts(&self, range: PageRange) -> Result<Vec<(PageRange, bool)>> {
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        let mut next = self.vmas.partition_point(|(pages, _)| pages.end() <= at);
+        while at < range.end() {
+            let Some((pages, zeroed)) = self.vmas.get(next).filter(|(pages, _)| pages.start <= at) else {
+                return Err(Error::Restart(format!("the image holds a page at {:#x}, where no mapping is", at * PAGE_SIZE)));
+            };
+            let end = range.end().min(pages.end());
+            parts.push((PageRange { start: at, count: end - at }, *zeroed));
+            at = end;
+            next += 1;
+        }
+        Ok(parts)
+    }
+
+    fn write_memory(&self, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for &range in ranges {
+            pieces.extend(self.parts(range)?.iter().map(|(part, _)| Piece { addr: part.addr(), len: part.bytes() as usize }));
+        }
+        let mut bytes = bytes;
+        for part in pieces.chunks(vm::PIECES_MAX) {
+            let want: usize = part.iter().map(|p| p.len).sum();
+            let (now, rest) = bytes.split_at(want);
+            let written = match vm::write(self.pid, part, now) {
+                Ok(written) => written,
+                Err(e) if e.raw_os_error() == Some(libc::EFAULT) => 0,
+                Err(e) => return Err(e).doing(|| format!("cannot write the memory of pid {}", self.pid)),
+            };
+            if written < want {
+                self.write_protected(part, now, written)?;
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// From the byte `skip` on through /proc/PID/mem, which also reaches what its owner may not write.
+    fn write_protected(&self, pieces: &[Piece], mut bytes: &[u8], mut skip: usize) -> Result<()> {
+        for piece in pieces {
+            let (now, rest) = bytes.split_at(piece.len);
+            if skip < piece.len {
+                self.memory.write(piece.addr.offset(skip as u64), &now[skip..])?;
+            }
+            skip = skip.saturating_sub(piece.len);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn content(&self, owner: ObjRef) -> Result<&File> {
+        self.contents
+            .get(&owner)
+            .ok_or_else(|| Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
+    }
+}
+
+impl PageSink for PageTarget {
+    fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
+        if owner == self.mm {
+            return self.write_memory(ranges, bytes);
+        }
+        let file = self.content(owner)?;
+        let mut bytes = bytes;
+        for range in ranges {
+            let (now, rest) = bytes.split_at(range.bytes() as usize);
+            file.write_all_at(now, range.addr().0).doing(|| format!("cannot write the contents of object {owner}"))?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, owner: ObjRef, range: PageRange) -> Result<()> {
+        if owner != self.mm {
+            // A new file reads as zeros already.
+            return self.content(owner).map(drop);
+        }
+        static ZEROS: [u8; 64 * PAGE_SIZE as usize] = [0; 64 * PAGE_SIZE as usize];
+        for (part, zeroed) in self.parts(range)? {
+            if zeroed {
+                continue;
+            }
+            // Private zeros over a file's page: they must be written, or the file would show.
+            let mut at = part.start;
+            while at < part.end() {
+                let some = PageRange { start: at, count: (part.end() - at).min(64) };
+                self.write_memory(&[some], &ZEROS[..some.bytes() as usize])?;
+                at = some.end();
+            }
+        }
+        Ok(())
+    }
+
+    fn hole(&self, owner: ObjRef, range: PageRange) -> Result<()> {
+        if owner == self.mm { self.parts(range).map(drop) } else { self.content(owner).map(drop) }
+    }
+}

@@ -1,0 +1,42 @@
+//! Files of /proc, /sys and their like: opened again by name, whatever their size and times say.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use super::file::{Descriptor, FileKind, OpenFile};
+use super::named_file::NamedFile;
+use super::{Collector, Restorer, file_system, regular};
+use crate::error::{Doing, Result};
+
+/// See the module.
+#[derive(Debug)]
+pub struct View;
+
+impl FileKind for View {
+    const KIND: &'static str = "view";
+    type Record = NamedFile;
+
+    fn matches(d: &Descriptor<'_>) -> bool {
+        regular::is_regular(d) && file_system::is_pseudo(d.own)
+    }
+
+    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NamedFile> {
+        // "/proc/4242/...": whatever process has this number when we open it again.
+        let of_process = d.link.as_bytes().strip_prefix(b"/proc/").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
+        if of_process {
+            return cx.refuse(
+                d.pid,
+                format!("descriptor {} ({})", d.fd, d.link.display()),
+                "looks into a process, which ckpt cannot open again before that process is there",
+                "let the program close it first",
+            );
+        }
+        Ok(NamedFile::new(d.link, d.stat, d.own))
+    }
+
+    fn restore(_cx: &mut Restorer<'_>, common: &OpenFile, record: &NamedFile) -> Result<OwnedFd> {
+        let path = record.path();
+        let opened = super::named_file::open(&path, common.flags);
+        opened.map(Into::into).doing(|| format!("cannot open {} again", path.display()))
+    }
+}

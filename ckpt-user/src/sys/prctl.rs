@@ -1,0 +1,30 @@
+//! What this machine lets any thread do with its processor: asked of ourselves once, so that no target need be asked in vain.
+
+use std::sync::OnceLock;
+
+/// PR_SPEC_L1D_FLUSH (linux/prctl.h).
+const PR_SPEC_L1D_FLUSH: i32 = 2;
+/// ARCH_SET_CPUID (asm/prctl.h).
+const ARCH_SET_CPUID: i32 = 0x1012;
+
+/// The mitigations of which each thread has its own setting here: those of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH and
+/// PR_SPEC_L1D_FLUSH that the kernel says prctl can control.
+pub fn speculation_controls() -> &'static [i32] {
+    static CONTROLS: OnceLock<Vec<i32>> = OnceLock::new();
+    CONTROLS.get_or_init(|| {
+        let all = [libc::PR_SPEC_STORE_BYPASS, libc::PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH];
+        let can = |which: &i32| {
+            // SAFETY: only numbers are passed.
+            let state = unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, *which, 0, 0, 0) };
+            state >= 0 && state as u32 & libc::PR_SPEC_PRCTL != 0
+        };
+        all.into_iter().filter(can).collect()
+    })
+}
+
+/// Can the CPUID instruction be made to fault here? (It then faults for no thread that has not asked for it, such as us.)
+pub fn has_cpuid_faulting() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    // SAFETY: only numbers are passed; that CPUID works is what we have already.
+    *HAS.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 })
+}
