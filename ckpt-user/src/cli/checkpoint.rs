@@ -68,16 +68,19 @@ impl Args {
             freeze_timeout: self.freeze_timeout,
             collect: CollectOptions { tcp_close: self.tcp_close },
         };
+        tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
         let progress = Progress::new("reading pages");
         let result = checkpoint::checkpoint(self.pid, destination, &options, &|done, all| progress.show(done, all));
         drop(progress);
         let report = result?;
+        let summary = self.summary(&report);
+        tracing::info!("{summary}");
         if self.json {
             output::print_json(&report)?;
         } else if to_stdout {
-            eprintln!("{}", self.summary(&report));
+            eprintln!("{summary}");
         } else {
-            output::print(&(self.summary(&report) + "\n"))?;
+            output::print(&(summary + "\n"))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -33,7 +33,7 @@ fn json(value: &Value) -> Json {
         Value::F32(n) => number(f64::from(*n)),
         Value::F64(n) => number(*n),
         Value::String(text) => text.as_str().map_or_else(|| hex(text.as_bytes()), Json::from),
-        Value::Binary(bytes) => hex(bytes),
+        Value::Binary(bytes) => text(bytes).unwrap_or_else(|| hex(bytes)),
         Value::Array(items) => items.iter().map(json).collect(),
         Value::Map(entries) => entries.iter().map(|(key, value)| (name(key), json(value))).collect::<Map<_, _>>().into(),
         Value::Ext(kind, bytes) => Json::from(format!("extension {kind}: {}", bytes.len())),
@@ -53,6 +53,12 @@ fn name(key: &Value) -> String {
     }
 }
 
+/// Names of files and threads are bytes, and mostly texts.
+fn text(bytes: &[u8]) -> Option<Json> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    (!text.contains(char::is_control)).then(|| Json::from(text))
+}
+
 fn hex(bytes: &[u8]) -> Json {
     let shown: String = bytes.iter().take(BYTES_SHOWN).map(|byte| format!("{byte:02x}")).collect();
     let more = bytes.len().saturating_sub(BYTES_SHOWN);
@@ -70,5 +76,6 @@ mod tests {
         assert_eq!(record(&[0xc1, 0xff]), "hex:c1ff");
         assert_eq!(record(&[]), "hex:");
         assert_eq!(record(&[0xc4, 2, 1, 2]), "hex:0102");
+        assert_eq!(record(&[0xc4, 2, b'/', b'a']), "/a");
     }
 }

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -21,7 +22,8 @@ pub fn start(file: Option<&Path>) -> Result<(), Failure> {
     let chosen = env::var("CKPT_LOG").unwrap_or_else(|_| "warn".to_owned());
     let filter = EnvFilter::try_new(&chosen).map_err(|error| Failure::Usage(format!("CKPT_LOG={chosen}: {error}")))?;
     let to_terminal = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .with_filter(filter.and(filter_fn(|metadata| metadata.target() != REPORTED)));

@@ -74,6 +74,7 @@ impl Args {
         let image = input::open(&self.image)?;
         let restore = RestoreOptions { files: self.files, inherit: self.inherited()? };
         let options = Options { detach: self.detach, frozen: self.frozen, restore };
+        tracing::info!("restart from {}: {options:?}", self.image.display());
         let progress = Progress::new("filling pages");
         let result = restart::restart(image, &options, &|done, all| progress.show(done, all));
         drop(progress);
@@ -89,6 +90,7 @@ impl Args {
             written.map_err(|error| Failure::file(format!("cannot write the pid to {}", path.display()), error))?;
         }
         let report = restarted.release()?;
+        tracing::info!("{report:?}");
         if self.json {
             output::print_json(&report)?;
         } else {
@@ -102,7 +104,7 @@ impl Args {
     fn stand_in(&self, restarted: Restarted) -> Result<ExitCode, Failure> {
         let job = StandIn::prepare(restarted.pid(), self.frozen)?;
         let report = restarted.release()?;
-        tracing::info!("pid {} runs after {} us", report.pid, report.total_us);
+        tracing::info!("{report:?}");
         if self.json {
             output::print_json(&report)?;
         }

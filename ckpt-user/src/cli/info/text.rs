@@ -137,6 +137,10 @@ fn mapping(vma: &VmaRecord) -> [String; 4] {
         Backing::Vdso => "[vdso]".to_owned(),
         Backing::Vvar => "[vvar]".to_owned(),
     };
+    // As in /proc/PID/maps.
+    let letter = |on: bool, letter: char| if on { letter } else { '-' };
+    let (prot, sharing) = (vma.prot, if vma.shared { 's' } else { 'p' });
+    let prot = [letter(prot.read, 'r'), letter(prot.write, 'w'), letter(prot.exec, 'x'), sharing];
     let range = format!("{}-{}", vma.start, vma.end);
-    row([&range, &format!("{:?}{}", vma.prot, if vma.shared { " shared" } else { "" }), &bytes(size(vma)), &backing])
+    row([&range, &prot.iter().collect::<String>(), &bytes(size(vma)), &backing])
 }
