@@ -13,6 +13,7 @@ mod man;
 mod output;
 mod progress;
 mod restart;
+mod spool;
 mod thaw;
 
 use std::process::ExitCode;

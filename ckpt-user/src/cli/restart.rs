@@ -14,7 +14,7 @@ use ckpt::stand_in::{Ended, StandIn};
 use ckpt::sys::{child, pidfd};
 
 use super::progress::Progress;
-use super::{Failure, input, output};
+use super::{Failure, input, output, spool};
 
 /// Bring a process back from its image, where it was, with its process id.
 ///
@@ -71,7 +71,7 @@ impl FromStr for Inherit {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
-        let image = input::open(&self.image)?;
+        let image = spool::until_pid_is_free(input::open(&self.image)?, &self.image.display().to_string())?;
         let restore = RestoreOptions { files: self.files, inherit: self.inherited()? };
         let options = Options { detach: self.detach, frozen: self.frozen, restore };
         tracing::info!("restart from {}: {options:?}", self.image.display());
