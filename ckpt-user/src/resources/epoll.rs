@@ -237,7 +237,6 @@ mod tests {
 
     use super::super::collector::CollectOptions;
     use super::super::fd_trial::{Cut, Heir, collect_with};
-    use super::super::file::FileBody;
     use super::*;
 
     fn instance() -> OwnedFd {
@@ -250,11 +249,6 @@ mod tests {
 
     fn interest(number: RawFd, events: i32, data: u64) -> Interest {
         Interest { number, at: number, events: events as u32, data }
-    }
-
-    fn record(cut: &Cut, n: usize) -> EpollRecord {
-        let section = cut.objects.iter().find(|o| o.objref == cut.files[n]).unwrap().section.clone();
-        section.decode::<FileBody<EpollRecord>>().unwrap().record
     }
 
     fn sorted(mut record: EpollRecord) -> Vec<Interest> {
@@ -297,11 +291,11 @@ mod tests {
         let before =
             [interest(1, libc::EPOLLIN | libc::EPOLLET, u64::MAX), interest(2, libc::EPOLLIN | libc::EPOLLEXCLUSIVE, 1 << 40)];
         let (cut, new) = roundtrip([&epoll, &silent, &count], |task| register_all(task, &before));
-        let found: Vec<(RawFd, u64)> = sorted(record(&cut, 0)).iter().map(|i| (i.number, i.data)).collect();
+        let found: Vec<(RawFd, u64)> = sorted(cut.record(0)).iter().map(|i| (i.number, i.data)).collect();
         assert_eq!(found, [(1, u64::MAX), (2, 1 << 40)]);
         let mut heir = Heir::of([&new[0], &new[1], &new[2]]);
         cut.attach(0, &mut heir.task(), 0).unwrap();
-        assert_eq!(sorted(record(&collect_again(&heir), 0)), sorted(record(&cut, 0)));
+        assert_eq!(sorted(collect_again(&heir).record(0)), sorted(cut.record(0)));
         assert_eq!(ready(&new[0]), [(1 << 40, libc::EPOLLIN)]);
         read(&new[2], &mut [0; 8]).unwrap();
         assert_eq!(ready(&new[0]), []);
@@ -327,7 +321,7 @@ mod tests {
                     register_all(task, &[interest(5, libc::EPOLLOUT, 79)]);
                 }
             });
-            let displaced = record(&cut, 0).interests.into_iter().find(|i| i.data == 77).unwrap();
+            let displaced = cut.record::<EpollRecord>(0).interests.into_iter().find(|i| i.data == 77).unwrap();
             assert_eq!((displaced.number, displaced.at), (5, 1));
             let mut heir = Heir::of([&new[0], &new[1], &new[2]]);
             displace(&mut heir.task());
@@ -338,7 +332,7 @@ mod tests {
                 interests.sort_by_key(|i| i.data);
                 interests
             };
-            assert_eq!(by_data(record(&collect_again(&heir), 0)), by_data(record(&cut, 0)));
+            assert_eq!(by_data(collect_again(&heir).record(0)), by_data(cut.record(0)));
             assert_eq!(ready(&new[0])[0], (77, libc::EPOLLIN));
             assert_eq!(numbers_of(heir.pid()).unwrap(), numbers);
             if reused {
@@ -355,10 +349,10 @@ mod tests {
             assert_eq!(ready(&epoll), [(1, libc::EPOLLIN)]);
             register_all(task, &[interest(2, libc::EPOLLIN | libc::EPOLLONESHOT, 2)]);
         });
-        assert!(record(&cut, 0).interests.iter().any(|i| i.number == 1 && i.is_spent()));
+        assert!(cut.record::<EpollRecord>(0).interests.iter().any(|i| i.number == 1 && i.is_spent()));
         let mut heir = Heir::of([&new[0], &new[1], &new[2]]);
         cut.attach(0, &mut heir.task(), 0).unwrap();
-        assert_eq!(sorted(record(&collect_again(&heir), 0)), sorted(record(&cut, 0)));
+        assert_eq!(sorted(collect_again(&heir).record(0)), sorted(cut.record(0)));
         assert_eq!(ready(&new[0]), [(2, libc::EPOLLIN)]);
         assert_eq!(ready(&new[0]), []);
     }

@@ -42,23 +42,30 @@ pub fn collect(fds: &[BorrowedFd<'_>]) -> Result<Cut> {
 pub fn collect_with(options: &CollectOptions, pid: Pid, fds: &[i32]) -> Result<Cut> {
     let mut cx = Collector::new(options, vec![pid]);
     let mut files = Vec::new();
-    let process = pidfd::open(pid).unwrap();
     for &fd in fds {
-        let own = pidfd::get_fd(process.as_fd(), fd).unwrap();
-        let link: OsString = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap().into();
-        let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()).unwrap();
-        let stat = fstat(&own).unwrap();
-        let d = Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: own.as_fd() };
-        let common = OpenFile {
-            flags: info.flags & !libc::O_CLOEXEC,
-            pos: info.pos,
-            link: link.to_string_lossy().into_owned(),
-            ..OpenFile::default()
-        };
-        files.push(cx.intern(ObjectKey::File(pid, fd), |cx, _| file::collect(cx, &d, common))?);
+        let file = look_at(pid, fd, |d| {
+            let link = d.link.to_string_lossy().into_owned();
+            let common = OpenFile { flags: d.info.flags & !libc::O_CLOEXEC, pos: d.info.pos, link, ..OpenFile::default() };
+            cx.intern(ObjectKey::File(pid, fd), |cx, _| file::collect(cx, d, common))
+        });
+        files.push(file?);
     }
     let Collected { objects, .. } = cx.finish()?;
     Ok(Cut { objects, files })
+}
+
+fn look_at<T>(pid: Pid, fd: i32, see: impl FnOnce(&Descriptor<'_>) -> T) -> T {
+    let process = pidfd::open(pid).unwrap();
+    let own = pidfd::get_fd(process.as_fd(), fd).unwrap();
+    let link: OsString = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap().into();
+    let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()).unwrap();
+    let stat = fstat(&own).unwrap();
+    see(&Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: own.as_fd() })
+}
+
+/// A descriptor of this process as the kinds see it.
+pub fn with_descriptor<T>(fd: BorrowedFd<'_>, see: impl FnOnce(&Descriptor<'_>) -> T) -> T {
+    look_at(this_process(), fd.as_raw_fd(), see)
 }
 
 impl Cut {
@@ -71,9 +78,16 @@ impl Cut {
         let mut cx = Restorer::new(options, self.objects.clone());
         let slots = self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false });
         let files = fd_table::open(&mut cx, &[&FdTable { slots: slots.collect() }])?;
+        cx.settle()?;
         fd_table::finish(&mut cx, files.iter())?;
         let find = |wanted| files.iter().find(|(objref, _)| *objref == wanted).unwrap().1;
         Ok(self.files.iter().map(|&objref| find(objref).try_clone_to_owned().unwrap()).collect())
+    }
+
+    /// The record of the file collected as number `n`.
+    pub fn record<R: DeserializeOwned>(&self, n: usize) -> R {
+        let object = self.objects.iter().find(|o| o.objref == self.files[n]).unwrap();
+        object.section.decode::<FileBody<R>>().unwrap().record
     }
 
     /// Changes the record of the file collected as number `n`.

@@ -53,11 +53,7 @@ mod tests {
         for mask in [0, 1, 1 << 9, (1 << 33) | (1 << 63) | 6] {
             let old = signalfd::create(mask).unwrap();
             let [new] = again([old.as_fd()]);
-            let of = |fd: &OwnedFd| {
-                let cut = collect(&[fd.as_fd()]).unwrap();
-                let body: super::super::file::FileBody<SignalfdRecord> = cut.objects[0].section.decode().unwrap();
-                body.record
-            };
+            let of = |fd: &OwnedFd| collect(&[fd.as_fd()]).unwrap().record::<SignalfdRecord>(0);
             assert_eq!(of(&new), of(&old));
             assert_eq!(of(&new).mask, mask & !((1 << 8) | (1 << 18)), "but SIGKILL and SIGSTOP, which nobody can take");
         }

@@ -1,0 +1,231 @@
+//! The options of a socket. Saved is what differs from a new socket of the same sort: what the program has set. What it left alone is
+//! for the machine to decide on which it runs.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::Collector;
+use super::file::Descriptor;
+use super::socket::{self, SocketType};
+use crate::error::{Doing, Error, Result};
+use crate::sys::socket as raw;
+
+/// What a program has set, in the order in which it is to be set again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketOptions {
+    /// Of the table below.
+    pub set: Vec<SocketOption>,
+    /// The program of its packet filter (SO_ATTACH_FILTER).
+    #[serde(with = "serde_bytes")]
+    pub filter: Vec<u8>,
+}
+
+/// One option.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    /// SOL_SOCKET, ...
+    pub level: i32,
+    /// SO_KEEPALIVE, ...
+    pub name: i32,
+    /// As getsockopt gives it and setsockopt takes it.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+}
+
+/// An option that can be read and set: level, number, name.
+type Known = (i32, i32, &'static str);
+
+macro_rules! options {
+    ($($level:ident: $($name:ident)*;)*) => { &[$($((libc::$level, libc::$name, stringify!($name)),)*)*] };
+}
+
+/// Those for which libc has a name.
+const KNOWN: &[Known] = options! {
+    SOL_SOCKET: SO_REUSEADDR SO_REUSEPORT SO_BINDTODEVICE SO_MARK SO_KEEPALIVE SO_BROADCAST SO_LINGER SO_OOBINLINE SO_PRIORITY
+        SO_RCVLOWAT SO_RCVTIMEO SO_SNDTIMEO SO_TIMESTAMP SO_TIMESTAMPNS SO_TIMESTAMPING SO_DONTROUTE SO_PASSCRED SO_PASSSEC
+        SO_PASSPIDFD SO_BUSY_POLL SO_INCOMING_CPU SO_RXQ_OVFL SO_NOFCS SO_SELECT_ERR_QUEUE SO_MAX_PACING_RATE SO_ZEROCOPY
+        SO_PREFER_BUSY_POLL SO_BUSY_POLL_BUDGET SO_PEEK_OFF SO_TXTIME;
+    SOL_IP: IP_TOS IP_TTL IP_MTU_DISCOVER IP_RECVERR IP_PKTINFO IP_RECVTTL IP_RECVTOS IP_FREEBIND IP_TRANSPARENT IP_MINTTL
+        IP_NODEFRAG IP_BIND_ADDRESS_NO_PORT IP_RECVORIGDSTADDR IP_RECVOPTS IP_RETOPTS IP_OPTIONS IP_MULTICAST_TTL IP_MULTICAST_LOOP
+        IP_MULTICAST_ALL IP_UNICAST_IF IP_PASSSEC;
+    SOL_IPV6: IPV6_V6ONLY IPV6_UNICAST_HOPS IPV6_MULTICAST_HOPS IPV6_MULTICAST_LOOP IPV6_MULTICAST_IF IPV6_MULTICAST_ALL
+        IPV6_MTU_DISCOVER IPV6_RECVERR IPV6_RECVPKTINFO IPV6_RECVHOPLIMIT IPV6_RECVTCLASS IPV6_TCLASS IPV6_DONTFRAG
+        IPV6_TRANSPARENT IPV6_FREEBIND IPV6_MINHOPCOUNT IPV6_UNICAST_IF IPV6_ADDR_PREFERENCES IPV6_AUTOFLOWLABEL
+        IPV6_RECVORIGDSTADDR;
+    SOL_TCP: TCP_CONGESTION TCP_NODELAY TCP_MAXSEG TCP_CORK TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_SYNCNT TCP_LINGER2
+        TCP_DEFER_ACCEPT TCP_WINDOW_CLAMP TCP_USER_TIMEOUT TCP_THIN_LINEAR_TIMEOUTS TCP_FASTOPEN TCP_NOTSENT_LOWAT TCP_SAVE_SYN
+        TCP_FASTOPEN_CONNECT TCP_FASTOPEN_NO_COOKIE TCP_INQ;
+    SOL_UDP: UDP_CORK UDP_SEGMENT UDP_GRO UDP_NO_CHECK6_TX UDP_NO_CHECK6_RX;
+    SOL_NETLINK: NETLINK_PKTINFO NETLINK_BROADCAST_ERROR NETLINK_NO_ENOBUFS NETLINK_LISTEN_ALL_NSID NETLINK_CAP_ACK NETLINK_EXT_ACK
+        NETLINK_GET_STRICT_CHK;
+};
+
+/// No option of the table is longer (IFNAMSIZ, TCP_CA_NAME_MAX, the 40 bytes of IP options).
+const VALUE_MAX: usize = 64;
+/// In an image, at most so many.
+const COUNT_MAX: usize = 256;
+
+/// Bits of SO_BUF_LOCK: this buffer has the size that the program has set, and does not grow by itself.
+const SNDBUF_LOCK: i32 = 1;
+const RCVBUF_LOCK: i32 = 2;
+
+fn read(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<Option<Vec<u8>>> {
+    match raw::option(fd, level, name, VALUE_MAX) {
+        Ok(value) => Ok(Some(value)),
+        // Not one of this sort of socket, or of this kernel, or of this state of the socket.
+        Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTCONN => Ok(None),
+            errno => Err(errno).doing(|| format!("cannot read socket option {level}:{name}")),
+        },
+    }
+}
+
+impl SocketOptions {
+    /// What differs from a new socket of the same sort.
+    pub fn collect(cx: &Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<SocketOptions> {
+        let fresh = kind.create()?;
+        let mut options = SocketOptions::default();
+        let mut add = |level, name, value: Vec<u8>| options.set.push(SocketOption { level, name, value });
+        for &(level, name, _) in KNOWN {
+            let (now, usual) = (read(d.own, level, name)?, read(fresh.as_fd(), level, name)?);
+            if let Some(value) = now.filter(|value| Some(value) != usual.as_ref()) {
+                add(level, name, value);
+            }
+        }
+        let locks = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();
+        for (name, lock) in [(libc::SO_SNDBUF, SNDBUF_LOCK), (libc::SO_RCVBUF, RCVBUF_LOCK)] {
+            let size = |fd| raw::int_option(fd, libc::SOL_SOCKET, name).doing(|| socket::looking(d));
+            let size_now = size(d.own)?;
+            // Before Linux 5.14: whoever has another size than usual has probably asked for it.
+            let chosen = locks.map_or(size_now != size(fresh.as_fd())?, |locks| locks & lock != 0);
+            if chosen {
+                add(libc::SOL_SOCKET, name, size_now.to_ne_bytes().to_vec());
+            }
+        }
+        options.filter = match raw::filter(d.own) {
+            Ok(program) => program,
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+                return cx.refuse(
+                    d.pid,
+                    socket::name(d),
+                    "has an eBPF program attached, which the kernel does not hand out",
+                    "let the program detach it (SO_DETACH_FILTER)",
+                );
+            }
+            Err(error) => return Err(error).doing(|| socket::looking(d)),
+        };
+        Ok(options)
+    }
+
+    /// Sets the options of a new socket, before it is bound or connected.
+    pub fn restore(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if self.set.len() > COUNT_MAX || self.set.iter().any(|option| option.value.len() > VALUE_MAX) {
+            return Err(Error::Restart("the image holds impossible socket options".to_owned()));
+        }
+        for option in &self.set {
+            let SocketOption { level, name, value } = option;
+            let doing = || format!("cannot set the socket option {}", describe(*level, *name));
+            match (*level, *name) {
+                (libc::SOL_SOCKET, libc::SO_SNDBUF) => {
+                    set_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, value).doing(doing)?
+                }
+                (libc::SOL_SOCKET, libc::SO_RCVBUF) => {
+                    set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, value).doing(doing)?
+                }
+                _ => raw::set_option(fd, *level, *name, value).doing(doing)?,
+            }
+        }
+        if !self.filter.is_empty() {
+            raw::set_filter(fd, &self.filter).doing(|| "cannot give a socket its packet filter")?;
+        }
+        Ok(())
+    }
+
+    /// Was this int option set, and not to 0?
+    pub fn is_set(&self, level: i32, name: i32) -> bool {
+        self.set.iter().any(|o| o.level == level && o.name == name && o.value.iter().any(|&b| b != 0))
+    }
+}
+
+fn describe(level: i32, name: i32) -> String {
+    let known = KNOWN.iter().find(|known| (known.0, known.1) == (level, name));
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) => "SO_SNDBUF".to_owned(),
+        (libc::SOL_SOCKET, libc::SO_RCVBUF) => "SO_RCVBUF".to_owned(),
+        _ => known.map_or_else(|| format!("{name} of level {level}"), |known| known.2.to_owned()),
+    }
+}
+
+/// The kernel doubles what it is told, for its own needs. Beyond the limit of the machine only root may go.
+fn set_buffer(fd: BorrowedFd<'_>, force: i32, plain: i32, value: &[u8]) -> std::io::Result<()> {
+    let bytes = value.try_into().map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL))?;
+    let half = i32::from_ne_bytes(bytes) / 2;
+    match raw::set_int_option(fd, libc::SOL_SOCKET, force, half) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => raw::set_int_option(fd, libc::SOL_SOCKET, plain, half),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::collector::CollectOptions;
+    use super::super::fd_trial;
+    use super::*;
+
+    fn tcp() -> SocketType {
+        SocketType { domain: libc::AF_INET, kind: libc::SOCK_STREAM, protocol: libc::IPPROTO_TCP }
+    }
+
+    fn collect(fd: BorrowedFd<'_>, kind: SocketType) -> SocketOptions {
+        let options = CollectOptions::default();
+        let cx = Collector::new(&options, vec![fd_trial::this_process()]);
+        fd_trial::with_descriptor(fd, |d| SocketOptions::collect(&cx, d, kind)).unwrap()
+    }
+
+    #[test]
+    fn only_what_was_set_and_all_of_it() {
+        let old = tcp().create().unwrap();
+        assert_eq!(collect(old.as_fd(), tcp()), SocketOptions::default());
+        let set = |level, name, value| raw::set_int_option(old.as_fd(), level, name, value).unwrap();
+        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        set(libc::SOL_SOCKET, libc::SO_RCVBUF, 30000);
+        set(libc::SOL_TCP, libc::TCP_NODELAY, 1);
+        set(libc::SOL_TCP, libc::TCP_KEEPIDLE, 77);
+        set(libc::SOL_IP, libc::IP_TOS, 0x10);
+        raw::set_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"lo\0").unwrap();
+        raw::set_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, bytemuck::bytes_of(&[3i64, 250_000])).unwrap();
+        raw::set_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, bytemuck::bytes_of(&[1i32, 9])).unwrap();
+        raw::set_filter(old.as_fd(), bytemuck::bytes_of(&[0x0000_ffff_0000_0006_u64])).unwrap();
+        let options = collect(old.as_fd(), tcp());
+        let new = tcp().create().unwrap();
+        options.restore(new.as_fd()).unwrap();
+        assert_eq!(collect(new.as_fd(), tcp()), options);
+        let names: Vec<_> = options.set.iter().map(|o| describe(o.level, o.name)).collect();
+        for name in
+            ["SO_KEEPALIVE", "SO_RCVBUF", "TCP_NODELAY", "TCP_KEEPIDLE", "IP_TOS", "SO_BINDTODEVICE", "SO_RCVTIMEO", "SO_LINGER"]
+        {
+            assert!(names.contains(&name.to_owned()), "{name} in {names:?}");
+        }
+        assert_eq!(options.filter.len(), 8);
+        assert!(options.is_set(libc::SOL_TCP, libc::TCP_NODELAY) && !options.is_set(libc::SOL_TCP, libc::TCP_CORK));
+    }
+
+    #[test]
+    fn hostile_records_are_errors() {
+        let option = |len: usize| SocketOption { level: 1, name: 2, value: vec![0; len] };
+        for set in [
+            vec![option(1000)],
+            vec![option(4); 1000],
+            vec![option(1)],
+            vec![SocketOption { level: -1, name: -1, value: vec![] }],
+        ] {
+            let options = SocketOptions { set, filter: Vec::new() };
+            assert!(options.restore(tcp().create().unwrap().as_fd()).is_err());
+        }
+        let filter = vec![0xff; 8 * 70_000];
+        assert!(SocketOptions { set: Vec::new(), filter }.restore(tcp().create().unwrap().as_fd()).is_err());
+    }
+}

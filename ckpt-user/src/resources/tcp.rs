@@ -1,0 +1,314 @@
+//! TCP (and MPTCP) sockets: those that listen, and those that are not connected, bound or not.
+//!
+//! A connection lives on two machines, and an image holds one of its ends. It is refused by name, or (`--tcp-close`) comes back as a
+//! connection that the other end has closed: reads find the end of the stream, writes EPIPE, poll a hang-up.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::PollFlags;
+use serde::{Deserialize, Serialize};
+
+use super::file::{Descriptor, FileKind, OpenFile};
+use super::socket::{self, SocketType};
+use super::socket_options::SocketOptions;
+use super::{Collector, Restorer};
+use crate::error::{Doing, Error, Result};
+use crate::sys::{queue, socket as raw};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tcp;
+
+/// The state of a TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpRecord {
+    /// IPv4 or IPv6, TCP or MPTCP.
+    pub socket: SocketType,
+    /// What it was doing.
+    pub state: TcpState,
+    /// The address it is bound to, as the kernel's bytes. Empty: none.
+    #[serde(with = "serde_bytes")]
+    pub local: Vec<u8>,
+    /// What the program has set.
+    #[serde(default)]
+    pub options: SocketOptions,
+}
+
+/// What a TCP socket was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TcpState {
+    /// Nothing yet.
+    Unconnected,
+    /// It listens, with this many connections waiting at most.
+    Listening {
+        /// As listen(2) took it.
+        backlog: u32,
+    },
+    /// It was connected, or tried to be.
+    Closed,
+}
+
+// TCP states of the kernel (include/net/tcp_states.h).
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+
+const STATE_NAMES: [&str; 14] = [
+    "?",
+    "established",
+    "connecting (SYN_SENT)",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "closed",
+    "half closed (CLOSE_WAIT)",
+    "LAST_ACK",
+    "listening",
+    "CLOSING",
+    "NEW_SYN_RECV",
+    "BOUND_INACTIVE",
+];
+
+/// Where struct tcp_info has tcpi_unacked and tcpi_sacked: of a listening socket, connections that wait to be accepted, and how many may.
+const INFO_UNACKED: usize = 24;
+const INFO_SACKED: usize = 28;
+const INFO_LEN: usize = 32;
+
+struct Info {
+    state: u8,
+    waiting: u32,
+    backlog: u32,
+}
+
+fn info(d: &Descriptor<'_>) -> Result<Info> {
+    let bytes = raw::option(d.own, libc::SOL_TCP, libc::TCP_INFO, INFO_LEN).doing(|| socket::looking(d))?;
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+    match (bytes.first(), word(INFO_UNACKED), word(INFO_SACKED)) {
+        (Some(&state), Some(waiting), Some(backlog)) => Ok(Info { state, waiting, backlog }),
+        _ => Err(Error::Unexpected(format!("TCP_INFO of descriptor {} of pid {} has {} bytes", d.fd, d.pid, bytes.len()))),
+    }
+}
+
+impl FileKind for Tcp {
+    const KIND: &'static str = "tcp";
+    type Record = TcpRecord;
+
+    fn matches(d: &Descriptor<'_>) -> bool {
+        let tcp = [libc::IPPROTO_TCP, libc::IPPROTO_MPTCP];
+        SocketType::of(d).is_some_and(|s| s.is_inet() && s.kind == libc::SOCK_STREAM && tcp.contains(&s.protocol))
+    }
+
+    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpRecord> {
+        let socket =
+            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        socket::check_namespace(cx, d, socket)?;
+        let info = info(d)?;
+        let state = match info.state {
+            LISTEN => {
+                if info.waiting > 0 && !cx.options.tcp_close {
+                    return cx.refuse(
+                        d.pid,
+                        socket::name(d),
+                        format!("has {} connections that the program has not accepted yet", info.waiting),
+                        "try again, or use --tcp-close, which closes them",
+                    );
+                }
+                TcpState::Listening { backlog: info.backlog }
+            }
+            CLOSE => unconnected(cx, d)?,
+            _ if cx.options.tcp_close => TcpState::Closed,
+            state => return refuse_connection(cx, d, STATE_NAMES.get(usize::from(state)).copied().unwrap_or("?")),
+        };
+        let local = raw::local_address(d.own).doing(|| socket::looking(d))?;
+        let local = if state == TcpState::Closed || socket::is_unbound(&local) { Vec::new() } else { local };
+        let mut options = SocketOptions::collect(cx, d, socket)?;
+        if state == TcpState::Closed {
+            // Of what was once a connection, these tell what the two ends agreed on.
+            options.set.retain(|o| o.level != libc::SOL_TCP || (o.name != libc::TCP_MAXSEG && o.name != libc::TCP_WINDOW_CLAMP));
+        }
+        Ok(TcpRecord { socket, state, local, options })
+    }
+
+    fn restore(_cx: &mut Restorer<'_>, _common: &OpenFile, record: &TcpRecord) -> Result<OwnedFd> {
+        if !record.socket.is_inet() || record.socket.kind != libc::SOCK_STREAM {
+            return Err(Error::Restart(format!("the image holds {} as a TCP socket", record.socket)));
+        }
+        let fd = record.socket.create()?;
+        record.options.restore(fd.as_fd())?;
+        if !record.local.is_empty() {
+            bind(fd.as_fd(), record)?;
+        }
+        if record.state == TcpState::Closed {
+            // It says that the socket is not connected, and shuts it down all the same.
+            match raw::shut_down(fd.as_fd(), libc::SHUT_RDWR) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
+                other => other.doing(|| "cannot shut a socket down")?,
+            }
+        }
+        Ok(fd)
+    }
+
+    /// Listens: late, so that nobody can connect to a program that may yet fail to restart.
+    fn finish(_cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
+        let TcpState::Listening { backlog } = record.state else { return Ok(()) };
+        let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+        raw::listen(fd, backlog).map_err(|error| socket::cannot_bind(&record.local, error))
+    }
+}
+
+/// A socket in state CLOSE: new, or what is left of a connection.
+fn unconnected(cx: &Collector<'_>, d: &Descriptor<'_>) -> Result<TcpState> {
+    // Only what was connected once is at the end of its stream.
+    let over = queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN);
+    if !over {
+        return Ok(TcpState::Unconnected);
+    }
+    if !cx.options.tcp_close && queue::readable(d.own).doing(|| socket::looking(d))? > 0 {
+        return refuse_connection(cx, d, "closed, with data that the program has not read yet");
+    }
+    Ok(TcpState::Closed)
+}
+
+fn refuse_connection<T>(cx: &Collector<'_>, d: &Descriptor<'_>, state: &str) -> Result<T> {
+    let address = |bytes: std::io::Result<Vec<u8>>| bytes.map_or("?".to_owned(), |bytes| socket::describe(&bytes));
+    let (local, peer) = (address(raw::local_address(d.own)), address(raw::peer_address(d.own)));
+    cx.refuse(
+        d.pid,
+        socket::name(d),
+        format!("is a TCP connection from {local} to {peer} ({state})"),
+        "use --tcp-close, which saves connections as closed ones, or let the program close it",
+    )
+}
+
+/// Connections of the program's earlier life may linger on its port; that must not keep it from coming back.
+fn bind(fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
+    let reuse = |on| raw::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on).doing(|| "cannot set SO_REUSEADDR");
+    reuse(1)?;
+    raw::bind(fd, &record.local).map_err(|error| socket::cannot_bind(&record.local, error))?;
+    reuse(i32::from(record.options.is_set(libc::SOL_SOCKET, libc::SO_REUSEADDR)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    use super::super::collector::CollectOptions;
+    use super::super::fd_trial::{collect, collect_with, flags, this_process, wait_for};
+    use super::*;
+
+    fn collect_closing(fds: &[BorrowedFd<'_>]) -> super::super::fd_trial::Cut {
+        let fds: Vec<i32> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+        collect_with(&CollectOptions { tcp_close: true, ..CollectOptions::default() }, this_process(), &fds).unwrap()
+    }
+
+    #[test]
+    fn listening_sockets() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let old = TcpListener::bind(address.parse::<SocketAddr>().unwrap()).unwrap();
+            old.set_nonblocking(true).unwrap();
+            raw::listen(old.as_fd(), 37).unwrap();
+            let address = old.local_addr().unwrap();
+            let cut = collect(&[old.as_fd()]).unwrap();
+            let busy = cut.restore().unwrap_err().to_string();
+            assert!(busy.contains("another program") && busy.contains(&address.to_string()), "{busy}");
+            let status = flags(&old);
+            drop(old);
+            // The other end of an accepted connection keeps the port busy for a while; that is no hindrance.
+            let new = cut.restore().unwrap().remove(0);
+            assert_eq!(flags(&new), status);
+            let again = collect(&[new.as_fd()]).unwrap();
+            assert_eq!(again.record::<TcpRecord>(0), cut.record(0));
+            let new = TcpListener::from(new);
+            let mut client = TcpStream::connect(address).unwrap();
+            wait_for(&new, PollFlags::POLLIN);
+            let refused = collect(&[new.as_fd()]).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.contains("not accepted"), "{refused}");
+            new.set_nonblocking(false).unwrap();
+            new.accept().unwrap().0.write_all(b"hello").unwrap();
+            let mut text = String::new();
+            client.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello");
+            drop((client, new));
+            cut.restore().unwrap();
+        }
+    }
+
+    #[test]
+    fn multipath() {
+        let old = raw::create(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+        let mut address = raw::local_address(old.as_fd()).unwrap();
+        address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+        raw::bind(old.as_fd(), &address).unwrap();
+        raw::listen(old.as_fd(), 5).unwrap();
+        let cut = collect(&[old.as_fd()]).unwrap();
+        drop(old);
+        let new = cut.restore().unwrap().remove(0);
+        assert_eq!(collect(&[new.as_fd()]).unwrap().record::<TcpRecord>(0), cut.record(0));
+    }
+
+    #[test]
+    fn bound_or_not() {
+        let fresh = raw::create(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
+        raw::set_int_option(fresh.as_fd(), libc::SOL_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
+        let bound = raw::create(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        raw::bind(bound.as_fd(), &raw::local_address(bound.as_fd()).unwrap()).unwrap();
+        let address = raw::local_address(bound.as_fd()).unwrap();
+        assert_ne!(address[2..4], [0, 0]);
+        let cut = collect(&[fresh.as_fd(), bound.as_fd()]).unwrap();
+        drop((fresh, bound));
+        let new = cut.restore().unwrap();
+        assert!(socket::is_unbound(&raw::local_address(new[0].as_fd()).unwrap()));
+        assert_eq!(raw::local_address(new[1].as_fd()).unwrap(), address);
+        assert_eq!(raw::int_option(new[0].as_fd(), libc::SOL_IPV6, libc::IPV6_V6ONLY).unwrap(), 1);
+        assert_eq!(raw::int_option(new[1].as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), 0);
+    }
+
+    #[test]
+    fn connections() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let (accepted, _) = server.accept().unwrap();
+        client.set_nodelay(true).unwrap();
+        let refused = collect(&[client.as_fd()]).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("--tcp-close") && refused.contains(&server.local_addr().unwrap().to_string()), "{refused}");
+        let new = collect_closing(&[client.as_fd()]).restore().unwrap().remove(0);
+        wait_for(&new, PollFlags::POLLIN | PollFlags::POLLHUP);
+        let mut new = TcpStream::from(new);
+        assert!(new.nodelay().unwrap());
+        assert_eq!(new.read(&mut [0; 10]).unwrap(), 0);
+        assert_eq!(new.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        drop((client, accepted));
+    }
+
+    #[test]
+    fn what_is_left_of_a_connection() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let (accepted, _) = server.accept().unwrap();
+        drop(accepted);
+        wait_for(&client, PollFlags::POLLIN);
+        client.shutdown(std::net::Shutdown::Both).unwrap();
+        wait_for(&client, PollFlags::POLLHUP);
+        let mut new = TcpStream::from(collect(&[client.as_fd()]).unwrap().restore().unwrap().remove(0));
+        assert_eq!(new.read(&mut [0; 10]).unwrap(), 0);
+    }
+
+    #[test]
+    fn hostile_records_are_errors() {
+        let old = TcpListener::bind("127.0.0.1:0").unwrap();
+        let changes: [fn(&mut TcpRecord); 5] = [
+            |record| record.local = vec![0; 1000],
+            |record| record.local = vec![1],
+            |record| record.socket.domain = libc::AF_UNIX,
+            |record| record.socket.kind = libc::SOCK_RAW,
+            |record| record.socket.protocol = -1,
+        ];
+        for change in changes {
+            let mut cut = collect(&[old.as_fd()]).unwrap();
+            cut.edit(0, change);
+            assert!(cut.restore().is_err());
+        }
+    }
+}
