@@ -215,7 +215,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| probe::time_namespace().map(yes),
         since: "Linux 5.6 with CONFIG_TIME_NS",
         right: "CAP_SYS_ADMIN",
-        lost: "CLOCK_MONOTONIC that goes on where it was after a reboot or on another machine",
+        lost: "CLOCK_MONOTONIC that goes on where it was after a reboot or on another machine (a later version sees to it)",
     },
     Row {
         name: "userfaultfd: asynchronous write protection",
