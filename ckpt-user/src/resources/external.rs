@@ -56,7 +56,8 @@ fn terminal(t: &Termios) -> Terminal {
 
 /// Takes the descriptor that the caller of the restart gave for it.
 pub fn restore(cx: &Restorer<'_>, common: &OpenFile, record: &ExternalRecord) -> Result<OwnedFd> {
-    let Some(given) = cx.options.inherit.get(&record.fd) else {
+    let ambient = || cx.options.ambient.get(&record.fd).filter(|fd| is_of_class(fd.as_fd(), &record.class));
+    let Some(given) = cx.options.inherit.get(&record.fd).or_else(ambient) else {
         return Err(Error::Restart(format!(
             "descriptor {} was a {} ({}) whose other end is not in the image; give it one with --inherit-fd {}=N",
             record.fd, record.class, common.link, record.fd
@@ -67,6 +68,15 @@ pub fn restore(cx: &Restorer<'_>, common: &OpenFile, record: &ExternalRecord) ->
         set_terminal(fd.as_fd(), saved)?;
     }
     Ok(fd)
+}
+
+fn is_of_class(fd: BorrowedFd<'_>, class: &str) -> bool {
+    let wanted = match class {
+        "terminal" => SFlag::S_IFCHR,
+        "pipe" => SFlag::S_IFIFO,
+        _ => SFlag::S_IFSOCK,
+    };
+    fstat(fd).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == wanted)
 }
 
 /// An open file of its own where that is possible, so that its flags are not those of the caller's shell; regular files must share

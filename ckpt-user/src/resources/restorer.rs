@@ -29,6 +29,8 @@ pub struct RestoreOptions {
     pub files: FilesPolicy,
     /// `--inherit-fd`: descriptor number in the image -> descriptor of ours to use for it.
     pub inherit: HashMap<RawFd, OwnedFd>,
+    /// Other descriptors that ckpt was started with: one that led outside gets its number here, if that is of the same type.
+    pub ambient: HashMap<RawFd, OwnedFd>,
 }
 
 /// See the module.

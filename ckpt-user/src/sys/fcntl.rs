@@ -42,6 +42,13 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(new as RawFd) })
 }
 
+/// FD_CLOEXEC of a descriptor by its number.
+pub fn closes_on_exec(fd: RawFd) -> io::Result<bool> {
+    // SAFETY: only numbers are passed; a number that is no descriptor gives EBADF.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFD) }.into())?;
+    Ok(flags as i32 & libc::FD_CLOEXEC != 0)
+}
+
 /// Sets the file offset.
 pub fn seek_to(fd: BorrowedFd<'_>, pos: i64) -> io::Result<()> {
     // SAFETY: only numbers are passed.

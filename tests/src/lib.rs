@@ -1,0 +1,25 @@
+//! What the integration tests share: running `ckpt` and the programs that it checkpoints, and comparing before with after.
+//!
+//! The tests are in `tests/`, one file per feature; the programs of our own, which check themselves, in `src/bin/`. Nothing here knows
+//! the library behind `ckpt`: the tests see what a user sees, the command line and `/proc`.
+
+pub mod chain;
+pub mod checks;
+pub mod ckpt;
+pub mod job;
+pub mod maps;
+pub mod moments;
+pub mod process;
+pub mod skip;
+pub mod static_program;
+pub mod story;
+pub mod sys;
+pub mod waits;
+
+/// The path of one of the programs in `src/bin/`.
+#[macro_export]
+macro_rules! program {
+    ($name:literal) => {
+        env!(concat!("CARGO_BIN_EXE_", $name))
+    };
+}

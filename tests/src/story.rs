@@ -1,0 +1,56 @@
+//! The story that every real program goes through: run it undisturbed, then checkpoint it at a random moment, kill it, restart it, and
+//! compare the results.
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::ckpt;
+use crate::job::Job;
+use crate::moments::Moments;
+
+/// How often each program is interrupted.
+pub const TIMES: u32 = 3;
+
+/// Fails if the result of an interrupted run differs. `start` starts the program in an empty folder; `result` is asked once it has
+/// ended well.
+pub fn survives<R: PartialEq + Debug>(start: impl Fn(&Path) -> Job, result: impl Fn(&Job) -> R) {
+    let moments = Moments::new();
+    let folder = tempfile::tempdir().expect("no temporary folder");
+    let began = Instant::now();
+    let mut job = start(folder.path());
+    job.succeed();
+    let mut whole = began.elapsed();
+    let expected = result(&job);
+    for n in 0..TIMES {
+        // The moments are spread over the run.
+        let (low, high) = (f64::from(n) / f64::from(TIMES), f64::from(n + 1) / f64::from(TIMES));
+        let found = loop {
+            let folder = tempfile::tempdir().expect("no temporary folder");
+            let job = start(folder.path());
+            if let Some(mut restarted) = interrupt(job, &moments, whole, (low * 0.9, high * 0.9)) {
+                restarted.succeed();
+                break result(&restarted);
+            }
+            // It was faster this time.
+            whole = whole.mul_f64(0.8);
+        };
+        assert!(found == expected, "the result differs: {found:?} instead of {expected:?}");
+    }
+}
+
+/// Checkpoints and kills a job after a random part of `whole`, and restarts it. None if it has ended before.
+fn interrupt(mut job: Job, moments: &Moments, whole: Duration, (low, high): (f64, f64)) -> Option<Job> {
+    let image = job.folder().join("image");
+    moments.let_pass(whole, low, high);
+    let outcome = ckpt::try_checkpoint(job.pid(), &image, &["--after", "kill"]);
+    if !outcome.status.success() && !job.is_alive() {
+        println!("it had ended by then");
+        job.succeed();
+        return None;
+    }
+    let report = outcome.success().json();
+    println!("checkpoint: {report}");
+    job.is_killed();
+    Some(ckpt::restart(&job, &image, &[]))
+}

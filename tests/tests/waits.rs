@@ -1,0 +1,160 @@
+//! S28: system calls that a checkpoint or a restart interrupts go on as if nothing had been.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ckpt_tests::job::Job;
+use ckpt_tests::waits::{TIME, Until, WAITS, Wait};
+use ckpt_tests::{ckpt, needs_root, process, program};
+use nix::sys::signal::Signal;
+use tempfile::{TempDir, tempdir};
+
+/// How late a call may return on a busy machine. Less than what had passed of its time before the checkpoint, so that a call that begins
+/// anew is noticed.
+const LATE: Duration = Duration::from_millis(1000);
+/// How early: clocks are read at different moments.
+const EARLY: Duration = Duration::from_millis(30);
+/// What has passed of the time when the checkpoint is made.
+const BEFORE: Duration = Duration::from_millis(1500);
+/// How long the process does not exist.
+const GAP: Duration = Duration::from_millis(1000);
+
+struct Waiting {
+    wait: &'static Wait,
+    folder: TempDir,
+    job: Job,
+    began: Instant,
+    /// At least and at most how long it did not exist.
+    gap: (Duration, Duration),
+}
+
+fn start(wait: &'static Wait) -> Waiting {
+    let folder = tempdir().unwrap();
+    let mut command = Command::new(program!("waiter"));
+    let job = Job::start(folder.path(), command.arg(wait.name).current_dir(folder.path()));
+    job.wait_for_line("waiting");
+    Waiting { wait, folder, job, began: Instant::now(), gap: Default::default() }
+}
+
+/// All kinds of waits, for as long as `BEFORE`, each in its call.
+fn start_all() -> Vec<Waiting> {
+    let all: Vec<Waiting> = WAITS.iter().map(start).collect();
+    for waiting in &all {
+        // Sleeping is what is under test, so here it is slept, too.
+        thread::sleep(BEFORE.saturating_sub(waiting.began.elapsed()));
+        let text = std::fs::read_to_string(format!("/proc/{}/syscall", waiting.job.pid())).unwrap();
+        let number = text.split(' ').next().unwrap_or_default();
+        assert_eq!(number, waiting.wait.number.to_string(), "{} is in another call: {text}", waiting.wait.name);
+    }
+    all
+}
+
+fn image(folder: &Path) -> std::path::PathBuf {
+    folder.join("image")
+}
+
+/// Wakes those that wait for it, and collects what is wrong with each.
+fn finish(all: Vec<Waiting>) {
+    let mut wrong = Vec::new();
+    for mut waiting in all {
+        if waiting.wait.until == Until::Woken {
+            if waiting.job.output().contains("returned") {
+                wrong.push(format!("{}: returned before it was woken", waiting.wait.name));
+            } else {
+                waiting.job.signal(Signal::SIGUSR1);
+            }
+        }
+        let output = waiting.job.succeed();
+        let last = output.lines().last().unwrap_or_default();
+        let verdict = parse(&output).ok_or(format!("says '{last}'")).and_then(|(result, ran)| judge(&waiting, result, ran));
+        println!("{:26} {last}: {verdict:?}", waiting.wait.name);
+        wrong.extend(verdict.err().map(|why| format!("{}: {why}", waiting.wait.name)));
+    }
+    assert!(wrong.is_empty(), "{} of {} calls:\n{}", wrong.len(), WAITS.len(), wrong.join("\n"));
+}
+
+/// "waiting\nreturned R after N ns\n"
+fn parse(output: &str) -> Option<(i64, Duration)> {
+    let (result, ns) = output.strip_prefix("waiting\nreturned ")?.strip_suffix(" ns\n")?.split_once(" after ")?;
+    Some((result.parse().ok()?, Duration::from_nanos(ns.parse().ok()?)))
+}
+
+fn judge(waiting: &Waiting, result: i64, ran: Duration) -> Result<(), String> {
+    if result != waiting.wait.result {
+        return Err(format!("returned {result} instead of {}", waiting.wait.result));
+    }
+    let (least, most) = match waiting.wait.until {
+        Until::TimeSpent => (TIME + waiting.gap.0, TIME + waiting.gap.1),
+        Until::Moment => (TIME, TIME.max(waiting.began.elapsed().min(BEFORE + waiting.gap.1))),
+        Until::Woken => return Ok(()),
+    };
+    if ran < least - EARLY || ran > most + LATE {
+        return Err(format!("took {ran:?} instead of {least:?} to {most:?}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn s28_a_checkpoint_is_not_noticed() {
+    needs_root!();
+    let all = start_all();
+    for waiting in &all {
+        ckpt::checkpoint(waiting.job.pid(), &image(waiting.folder.path()), &[]);
+    }
+    finish(all);
+}
+
+#[test]
+fn s28_several_checkpoints_are_not_noticed() {
+    needs_root!();
+    let all = start_all();
+    for _ in 0..3 {
+        for waiting in &all {
+            ckpt::checkpoint(waiting.job.pid(), &image(waiting.folder.path()), &[]);
+        }
+    }
+    finish(all);
+}
+
+#[test]
+fn s28_a_restart_goes_on_with_what_was_left() {
+    needs_root!();
+    let mut all = start_all();
+    let mut killed = Vec::new();
+    for waiting in &mut all {
+        let before = Instant::now();
+        ckpt::checkpoint_and_kill(&mut waiting.job, &image(waiting.folder.path()), &[]);
+        killed.push((before, Instant::now()));
+    }
+    for (waiting, (before, after)) in all.iter_mut().zip(killed) {
+        thread::sleep(GAP.saturating_sub(after.elapsed()));
+        let least = after.elapsed();
+        waiting.job = ckpt::restart(&waiting.job, &image(waiting.folder.path()), &[]);
+        waiting.gap = (least, before.elapsed());
+    }
+    finish(all);
+}
+
+/// Saved again before it has run on, a call still knows what was left.
+#[test]
+fn s28_a_second_checkpoint_right_after_the_restart() {
+    needs_root!();
+    let mut all: Vec<Waiting> = start_all();
+    for waiting in &mut all {
+        let image = image(waiting.folder.path());
+        let before = Instant::now();
+        ckpt::checkpoint_and_kill(&mut waiting.job, &image, &[]);
+        let killed = Instant::now();
+        waiting.job = ckpt::restart(&waiting.job, &image, &["--frozen"]);
+        assert_eq!(process::states(waiting.job.pid()).trim_matches('T'), "", "it is not stopped");
+        let second = image.with_extension("second");
+        ckpt::checkpoint_and_kill(&mut waiting.job, &second, &[]);
+        waiting.job = ckpt::restart(&waiting.job, &second, &["--frozen"]);
+        let least = killed.elapsed();
+        waiting.job.signal(Signal::SIGCONT);
+        waiting.gap = (least, before.elapsed());
+    }
+    finish(all);
+}
