@@ -214,7 +214,7 @@ mod tests {
             assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o640);
             let mut buf = [0; 100];
             assert_eq!(read(&reader, &mut buf), Ok(7));
-            write(&place.open(false, true), b"by name").unwrap();
+            write(place.open(false, true), b"by name").unwrap();
             assert_eq!(read(&reader, &mut buf), Ok(7));
             assert_eq!(&buf[..7], b"by name");
             drop(writer);

@@ -53,15 +53,15 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 /// The memberships of a socket of this domain.
 pub fn collect(fd: BorrowedFd<'_>, domain: i32) -> Result<Vec<Membership>> {
-    let (path, parse): (_, fn(&str) -> Vec<(u32, Vec<u8>)>) =
-        if domain == libc::AF_INET6 { ("/proc/net/igmp6", groups6) } else { ("/proc/net/igmp", groups4) };
+    let path = if domain == libc::AF_INET6 { "/proc/net/igmp6" } else { "/proc/net/igmp" };
     let text = match fs::read_to_string(path) {
         // A kernel without multicast.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.doing(|| format!("cannot read {path}"))?,
     };
     let mut memberships = Vec::new();
-    for (interface, group) in parse(&text) {
+    let groups = if domain == libc::AF_INET6 { groups6(&text) } else { groups4(&text) };
+    for (interface, group) in groups {
         let mut filter = question(interface, &group);
         match raw::option_into(fd, level(domain), MCAST_MSFILTER, &mut filter) {
             Ok(_) => {

@@ -157,3 +157,40 @@ pub fn unix_file(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument and returns a new descriptor.
     owned(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE) })
 }
+
+/// What one call of recvmsg gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Bytes put into the buffer.
+    pub len: usize,
+    /// MSG_TRUNC: the message is longer. MSG_CTRUNC: descriptors, credentials or the like came with it.
+    pub flags: i32,
+}
+
+/// recvmsg without room for anything but data; also tells the sender's address.
+pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<(Received, Vec<u8>)> {
+    let mut storage = [0u64; ADDRESS_MAX / 8];
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: zero is a valid msghdr; every pointer put into it outlives the call and has room for as much as is said.
+    let (len, message) = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_name = storage.as_mut_ptr().cast();
+        message.msg_namelen = ADDRESS_MAX as libc::socklen_t;
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        (libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags), message)
+    };
+    if len < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut address = bytemuck::cast_slice(&storage).to_vec();
+    address.truncate(message.msg_namelen as usize);
+    Ok((Received { len: len as usize, flags: message.msg_flags }, address))
+}
+
+/// Sends all of one message, or (stream) some of it, without waiting.
+pub fn send_now(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: the buffer outlives the call.
+    let n = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+}

@@ -1,0 +1,243 @@
+//! Unix sockets: pairs and connections within the cut, listening ones, datagram sockets, and those that are nothing yet.
+//!
+//! A connection to a program outside of the cut is refused by name, unless it is standard input, output or error: those are taken from
+//! whoever runs the restart.
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::collector::ObjectKey;
+use super::external::{self, ExternalRecord};
+use super::file::{Descriptor, FileKind, OpenFile};
+use super::holders::{self, Holder, Holders};
+use super::socket::{self, SocketType};
+use super::socket_options::SocketOptions;
+use super::unix_name::UnixName;
+use super::unix_pair::{self, UnixPair, shut_down};
+use super::unix_queue::{self, Message};
+use super::{Collector, Restorer};
+use crate::error::{Doing, Error, Result};
+use crate::ids::ObjRef;
+use crate::image::model::Section;
+use crate::sys::socket as raw;
+use crate::sys::unix_diag::{UnixDiag, UnixSocket};
+use crate::tracee::batch::Batch;
+use crate::tracee::remote::RemoteTask;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Unix;
+
+/// The state of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnixRecord {
+    /// One end of a pair.
+    Paired(Paired),
+    /// A socket of its own.
+    Alone(Box<Alone>),
+    /// Connected to a program outside of the cut.
+    Outside(ExternalRecord),
+}
+
+/// One end of a pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paired {
+    /// The pair, an object of kind "unix-pair".
+    pub pair: ObjRef,
+    /// Which end: 0 or 1.
+    pub end: u8,
+    /// What the program has set.
+    #[serde(default)]
+    pub options: SocketOptions,
+}
+
+/// A socket that is not connected, or (datagrams) only in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alone {
+    /// What sort of socket it is.
+    pub socket: SocketType,
+    /// What it is bound to.
+    #[serde(default)]
+    pub name: Option<UnixName>,
+    /// It listens, with this many connections waiting at most.
+    #[serde(default)]
+    pub backlog: Option<u32>,
+    /// The address that it is connected to. Empty: none.
+    #[serde(default, with = "serde_bytes")]
+    pub peer: Vec<u8>,
+    /// What waits to be received.
+    #[serde(default)]
+    pub queue: Vec<Message>,
+    /// 1: receives nothing more; 2: sends nothing more.
+    #[serde(default)]
+    pub shutdown: u8,
+    /// What the program has set.
+    #[serde(default)]
+    pub options: SocketOptions,
+}
+
+/// The length of an address without a name.
+const UNNAMED: usize = 2;
+
+impl FileKind for Unix {
+    const KIND: &'static str = "unix";
+    type Record = UnixRecord;
+
+    fn matches(d: &Descriptor<'_>) -> bool {
+        SocketType::of(d).is_some_and(|s| s.domain == libc::AF_UNIX)
+    }
+
+    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<UnixRecord> {
+        let socket =
+            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        socket::check_namespace(cx, d, socket)?;
+        let diag = diag(cx)?;
+        let seen = look(&diag, d, d.stat.st_ino)?;
+        let connected = socket.kind != libc::SOCK_DGRAM;
+        match seen.peer {
+            None => alone(cx, d, socket, seen, Vec::new()),
+            Some(0) if connected && seen.shutdown != 3 => cx.refuse(
+                d.pid,
+                socket::name(d),
+                "is a connection that the other program has not accepted yet",
+                "try again at a quieter moment",
+            ),
+            Some(0) => paired(cx, d, socket, None),
+            Some(peer) => {
+                let all = Holders::of(cx)?;
+                let mutual = connected || peer_of(&diag, d, peer)? == Some(d.stat.st_ino as u32);
+                match all.get(d.stat.st_dev, peer.into()).first() {
+                    Some(holder) if mutual => paired(cx, d, socket, Some((*holder, peer))),
+                    _ => one_way(cx, d, socket, seen, mutual),
+                }
+            }
+        }
+    }
+
+    fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &UnixRecord) -> Result<OwnedFd> {
+        match record {
+            UnixRecord::Outside(record) => external::restore(cx, common, record),
+            UnixRecord::Paired(paired) => {
+                let made = cx.shared(paired.pair, |cx| cx.record::<UnixPair>(paired.pair, unix_pair::KIND)?.make())?;
+                let fd = made.get_mut(usize::from(paired.end)).and_then(Option::take);
+                let fd = fd.ok_or_else(|| Error::Restart(format!("the image uses an end of the pair {} twice", paired.pair)))?;
+                paired.options.restore(fd.as_fd())?;
+                Ok(fd)
+            }
+            UnixRecord::Alone(alone) => restore_alone(cx, alone),
+        }
+    }
+
+    /// Listens and connects as the task itself: whoever connects to it asks with SO_PEERCRED who it is.
+    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &UnixRecord) -> Result<()> {
+        let UnixRecord::Alone(alone) = record else { return Ok(()) };
+        if let Some(backlog) = alone.backlog {
+            task.call("cannot listen on a unix socket again", libc::SYS_listen, [fd.into(), backlog.into()])?;
+        }
+        if !alone.peer.is_empty() {
+            let mut batch = Batch::new();
+            let address = batch.bytes(&alone.peer);
+            let call = batch.call(libc::SYS_connect, [fd.into(), address.into(), alone.peer.len().into()]);
+            task.run(batch)?
+                .ret(call)
+                .doing(|| format!("cannot connect a unix socket to {} again", socket::describe(&alone.peer)))?;
+        }
+        Ok(())
+    }
+}
+
+fn diag(cx: &mut Collector<'_>) -> Result<Arc<UnixDiag>> {
+    cx.fact(|_| UnixDiag::open().doing(|| "cannot ask the kernel about unix sockets (NETLINK_SOCK_DIAG)"))
+}
+
+fn look(diag: &UnixDiag, d: &Descriptor<'_>, inode: u64) -> Result<UnixSocket> {
+    diag.look(inode as u32).doing(|| format!("{} (is the kernel's unix_diag module there?)", socket::looking(d)))
+}
+
+/// The peer of a peer.
+fn peer_of(diag: &UnixDiag, d: &Descriptor<'_>, inode: u32) -> Result<Option<u32>> {
+    match diag.look(inode) {
+        Ok(seen) => Ok(seen.peer),
+        // It lives in another network namespace.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error).doing(|| socket::looking(d)),
+    }
+}
+
+/// An end of a pair, whose other end `other` (holder and inode) is in the cut too, or was closed.
+fn paired(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, other: Option<(Holder, u32)>) -> Result<UnixRecord> {
+    let inode = d.stat.st_ino as u32;
+    let own = (Holder { pid: d.pid, fd: d.fd, flags: d.info.flags }, inode);
+    let options = SocketOptions::collect(cx, d, socket)?;
+    let end = u8::from(other.is_some_and(|(_, peer)| peer < inode));
+    let ends = if end == 0 { [Some(own), other] } else { [other, Some(own)] };
+    let inodes = ends.map(|end| end.map_or(0, |(_, inode)| u64::from(inode)));
+    let diag = diag(cx)?;
+    let pair = cx.intern(ObjectKey::Inode(unix_pair::KIND, inodes[0], inodes[1]), |cx, _| {
+        Ok(Section::encode(unix_pair::KIND, &UnixPair::collect(cx, socket, ends, &diag)?)?)
+    })?;
+    Ok(UnixRecord::Paired(Paired { pair, end, options }))
+}
+
+/// Connected to a socket that is not connected to this one, or that is outside.
+fn one_way(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: UnixSocket, mutual: bool) -> Result<UnixRecord> {
+    let peer = raw::peer_address(d.own).doing(|| socket::looking(d))?;
+    if !mutual && peer.len() > UNNAMED {
+        return alone(cx, d, socket, seen, peer);
+    }
+    if (0..=2).contains(&d.fd) {
+        return Ok(UnixRecord::Outside(holders::outside(cx, d, "socket")?));
+    }
+    let name = if peer.len() > UNNAMED { format!(" ({})", socket::describe(&peer)) } else { String::new() };
+    cx.refuse(
+        d.pid,
+        socket::name(d),
+        format!("is connected to a program that is not being checkpointed{name}"),
+        "checkpoint a process that both descend from, or let the program close it",
+    )
+}
+
+fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: UnixSocket, peer: Vec<u8>) -> Result<UnixRecord> {
+    let listens = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).doing(|| socket::looking(d))? != 0;
+    let (waiting, backlog) = seen.queue;
+    if listens && waiting > 0 {
+        let reason = format!("has {waiting} connections that the program has not accepted yet");
+        return cx.refuse(d.pid, socket::name(d), reason, "try again at a quieter moment");
+    }
+    let holder = Holder { pid: d.pid, fd: d.fd, flags: d.info.flags };
+    let name = UnixName::collect(cx, &holder, d.own)?;
+    let queue = if socket.kind == libc::SOCK_DGRAM {
+        unix_queue::peek(cx, &holder, d.own, socket.kind, seen.shutdown)?
+    } else {
+        Vec::new()
+    };
+    if queue.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !queue.is_empty()) {
+        let reason = "holds messages of other sockets that the program has not received yet";
+        return cx.refuse(d.pid, socket::name(d), reason, "try again at a quieter moment");
+    }
+    let options = SocketOptions::collect(cx, d, socket)?;
+    let backlog = listens.then_some(backlog);
+    Ok(UnixRecord::Alone(Box::new(Alone { socket, name, backlog, peer, queue, shutdown: seen.shutdown, options })))
+}
+
+fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {
+    if alone.socket.domain != libc::AF_UNIX {
+        return Err(Error::Restart(format!("the image holds {} as a unix socket", alone.socket)));
+    }
+    let fd = alone.socket.create()?;
+    alone.options.restore(fd.as_fd())?;
+    if let Some(name) = alone.name.clone() {
+        // A socket file of the program's earlier life is replaced only once all else is found to fit.
+        let own = fd.try_clone().doing(|| "cannot duplicate a socket")?;
+        let (kind, queue, shutdown) = (alone.socket.kind, alone.queue.clone(), alone.shutdown);
+        cx.defer(move || {
+            name.bind(own.as_fd(), kind, &queue)?;
+            shut_down(own.as_fd(), shutdown)
+        });
+    } else {
+        shut_down(fd.as_fd(), alone.shutdown)?;
+    }
+    Ok(fd)
+}

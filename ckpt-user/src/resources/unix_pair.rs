@@ -1,0 +1,122 @@
+//! Two unix sockets connected to each other, both in the cut, or one whose other end was closed: what waits in each, and which
+//! halves are shut down.
+//!
+//! Made again by socketpair(2), so SO_PEERCRED of such a socket tells of ckpt; and an end that was once accepted has no name.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::PollFlags;
+use serde::{Deserialize, Serialize};
+
+use super::holders::Holder;
+use super::socket::SocketType;
+use super::unix_queue::{self, Message};
+use super::{Collector, unix_name::UnixName};
+use crate::error::{Doing, Error, Result};
+use crate::sys::unix_diag::UnixDiag;
+use crate::sys::{queue, socket as raw};
+
+/// The kind of the object.
+pub const KIND: &str = "unix-pair";
+
+/// Two connected sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixPair {
+    /// What sort of sockets they are.
+    pub socket: SocketType,
+    /// The two ends. `None`: closed.
+    pub ends: [Option<UnixEnd>; 2],
+}
+
+/// One end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnixEnd {
+    /// What waits to be received from it.
+    pub queue: Vec<Message>,
+    /// 1: receives nothing more; 2: sends nothing more.
+    pub shutdown: u8,
+    /// The other end was closed before it had received everything.
+    pub reset: bool,
+    /// Its name (datagram sockets).
+    pub name: Option<UnixName>,
+}
+
+impl UnixPair {
+    /// Collects both ends; an end without a holder was closed.
+    pub fn collect(
+        cx: &Collector<'_>,
+        socket: SocketType,
+        ends: [Option<(Holder, u32)>; 2],
+        diag: &UnixDiag,
+    ) -> Result<UnixPair> {
+        let [a, b] = ends.map(|end| end.map(|(holder, inode)| UnixEnd::collect(cx, socket, &holder, inode, diag)).transpose());
+        let pair = UnixPair { socket, ends: [a?, b?] };
+        for (end, other) in [(0, 1), (1, 0)] {
+            let named = pair.ends[other].as_ref().and_then(|end| end.name.as_ref()).map_or(&[][..], |name| &name.address);
+            let stranger = pair.ends[end].iter().flat_map(|end| &end.queue).any(|message| message.from != named);
+            if let (true, Some((holder, _))) = (stranger, ends[end]) {
+                let object = format!("descriptor {} (unix socket)", holder.fd);
+                let advice = "let the program receive it, or try again at a quieter moment";
+                return cx.refuse(holder.pid, object, "holds a message that others have sent", advice);
+            }
+        }
+        Ok(pair)
+    }
+
+    /// Makes the pair again. An end that was closed is closed.
+    pub fn make(&self) -> Result<[Option<OwnedFd>; 2]> {
+        if self.socket.domain != libc::AF_UNIX {
+            return Err(Error::Restart(format!("the image holds {} as a pair of unix sockets", self.socket)));
+        }
+        let doing = || "cannot make a pair of unix sockets again";
+        let (a, b) = raw::pair(self.socket.domain, self.socket.kind).doing(doing)?;
+        let fds = [a, b];
+        for (end, fd) in self.ends.iter().zip(&fds) {
+            if let Some(name) = end.as_ref().and_then(|end| end.name.as_ref()) {
+                name.bind(fd.as_fd(), self.socket.kind, &[])?;
+            }
+        }
+        for (own, other) in [(0, 1), (1, 0)] {
+            let Some(end) = &self.ends[own] else { continue };
+            unix_queue::fill(fds[other].as_fd(), &end.queue)?;
+            if end.reset && self.ends[other].is_none() {
+                // Closing an end that has not received everything resets the other.
+                raw::send_now(fds[own].as_fd(), b"?").doing(doing)?;
+            }
+        }
+        for (end, fd) in self.ends.iter().zip(&fds) {
+            shut_down(fd.as_fd(), end.as_ref().map_or(0, |end| end.shutdown))?;
+        }
+        let [a, b] = fds;
+        Ok([self.ends[0].is_some().then_some(a), self.ends[1].is_some().then_some(b)])
+    }
+}
+
+/// Shuts down what NETLINK_SOCK_DIAG tells is shut down. 1: receiving; 2: sending.
+pub fn shut_down(fd: BorrowedFd<'_>, mask: u8) -> Result<()> {
+    let how = match mask {
+        0 => return Ok(()),
+        1 => libc::SHUT_RD,
+        2 => libc::SHUT_WR,
+        _ => libc::SHUT_RDWR,
+    };
+    raw::shut_down(fd, how).doing(|| "cannot shut a unix socket down")
+}
+
+impl UnixEnd {
+    fn collect(cx: &Collector<'_>, socket: SocketType, holder: &Holder, inode: u32, diag: &UnixDiag) -> Result<UnixEnd> {
+        let doing = || format!("cannot look at the socket {} of pid {}", holder.fd, holder.pid);
+        let own = holder.duplicate()?;
+        let seen = diag.look(inode).doing(doing)?;
+        let state = queue::poll_now(own.as_fd()).doing(doing)?;
+        // The ends of a stream share the name of the socket that accepted them, which is not theirs to bind.
+        let name = if socket.kind == libc::SOCK_DGRAM { UnixName::collect(cx, holder, own.as_fd())? } else { None };
+        Ok(UnixEnd {
+            queue: unix_queue::peek(cx, holder, own.as_fd(), socket.kind, seen.shutdown)?,
+            shutdown: seen.shutdown,
+            reset: state.contains(PollFlags::POLLERR),
+            name,
+        })
+    }
+}
