@@ -79,6 +79,12 @@ pub mod tid_address;
 pub mod timerfd;
 pub mod timerslack;
 pub mod udp;
+pub mod unix;
+pub mod unix_name;
+pub mod unix_pair;
+pub mod unix_queue;
+#[cfg(test)]
+mod unix_tests;
 pub mod view;
 pub mod vma;
 

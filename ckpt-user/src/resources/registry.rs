@@ -1,7 +1,7 @@
 //! Every kind of open file, most specific first.
 
 use super::file::FileKindEntry;
-use super::{content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, regular, signalfd, socket, tcp, timerfd, udp, view};
+use super::{content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, regular, signalfd, socket, tcp, timerfd, udp, unix, view};
 
 /// See the module. A descriptor that no kind claims is refused by name.
 pub const FILE_KINDS: &[FileKindEntry] = &[
@@ -23,5 +23,6 @@ pub const FILE_KINDS: &[FileKindEntry] = &[
     FileKindEntry::of::<tcp::Tcp>(),
     FileKindEntry::of::<udp::Udp>(),
     FileKindEntry::of::<netlink::Netlink>(),
+    FileKindEntry::of::<unix::Unix>(),
     FileKindEntry::of::<socket::OtherSocket>(),
 ];
