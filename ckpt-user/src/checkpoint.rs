@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::{ImageId, ObjRef, Pid};
-use crate::image::model::{Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState};
+use crate::image::model::{
+    Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
+};
 use crate::image::{Codec, ImageWriter, TrailerInfo};
 use crate::pipeline::{self, DumpOptions, DumpStats, Extent, ExtentKind};
 use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};

@@ -33,7 +33,9 @@ pub enum Error {
     Gone(Pid),
 
     /// Threads that did not stop in time.
-    #[error("thread {tid} of pid {pid} did not stop within {seconds:.1} s (its state is '{state}'); nothing was changed, try again or raise --freeze-timeout")]
+    #[error(
+        "thread {tid} of pid {pid} did not stop within {seconds:.1} s (its state is '{state}'); nothing was changed, try again or raise --freeze-timeout"
+    )]
     FreezeTimeout {
         /// The process.
         pid: Pid,

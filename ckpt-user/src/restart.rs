@@ -155,7 +155,10 @@ fn check_machine(metadata: &Metadata) -> Result<()> {
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {
     let ([entry], [state]) = (metadata.tasks.tasks.as_slice(), metadata.task_states.as_slice()) else {
-        return Err(Error::Restart(format!("the image holds {} processes; this version restarts one", metadata.tasks.tasks.len())));
+        return Err(Error::Restart(format!(
+            "the image holds {} processes; this version restarts one",
+            metadata.tasks.tasks.len()
+        )));
     };
     let same_threads = entry.threads.iter().eq(state.threads.iter().map(|t| &t.tid));
     let sane = entry.kind == TaskKind::Alive && entry.pid == state.pid && same_threads && entry.pid.0 > 0;
@@ -234,18 +237,15 @@ fn make_threads(process: &mut NewProcess, injector: &mut Injector, plan: &Plan) 
 
 fn explain_thread(tid: Tid, errno: nix::errno::Errno) -> Error {
     match errno {
-        nix::errno::Errno::EEXIST => Error::Restart(format!("thread id {tid} is in use; end that process first, or use --new-pidns")),
+        nix::errno::Errno::EEXIST => {
+            Error::Restart(format!("thread id {tid} is in use; end that process first, or use --new-pidns"))
+        }
         other => Error::os(format!("cannot make thread {tid}"), other),
     }
 }
 
 /// With the pages in place: what reads or protects them, and the state of the process and of its threads.
-fn give_state(
-    cx: &mut Restorer<'_>,
-    process: &mut NewProcess,
-    injector: &mut Injector,
-    plan: &Plan,
-) -> Result<()> {
+fn give_state(cx: &mut Restorer<'_>, process: &mut NewProcess, injector: &mut Injector, plan: &Plan) -> Result<()> {
     {
         let mut leader = RemoteTask::new(injector, &mut process.threads[0]);
         mm::finish(&mut leader, plan.memory.lock_future, &plan.vmas)?;
@@ -269,7 +269,9 @@ fn give_state(
 /// The last calls of a task must not meet the filters that it has just been given.
 fn suspend_filters(tid: Tid, has_filters: bool) -> Result<()> {
     match ptrace::set_options(tid, spawn::OPTIONS | ptrace::O_SUSPEND_SECCOMP) {
-        Err(error) if has_filters => Err(error).doing(|| format!("cannot suspend the seccomp filters of thread {tid} (only root can)")),
+        Err(error) if has_filters => {
+            Err(error).doing(|| format!("cannot suspend the seccomp filters of thread {tid} (only root can)"))
+        }
         // Without filters there is nothing to suspend, and without the right nothing is lost.
         _ => Ok(()),
     }

@@ -127,6 +127,21 @@ impl Job {
         complete_lines(&output).skip(old).take_while(|line| *line != "done").map(str::to_owned).collect()
     }
 
+    /// Waits until it is stopped as by SIGSTOP. It must be a child of this process.
+    pub fn wait_until_stopped(&self) {
+        let until = Instant::now() + DEADLINE;
+        let flags = WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+        while process::states(self.pid).contains(|state| state != 'T') {
+            match waitpid(Pid::from_raw(self.pid), Some(flags)) {
+                Ok(WaitStatus::StillAlive | WaitStatus::Stopped(..)) => {}
+                other => panic!("pid {} was to stop: {other:?}", self.pid),
+            }
+            assert!(Instant::now() < until, "pid {} does not stop (threads {})", self.pid, process::states(self.pid));
+            // No descriptor tells of it.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         self.wait_until(Instant::now() + DEADLINE)

@@ -8,7 +8,10 @@ use ckpt_tests::story;
 const PYTHON: &str = "/usr/bin/python3";
 
 fn survives(script: &'static str) {
-    story::survives(|folder| Job::start(folder, Command::new(PYTHON).args(["-c", script])), Job::output);
+    story::survives(
+        |folder| Job::start(folder, Command::new(PYTHON).env("OPENBLAS_NUM_THREADS", "1").args(["-c", script])),
+        Job::output,
+    );
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! S28: system calls that a checkpoint or a restart interrupts go on as if nothing had been.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ckpt_tests::ckpt::{self, Outcome};
 use ckpt_tests::job::Job;
 use ckpt_tests::waits::{TIME, Until, WAITS, Wait};
-use ckpt_tests::{ckpt, needs_root, process, program};
+use ckpt_tests::{needs_root, program};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 
@@ -28,6 +29,43 @@ struct Waiting {
     began: Instant,
     /// At least and at most how long it did not exist.
     gap: (Duration, Duration),
+    /// Why it could not be saved or brought back.
+    failure: Option<String>,
+}
+
+impl Waiting {
+    fn image(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn save(&mut self) {
+        let outcome = ckpt::try_checkpoint(self.job.pid(), &self.image("image"), &[]);
+        self.note(outcome);
+    }
+
+    fn save_and_kill(&mut self, image: &Path) {
+        let outcome = ckpt::try_checkpoint(self.job.pid(), image, &["--after", "kill"]);
+        if self.note(outcome) {
+            self.job.is_killed();
+        }
+    }
+
+    fn bring_back(&mut self, image: &Path, more: &[&str]) {
+        if self.failure.is_none() {
+            let outcome = ckpt::try_restart(image, &[&["--detach"], more].concat());
+            if self.note(outcome) {
+                self.job = Job::adopt(self.job.pid(), self.folder.path());
+            }
+        }
+    }
+
+    /// Did it succeed?
+    fn note(&mut self, outcome: Outcome) -> bool {
+        if !outcome.status.success() {
+            self.failure = Some(outcome.stderr);
+        }
+        self.failure.is_none()
+    }
 }
 
 fn start(wait: &'static Wait) -> Waiting {
@@ -35,7 +73,7 @@ fn start(wait: &'static Wait) -> Waiting {
     let mut command = Command::new(program!("waiter"));
     let job = Job::start(folder.path(), command.arg(wait.name).current_dir(folder.path()));
     job.wait_for_line("waiting");
-    Waiting { wait, folder, job, began: Instant::now(), gap: Default::default() }
+    Waiting { wait, folder, job, began: Instant::now(), gap: Default::default(), failure: None }
 }
 
 /// All kinds of waits, for as long as `BEFORE`, each in its call.
@@ -51,14 +89,14 @@ fn start_all() -> Vec<Waiting> {
     all
 }
 
-fn image(folder: &Path) -> std::path::PathBuf {
-    folder.join("image")
-}
-
 /// Wakes those that wait for it, and collects what is wrong with each.
 fn finish(all: Vec<Waiting>) {
     let mut wrong = Vec::new();
     for mut waiting in all {
+        if let Some(failure) = waiting.failure {
+            wrong.push(format!("{}: {failure}", waiting.wait.name));
+            continue;
+        }
         if waiting.wait.until == Until::Woken {
             if waiting.job.output().contains("returned") {
                 wrong.push(format!("{}: returned before it was woken", waiting.wait.name));
@@ -99,21 +137,17 @@ fn judge(waiting: &Waiting, result: i64, ran: Duration) -> Result<(), String> {
 #[test]
 fn s28_a_checkpoint_is_not_noticed() {
     needs_root!();
-    let all = start_all();
-    for waiting in &all {
-        ckpt::checkpoint(waiting.job.pid(), &image(waiting.folder.path()), &[]);
-    }
+    let mut all = start_all();
+    all.iter_mut().for_each(Waiting::save);
     finish(all);
 }
 
 #[test]
 fn s28_several_checkpoints_are_not_noticed() {
     needs_root!();
-    let all = start_all();
+    let mut all = start_all();
     for _ in 0..3 {
-        for waiting in &all {
-            ckpt::checkpoint(waiting.job.pid(), &image(waiting.folder.path()), &[]);
-        }
+        all.iter_mut().for_each(Waiting::save);
     }
     finish(all);
 }
@@ -125,13 +159,13 @@ fn s28_a_restart_goes_on_with_what_was_left() {
     let mut killed = Vec::new();
     for waiting in &mut all {
         let before = Instant::now();
-        ckpt::checkpoint_and_kill(&mut waiting.job, &image(waiting.folder.path()), &[]);
+        waiting.save_and_kill(&waiting.image("image"));
         killed.push((before, Instant::now()));
     }
     for (waiting, (before, after)) in all.iter_mut().zip(killed) {
         thread::sleep(GAP.saturating_sub(after.elapsed()));
         let least = after.elapsed();
-        waiting.job = ckpt::restart(&waiting.job, &image(waiting.folder.path()), &[]);
+        waiting.bring_back(&waiting.image("image"), &[]);
         waiting.gap = (least, before.elapsed());
     }
     finish(all);
@@ -143,17 +177,22 @@ fn s28_a_second_checkpoint_right_after_the_restart() {
     needs_root!();
     let mut all: Vec<Waiting> = start_all();
     for waiting in &mut all {
-        let image = image(waiting.folder.path());
+        let (first, second) = (waiting.image("first"), waiting.image("second"));
         let before = Instant::now();
-        ckpt::checkpoint_and_kill(&mut waiting.job, &image, &[]);
+        waiting.save_and_kill(&first);
         let killed = Instant::now();
-        waiting.job = ckpt::restart(&waiting.job, &image, &["--frozen"]);
-        assert_eq!(process::states(waiting.job.pid()).trim_matches('T'), "", "it is not stopped");
-        let second = image.with_extension("second");
-        ckpt::checkpoint_and_kill(&mut waiting.job, &second, &[]);
-        waiting.job = ckpt::restart(&waiting.job, &second, &["--frozen"]);
+        waiting.bring_back(&first, &["--frozen"]);
+        if waiting.failure.is_none() {
+            waiting.job.wait_until_stopped();
+            waiting.save_and_kill(&second);
+        }
+        // It was stopped when it was saved the second time.
+        waiting.bring_back(&second, &[]);
         let least = killed.elapsed();
-        waiting.job.signal(Signal::SIGCONT);
+        if waiting.failure.is_none() {
+            waiting.job.wait_until_stopped();
+            waiting.job.signal(Signal::SIGCONT);
+        }
         waiting.gap = (least, before.elapsed());
     }
     finish(all);

@@ -116,7 +116,9 @@ fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: ContentRef) -> Resu
         Ok(Made { file: file.into() })
     })?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", made.file.as_raw_fd()));
-    named_file::open(&path, common.flags & !libc::O_NOFOLLOW).map(Into::into).doing(|| format!("cannot open {} again", common.link))
+    named_file::open(&path, common.flags & !libc::O_NOFOLLOW)
+        .map(Into::into)
+        .doing(|| format!("cannot open {} again", common.link))
 }
 
 /// Without the right to give files away, a file that is the caller's own anyway stays so.

@@ -51,7 +51,8 @@ impl TaskResource for CoredumpFilter {
         if read(pid)?.is_none_or(|now| now == bits) {
             return Ok(());
         }
-        task_file::write(pid, "coredump_filter", &format!("{bits:#x}")).doing(|| format!("cannot set the coredump filter of pid {pid}"))
+        task_file::write(pid, "coredump_filter", &format!("{bits:#x}"))
+            .doing(|| format!("cannot set the coredump filter of pid {pid}"))
     }
 }
 

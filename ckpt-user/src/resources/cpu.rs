@@ -54,8 +54,8 @@ macro_rules! regs_record {
 }
 
 regs_record!(
-    r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss, fs_base, gs_base, ds,
-    es, fs, gs
+    r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss, fs_base,
+    gs_base, ds, es, fs, gs
 );
 
 /// Selector of 64-bit user code: anything else is a 32-bit program.
@@ -89,7 +89,10 @@ pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord, asleep: Option<Asl
         finish_sleep(&mut regs, asleep);
     }
     ptrace::set_xstate(tid, &record.xstate).doing(|| {
-        format!("cannot set the extended registers of thread {tid} ({} bytes): this processor has other extensions", record.xstate.len())
+        format!(
+            "cannot set the extended registers of thread {tid} ({} bytes): this processor has other extensions",
+            record.xstate.len()
+        )
     })?;
     task.leave_with(&regs, record.sigmask)
 }

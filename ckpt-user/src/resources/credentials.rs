@@ -65,7 +65,7 @@ impl CredentialsRecord {
         CredentialsRecord {
             uids: Ids { real: status.ruid, effective: status.euid, saved: status.suid, fs: status.fuid },
             gids: Ids { real: status.rgid, effective: status.egid, saved: status.sgid, fs: status.fgid },
-            groups: status.groups.iter().map(|&group| group as u32).collect(),
+            groups: status.groups.clone(),
             inheritable: status.capinh,
             permitted: status.capprm,
             effective: status.capeff,
@@ -191,7 +191,11 @@ fn set_ids(task: &mut RemoteTask<'_>, what: &str, [setres, setfs]: [libc::c_long
     if wanted == now {
         return Ok(());
     }
-    let doing = format!("cannot make thread {} belong to {what} {} again; run ckpt restart as root, or as that user", task.tid(), wanted.real);
+    let doing = format!(
+        "cannot make thread {} belong to {what} {} again; run ckpt restart as root, or as that user",
+        task.tid(),
+        wanted.real
+    );
     task.call(&doing, setres, [wanted.real.into(), wanted.effective.into(), wanted.saved.into()])?;
     // Setting the effective id has set this one too. The call tells no error: what it did is seen in the end.
     if wanted.fs != wanted.effective {

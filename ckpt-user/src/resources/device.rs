@@ -41,7 +41,8 @@ impl FileKind for Device {
     }
 
     fn restore(_cx: &mut Restorer<'_>, common: &OpenFile, record: &DeviceRecord) -> Result<OwnedFd> {
-        let path = std::path::PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(record.path.clone()));
+        let path =
+            std::path::PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(record.path.clone()));
         let file = named_file::open(&path, common.flags).doing(|| format!("cannot open {} again", path.display()))?;
         let stat = nix::sys::stat::fstat(&file).doing(|| format!("cannot look at {}", path.display()))?;
         if (major(stat.st_rdev), minor(stat.st_rdev)) != record.number {

@@ -143,7 +143,11 @@ fn collect_one(cx: &mut Collector<'_>, found: &mut Descriptions, process: Borrow
 }
 
 fn common(d: &Descriptor<'_>) -> Result<OpenFile> {
-    let (owner, owner_signal) = if d.info.flags & libc::O_PATH != 0 { (None, 0) } else { own::owner(d.own).doing(|| format!("cannot look at descriptor {} of pid {}", d.fd, d.pid))? };
+    let (owner, owner_signal) = if d.info.flags & libc::O_PATH != 0 {
+        (None, 0)
+    } else {
+        own::owner(d.own).doing(|| format!("cannot look at descriptor {} of pid {}", d.fd, d.pid))?
+    };
     Ok(OpenFile {
         flags: d.info.flags & !libc::O_CLOEXEC,
         pos: d.info.pos,
@@ -166,9 +170,8 @@ fn above(tables: &[&FdTable]) -> RawFd {
 }
 
 fn lift(fd: OwnedFd, above: RawFd) -> Result<OwnedFd> {
-    own::duplicate_above(fd.as_fd(), above).doing(|| {
-        format!("cannot have descriptors above {above}; raise the limit on open files (ulimit -n)")
-    })
+    own::duplicate_above(fd.as_fd(), above)
+        .doing(|| format!("cannot have descriptors above {above}; raise the limit on open files (ulimit -n)"))
 }
 
 /// Takes descriptors to numbers that no table uses, so that none is overwritten while others are placed.

@@ -190,6 +190,9 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, common: OpenFile) -> 
 /// The kind that wrote a section.
 pub fn kind_of(section: &Section) -> Result<&'static FileKindEntry> {
     FILE_KINDS.iter().find(|kind| kind.kind == section.kind).ok_or_else(|| {
-        crate::Error::Restart(format!("the image holds an open file of kind '{}', which this version of ckpt does not know", section.kind))
+        crate::Error::Restart(format!(
+            "the image holds an open file of kind '{}', which this version of ckpt does not know",
+            section.kind
+        ))
     })
 }

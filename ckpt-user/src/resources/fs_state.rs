@@ -60,7 +60,9 @@ fn directory(cx: &Collector<'_>, who: &Subject<'_>, name: &str, object: &str) ->
     }
     match fs::metadata(&path) {
         Ok(found) if (found.dev(), found.ino()) == (real.dev(), real.ino()) => Ok(path),
-        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) => {
+        Err(e)
+            if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) =>
+        {
             Err(e).doing(|| format!("cannot look at {path:?}"))
         }
         _ => {
@@ -133,7 +135,10 @@ fn change_to(task: &mut RemoteTask<'_>, nr: libc::c_long, path: &[u8], what: &st
     let mut batch = Batch::new();
     let slot = batch.c_string(path);
     let id = batch.call(nr, [slot.into()]);
-    task.run(batch)?.ret(id).doing(|| format!("cannot restart: {what} {shown:?} of pid {} cannot be entered", task.pid())).map(drop)
+    task.run(batch)?
+        .ret(id)
+        .doing(|| format!("cannot restart: {what} {shown:?} of pid {} cannot be entered", task.pid()))
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -198,7 +203,8 @@ mod tests {
 
     #[test]
     fn threads_share_and_one_that_left_does_not() {
-        let code = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\ntime.sleep(1000)";
+        let code =
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\ntime.sleep(1000)";
         let mut program = Trial::of(Command::new("python3").args(["-c", code]));
         while program.tids().len() < 2 {
             program = Trial::of(Command::new("python3").args(["-c", code]));

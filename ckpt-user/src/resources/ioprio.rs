@@ -43,7 +43,9 @@ impl TaskResource for IoPriority {
         }
         match sched::set_io_priority(tid, wanted) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                tracing::warn!("thread {tid} had the I/O priority {wanted:#x}, which this user may not give it again; it has {now:#x}");
+                tracing::warn!(
+                    "thread {tid} had the I/O priority {wanted:#x}, which this user may not give it again; it has {now:#x}"
+                );
                 Ok(())
             }
             other => other.doing(|| format!("cannot set the I/O priority of thread {tid} to {wanted:#x}")),

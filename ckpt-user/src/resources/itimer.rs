@@ -114,10 +114,7 @@ mod tests {
         };
         for record in [&before, &after] {
             assert!(near(record.real, 100) && near(record.virtual_time, 200) && near(record.profile, 300), "{record:?}");
-            assert_eq!(
-                (record.real.interval, record.virtual_time.interval, record.profile.interval),
-                ((7, 500), (0, 0), (3, 0))
-            );
+            assert_eq!((record.real.interval, record.virtual_time.interval, record.profile.interval), ((7, 500), (0, 0), (3, 0)));
         }
         assert!(after.real.left <= before.real.left, "it cannot gain time: {before:?} {after:?}");
     }

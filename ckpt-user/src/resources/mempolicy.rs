@@ -41,7 +41,8 @@ fn ask(batch: &mut Batch) -> Asked {
 fn answer((id, mode, mask): Asked, answers: &Answers) -> Result<MemoryPolicyRecord> {
     let returned = answers.ret(id);
     // Kernels without NUMA.
-    let absent = super::answer::unless_absent(returned, &[nix::errno::Errno::ENOSYS], || "cannot read a memory policy".to_owned())?;
+    let absent =
+        super::answer::unless_absent(returned, &[nix::errno::Errno::ENOSYS], || "cannot read a memory policy".to_owned())?;
     if absent.is_none() {
         return Ok(MemoryPolicyRecord::default());
     }
@@ -72,13 +73,17 @@ impl TaskResource for MemoryPolicy {
         let mut mask = vec![0u8; NODES_MAX as usize / 8];
         for &node in &record.nodes {
             let byte = mask.get_mut(node as usize / 8);
-            *byte.ok_or_else(|| Error::Restart(format!("the image names the NUMA node {node}, which cannot be")))? |= 1 << (node % 8);
+            *byte.ok_or_else(|| Error::Restart(format!("the image names the NUMA node {node}, which cannot be")))? |=
+                1 << (node % 8);
         }
         let mut batch = Batch::new();
         let mask = batch.bytes(&mask);
         let id = batch.call(libc::SYS_set_mempolicy, [record.mode.into(), mask.into(), MASK_BITS.into()]);
         let answers = task.run(batch)?;
-        answers.ret(id).doing(|| format!("cannot bind thread {} to the NUMA nodes {:?} again", task.tid(), record.nodes)).map(drop)
+        answers
+            .ret(id)
+            .doing(|| format!("cannot bind thread {} to the NUMA nodes {:?} again", task.tid(), record.nodes))
+            .map(drop)
     }
 }
 

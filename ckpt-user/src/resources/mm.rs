@@ -86,11 +86,11 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], memory: &
     let auxv = std::fs::read(format!("/proc/{pid}/auxv")).doing(|| format!("cannot read the auxiliary vector of pid {pid}"))?;
     Ok(MmRecord {
         code: (Addr(stat.startcode), Addr(stat.endcode)),
-        data: pair(stat.start_data.map(|v| v as u64), stat.end_data.map(|v| v as u64)),
-        start_brk: Addr(stat.start_brk.unwrap_or(0) as u64),
+        data: pair(stat.start_data, stat.end_data),
+        start_brk: Addr(stat.start_brk.unwrap_or(0)),
         start_stack: Addr(stat.startstack),
-        args: pair(stat.arg_start.map(|v| v as u64), stat.arg_end.map(|v| v as u64)),
-        environment: pair(stat.env_start.map(|v| v as u64), stat.env_end.map(|v| v as u64)),
+        args: pair(stat.arg_start, stat.arg_end),
+        environment: pair(stat.env_start, stat.env_end),
         auxv,
         exe: executable(cx, pid)?,
         vdso_checksum: vdso_checksum(mappings, memory)?,
@@ -177,7 +177,13 @@ pub fn leave_workspace(task: &mut RemoteTask<'_>, workspace: Workspace) -> Resul
 }
 
 /// Maps everything, and tells the kernel where the parts are. `files` are descriptors that the task has inherited.
-pub fn map(task: &mut RemoteTask<'_>, mm: &MmRecord, brk: Addr, vmas: &[VmaRecord], files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
+pub fn map(
+    task: &mut RemoteTask<'_>,
+    mm: &MmRecord,
+    brk: Addr,
+    vmas: &[VmaRecord],
+    files: &HashMap<ObjRef, BorrowedFd<'_>>,
+) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
     for vma in vmas {

@@ -102,7 +102,11 @@ impl NamedFile {
             std::cmp::Ordering::Equal => format!("was written to after the checkpoint (its size is still {} bytes)", self.size),
             _ => format!("had {} bytes at the checkpoint and has {} now", self.size, now.size()),
         };
-        let advice = if grown { "--files rollback cuts it back, --files keep takes it as it is" } else { "--files keep takes it as it is" };
+        let advice = if grown {
+            "--files rollback cuts it back, --files keep takes it as it is"
+        } else {
+            "--files keep takes it as it is"
+        };
         Err(Error::Restart(format!("the file {} {what}; {advice}", path.display())))
     }
 }

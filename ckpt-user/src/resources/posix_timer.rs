@@ -266,7 +266,8 @@ mod tests {
                     ID: 1\nsignal: 14/00007ffd12345678\nnotify: none/pid.7084\nClockID: -6\n";
         let timers = parse(text).unwrap();
         assert_eq!(timers.len(), 2);
-        let expected = PosixTimer { id: 1, clock: -6, notify: 1, signal: 14, value: 0x7ffd_1234_5678, target: 7084, ..Default::default() };
+        let expected =
+            PosixTimer { id: 1, clock: -6, notify: 1, signal: 14, value: 0x7ffd_1234_5678, target: 7084, ..Default::default() };
         assert_eq!(timers[0], expected);
         assert_eq!((timers[1].id, timers[1].notify, timers[1].value), (7, libc::SIGEV_THREAD_ID, 0xffff_fffd));
         assert_eq!(parse(""), Some(Vec::new()));
@@ -277,7 +278,8 @@ mod tests {
 
     fn timers_of(program: &Trial) -> Vec<PosixTimer> {
         let tid = program.pid().0;
-        let base = PosixTimer { clock: libc::CLOCK_MONOTONIC, signal: libc::SIGUSR1, value: 42, target: tid, ..Default::default() };
+        let base =
+            PosixTimer { clock: libc::CLOCK_MONOTONIC, signal: libc::SIGUSR1, value: 42, target: tid, ..Default::default() };
         vec![
             PosixTimer { id: 3, left: (100, 5), interval: (1, 2), ..base },
             PosixTimer { id: 4, clock: libc::CLOCK_REALTIME, notify: libc::SIGEV_THREAD_ID, left: (200, 0), ..base },

@@ -27,7 +27,12 @@ pub fn process(pid: Pid) -> Result<()> {
         return Err(refused(pid, "the process", "is a thread of the kernel", "name a process"));
     }
     if stat.state == 'Z' {
-        return Err(refused(pid, "the process", "has ended and waits for its parent to collect its status", "name a running process"));
+        return Err(refused(
+            pid,
+            "the process",
+            "has ended and waits for its parent to collect its status",
+            "name a running process",
+        ));
     }
     let mut refusals = Vec::new();
     namespaces(pid, &mut refusals)?;

@@ -1,7 +1,10 @@
 //! Every kind of open file, most specific first.
 
 use super::file::FileKindEntry;
-use super::{content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, regular, signalfd, socket, tcp, timerfd, udp, unix, view};
+use super::{
+    content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, regular, signalfd, socket, tcp,
+    timerfd, udp, unix, view,
+};
 
 /// See the module. A descriptor that no kind claims is refused by name.
 pub const FILE_KINDS: &[FileKindEntry] = &[

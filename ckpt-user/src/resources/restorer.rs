@@ -115,7 +115,8 @@ impl<'a> Restorer<'a> {
 
     /// Every file that pages go to: duplicates of the descriptors.
     pub fn contents(&self) -> Result<Vec<(ObjRef, OwnedFd)>> {
-        let each = self.content_fds.iter().map(|(&owner, fd)| Ok((owner, fd.try_clone().doing(|| "cannot duplicate a descriptor")?)));
+        let each =
+            self.content_fds.iter().map(|(&owner, fd)| Ok((owner, fd.try_clone().doing(|| "cannot duplicate a descriptor")?)));
         each.collect()
     }
 }

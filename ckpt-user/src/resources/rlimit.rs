@@ -97,7 +97,8 @@ fn pairs(task: &RemoteTask<'_>, record: &ResourceLimitsRecord) -> Result<Vec<(Re
     let of = |wanted: &ResourceLimit| {
         let current = now.get(wanted.resource as usize).copied();
         let current = current.filter(|_| wanted.soft <= wanted.hard);
-        let current = current.ok_or_else(|| Error::Restart(format!("the image holds a resource limit that cannot be: {wanted:?}")))?;
+        let current =
+            current.ok_or_else(|| Error::Restart(format!("the image holds a resource limit that cannot be: {wanted:?}")))?;
         Ok((*wanted, current))
     };
     record.limits.iter().map(of).collect()

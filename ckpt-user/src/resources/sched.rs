@@ -114,7 +114,8 @@ impl TaskResource for Scheduling {
             return Ok(());
         }
         sched::set_attributes(tid, &wanted.to_attr(&now)).map_err(|error| {
-            let doing = format!("cannot give thread {tid} its scheduling policy {} again (priority {})", record.policy, record.priority);
+            let doing =
+                format!("cannot give thread {tid} its scheduling policy {} again (priority {})", record.policy, record.priority);
             match error.raw_os_error() {
                 Some(libc::EPERM) => Error::os(format!("{doing}; that needs CAP_SYS_NICE, or a higher RLIMIT_RTPRIO"), error),
                 _ => Error::os(doing, error),
@@ -157,7 +158,10 @@ mod tests {
         ] {
             let (before, after) = trial::roundtrip::<Scheduling>(attr(record));
             assert_eq!(before, after);
-            assert_eq!((before.policy, before.nice, before.priority, before.flags), (record.policy, record.nice, record.priority, record.flags));
+            assert_eq!(
+                (before.policy, before.nice, before.priority, before.flags),
+                (record.policy, record.nice, record.priority, record.flags)
+            );
             assert_eq!((before.deadline, before.period), (record.deadline, record.period));
         }
     }

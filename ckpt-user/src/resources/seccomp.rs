@@ -118,8 +118,9 @@ fn restore(task: &mut RemoteTask<'_>, record: &SeccompRecord) -> Result<()> {
         return Ok(());
     }
     let tid = task.tid();
-    ptrace::set_options(tid, spawn::OPTIONS | ptrace::O_SUSPEND_SECCOMP)
-        .doing(|| format!("cannot give thread {tid} its seccomp filters: that takes root, and a ckpt without filters of its own"))?;
+    ptrace::set_options(tid, spawn::OPTIONS | ptrace::O_SUSPEND_SECCOMP).doing(|| {
+        format!("cannot give thread {tid} its seccomp filters: that takes root, and a ckpt without filters of its own")
+    })?;
     for filter in &record.filters {
         install(task, filter)?;
     }
@@ -131,16 +132,20 @@ fn restore(task: &mut RemoteTask<'_>, record: &SeccompRecord) -> Result<()> {
 }
 
 fn install(task: &mut RemoteTask<'_>, filter: &SeccompFilter) -> Result<()> {
-    let (len, rest) = (filter.program.len() / size_of::<FilterInstruction>(), filter.program.len() % size_of::<FilterInstruction>());
+    let (len, rest) =
+        (filter.program.len() / size_of::<FilterInstruction>(), filter.program.len() % size_of::<FilterInstruction>());
     if len == 0 || len > FILTER_MAX || rest != 0 {
-        return Err(Error::Restart(format!("the image holds a seccomp filter of {} bytes, which cannot be", filter.program.len())));
+        return Err(Error::Restart(format!(
+            "the image holds a seccomp filter of {} bytes, which cannot be",
+            filter.program.len()
+        )));
     }
     let mut batch = Batch::new();
     let instructions = batch.bytes(&filter.program);
     let instructions = task.address_of(instructions)?.0;
     let program = batch.value(&FilterProgram { len: len as u16, reserved: [0; 3], instructions });
     // How the processor speculates is a kind of its own, and not for the filter to change.
-    let flags = filter.flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u64;
+    let flags = filter.flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     let id = batch.call(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER.into(), flags.into(), program.into()]);
     let answers = task.run(batch)?;
     answers.ret(id).doing(|| format!("cannot give thread {} its seccomp filter again", task.tid())).map(drop)
@@ -205,7 +210,7 @@ mod tests {
     }
 
     fn two() -> SeccompRecord {
-        let logged = SeccompFilter { flags: libc::SECCOMP_FILTER_FLAG_LOG as u64, ..deny(libc::SYS_getppid, libc::EDOM) };
+        let logged = SeccompFilter { flags: libc::SECCOMP_FILTER_FLAG_LOG, ..deny(libc::SYS_getppid, libc::EDOM) };
         SeccompRecord { strict: false, filters: vec![deny(libc::SYS_getpid, libc::ENOTTY), logged] }
     }
 
@@ -258,7 +263,8 @@ mod tests {
         let mut program = Trial::sleep();
         program.fix_workspace();
         take_rights(&mut program);
-        let code = [LOAD_NR, equals(libc::SYS_mkdir as u32, 0, 1), ret(libc::SECCOMP_RET_USER_NOTIF), ret(libc::SECCOMP_RET_ALLOW)];
+        let code =
+            [LOAD_NR, equals(libc::SYS_mkdir as u32, 0, 1), ret(libc::SECCOMP_RET_USER_NOTIF), ret(libc::SECCOMP_RET_ALLOW)];
         let filter = SeccompFilter { flags: 0, program: ByteBuf::from(bytemuck::cast_slice(&code)) };
         program.restore::<Seccomp>(&SeccompRecord { strict: false, filters: vec![filter] }).unwrap();
         let error = program.collect::<Seccomp>().unwrap_err();

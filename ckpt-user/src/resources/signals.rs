@@ -121,7 +121,10 @@ mod tests {
         });
         assert_eq!(before, after);
         let of = |signal: i32| before.actions.iter().find(|a| a.signal == signal).copied();
-        assert_eq!(of(libc::SIGUSR1).map(|a| (a.handler, a.restorer, a.mask)), Some((Addr(0x1234_5678), Addr(0x8765_4321), 0xf0f0)));
+        assert_eq!(
+            of(libc::SIGUSR1).map(|a| (a.handler, a.restorer, a.mask)),
+            Some((Addr(0x1234_5678), Addr(0x8765_4321), 0xf0f0))
+        );
         assert_eq!(of(libc::SIGPIPE).map(|a| a.handler), Some(Addr(1)));
         assert_eq!(of(libc::SIGCHLD).map(|a| a.flags), Some(libc::SA_NOCLDWAIT as u64));
         assert!(of(64).is_some());

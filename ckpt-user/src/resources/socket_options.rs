@@ -89,7 +89,10 @@ impl SocketOptions {
         let fresh = kind.create()?;
         let mut options = SocketOptions::default();
         let mut add = |level, name, value: Vec<u8>| options.set.push(SocketOption { level, name, value });
-        for &(level, name, _) in KNOWN {
+        for &(level, name, _) in
+            KNOWN.iter().filter(|(_, _, name)| !(kind.kind == libc::SOCK_STREAM && name.contains("_MULTICAST_")))
+        {
+            // An accepted connection shows multicast values of the kernel's own, which no stream can be given.
             let (now, usual) = (read(d.own, level, name)?, read(fresh.as_fd(), level, name)?);
             if let Some(value) = now.filter(|value| Some(value) != usual.as_ref()) {
                 add(level, name, value);

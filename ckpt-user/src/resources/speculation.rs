@@ -66,7 +66,9 @@ impl TaskResource for Speculation {
             if setting(now) == wanted {
                 continue;
             }
-            if ![libc::PR_SPEC_ENABLE, libc::PR_SPEC_DISABLE, libc::PR_SPEC_FORCE_DISABLE, libc::PR_SPEC_DISABLE_NOEXEC].contains(&wanted) {
+            if ![libc::PR_SPEC_ENABLE, libc::PR_SPEC_DISABLE, libc::PR_SPEC_FORCE_DISABLE, libc::PR_SPEC_DISABLE_NOEXEC]
+                .contains(&wanted)
+            {
                 return Err(Error::Restart(format!("the image holds a speculation setting that cannot be: {wanted:#x}")));
             }
             let zero = 0u64.into();

@@ -138,7 +138,14 @@ fn waits(pid: Pid) -> bool {
     let nr = call.split(' ').next().and_then(|nr| nr.parse().ok());
     matches!(
         nr,
-        Some(libc::SYS_clock_nanosleep | libc::SYS_nanosleep | libc::SYS_pause | libc::SYS_select | libc::SYS_pselect6 | libc::SYS_poll)
+        Some(
+            libc::SYS_clock_nanosleep
+                | libc::SYS_nanosleep
+                | libc::SYS_pause
+                | libc::SYS_select
+                | libc::SYS_pselect6
+                | libc::SYS_poll
+        )
     )
 }
 

@@ -22,7 +22,8 @@ impl FileKind for View {
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NamedFile> {
         // "/proc/4242/...": whatever process has this number when we open it again.
-        let of_process = d.link.as_bytes().strip_prefix(b"/proc/").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
+        let of_process =
+            d.link.as_bytes().strip_prefix(b"/proc/").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
         if of_process {
             return cx.refuse(
                 d.pid,

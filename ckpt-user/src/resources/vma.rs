@@ -82,13 +82,21 @@ impl VmaRecord {
 fn refuse_unknown(cx: &Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<()> {
     let refuse = |reason: &str, advice: &str| cx.refuse(pid, mapping.describe(), reason, advice);
     if mapping.flags.contains(VmFlags::USERFAULTFD) {
-        return refuse("is registered with a userfaultfd, whose handler ckpt cannot restart", "checkpoint the program before it uses userfaultfd");
+        return refuse(
+            "is registered with a userfaultfd, whose handler ckpt cannot restart",
+            "checkpoint the program before it uses userfaultfd",
+        );
     }
     if mapping.flags.contains(VmFlags::SHADOW_STACK) {
-        return refuse("is a shadow stack, which only the kernel may write", "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+        return refuse(
+            "is a shadow stack, which only the kernel may write",
+            "run the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        );
     }
     match mapping.kind {
-        MappingKind::SysVShm => refuse("is a System V shared memory segment, which ckpt cannot save yet", "let the program detach it first (shmdt)"),
+        MappingKind::SysVShm => {
+            refuse("is a System V shared memory segment, which ckpt cannot save yet", "let the program detach it first (shmdt)")
+        }
         MappingKind::AnonymousHuge if mapping.shared => {
             refuse("is shared memory of huge pages without a name", "use a private mapping, or a file on hugetlbfs")
         }
@@ -200,7 +208,10 @@ fn open_mapped(pid: Pid, mapping: &Mapping, writable: bool) -> Result<OwnedFd> {
     match open(&mapping.name) {
         Ok(file) if fstat(&file).is_ok_and(|stat| stat.st_ino == mapping.inode) => Ok(file.into()),
         _ => Err(by_link).doing(|| {
-            format!("cannot open the file behind {} of pid {pid} (it was deleted or replaced, and only root may reach it)", mapping.describe())
+            format!(
+                "cannot open the file behind {} of pid {pid} (it was deleted or replaced, and only root may reach it)",
+                mapping.describe()
+            )
         }),
     }
 }
@@ -215,7 +226,9 @@ fn find_pages(
 ) -> Result<()> {
     let owner = vma.mm;
     let mut push = |pages: PageRange, kind: ExtentKind| match extents.last_mut() {
-        Some(last) if last.owner == owner && last.kind == kind && last.pages.end() == pages.start => last.pages.count += pages.count,
+        Some(last) if last.owner == owner && last.kind == kind && last.pages.end() == pages.start => {
+            last.pages.count += pages.count
+        }
         _ => extents.push(Extent { owner, pages, kind }),
     };
     match vma.backing {

@@ -96,7 +96,11 @@ impl TaskResource for X86 {
         if let Some(process) = asked.process {
             // Bytes read; errors come as 32-bit numbers, or as ENOSYS where there are no such tables.
             if answers.ret(process.ldt).is_ok_and(|bytes| (1..=LDT_ENTRY as u64).contains(&bytes)) {
-                return Err(refusal(who, "has segments of its own (modify_ldt), as 16- and 32-bit emulators do", "checkpoint it without them"));
+                return Err(refusal(
+                    who,
+                    "has segments of its own (modify_ldt), as 16- and 32-bit emulators do",
+                    "checkpoint it without them",
+                ));
             }
             // EINVAL: a kernel without address tagging.
             if answers.ret(process.untag.0).is_ok() && answers.value::<u64>(process.untag.1) != u64::MAX {

@@ -36,7 +36,8 @@ impl Destination {
         };
         let doing = || format!("cannot create an image in {}", folder.display());
         if path.file_name().is_none() || path.is_dir() {
-            return Err(io::Error::from_raw_os_error(libc::EISDIR)).doing(|| format!("cannot write the image {}", path.display()));
+            return Err(io::Error::from_raw_os_error(libc::EISDIR))
+                .doing(|| format!("cannot write the image {}", path.display()));
         }
         let options = |flags: i32| {
             let mut options = OpenOptions::new();
@@ -128,8 +129,7 @@ fn link(file: &File, name: &Path) -> io::Result<()> {
     let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let to = CString::new(name.as_os_str().as_bytes())?;
     // SAFETY: both strings outlive the call.
-    let result =
-        unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) };
+    let result = unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -57,7 +57,8 @@ struct Region {
 }
 
 /// _IOWR('f', 16, struct pm_scan_arg).
-const PAGEMAP_SCAN: libc::c_ulong = (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
+const PAGEMAP_SCAN: libc::c_ulong =
+    (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
 
 const REGIONS_PER_CALL: usize = 1024;
 
@@ -199,7 +200,7 @@ mod tests {
         memory.iter_mut().step_by(4096).for_each(|b| *b = 1);
         let first = memory.as_ptr() as u64 / PAGE_SIZE + 1;
         let range = PageRange { start: first, count: 62 };
-        let mut count = |map: &PageMap| {
+        let count = |map: &PageMap| {
             let mut n = 0;
             map.walk(range, |pages, page| n += if page.contains(Page::PRESENT) { pages.count } else { 0 }).unwrap();
             n

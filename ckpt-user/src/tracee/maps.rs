@@ -293,7 +293,10 @@ VmFlags: rd wr mr mw me gd ac lo wf
         assert_eq!(maps[0].device, (0xfe, 0x10));
         assert_eq!((maps[0].kind, maps[0].offset, maps[0].inode), (MappingKind::File, 0x1000, 325843));
         assert_eq!(maps[0].pages(), PageRange { start: 0x7f0000000, count: 3 });
-        assert_eq!(maps[1].flags, VmFlags::GROWS_DOWN | VmFlags::LOCKED | VmFlags::WIPE_ON_FORK | VmFlags::ACCOUNTED | VmFlags::MAY_WRITE);
+        assert_eq!(
+            maps[1].flags,
+            VmFlags::GROWS_DOWN | VmFlags::LOCKED | VmFlags::WIPE_ON_FORK | VmFlags::ACCOUNTED | VmFlags::MAY_WRITE
+        );
         assert_eq!(maps[2].kind, MappingKind::SharedAnonymous);
     }
 

@@ -18,15 +18,14 @@ impl ProcessMemory {
     /// Opens the memory of `pid`.
     pub fn open(pid: Pid) -> Result<ProcessMemory> {
         let path = format!("/proc/{pid}/mem");
-        let file = OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("cannot open the memory of pid {pid}"))?;
+        let file =
+            OpenOptions::new().read(true).write(true).open(&path).doing(|| format!("cannot open the memory of pid {pid}"))?;
         Ok(ProcessMemory { pid, file })
     }
 
     /// Reads exactly `buf.len()` bytes.
     pub fn read(&self, at: Addr, buf: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(buf, at.0)
-            .doing(|| format!("cannot read {} bytes at {at} in pid {}", buf.len(), self.pid))
+        self.file.read_exact_at(buf, at.0).doing(|| format!("cannot read {} bytes at {at} in pid {}", buf.len(), self.pid))
     }
 
     /// Reads a value.
@@ -38,9 +37,7 @@ impl ProcessMemory {
 
     /// Writes all of `buf`, also into private pages that are read-only to their owner.
     pub fn write(&self, at: Addr, buf: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(buf, at.0)
-            .doing(|| format!("cannot write {} bytes at {at} in pid {}", buf.len(), self.pid))
+        self.file.write_all_at(buf, at.0).doing(|| format!("cannot write {} bytes at {at} in pid {}", buf.len(), self.pid))
     }
 
     /// Reads up to `buf.len()` bytes, for callers that know what a short answer means.

@@ -286,7 +286,7 @@ impl<'a> RemoteTask<'a> {
     pub fn leave_with(&mut self, regs: &Regs, sigmask: u64) -> Result<()> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         if self.thread.in_stub {
-            self.thread.to_event_stop()?;
+            self.thread.reach_event_stop()?;
         }
         let doing = || format!("cannot set the registers of thread {tid}");
         gone_or(pid, ptrace::set_sigmask(tid, sigmask), doing)?;

@@ -66,7 +66,7 @@ impl NewProcess {
         self.armed = false;
         let mut others = self.threads.drain(1..).collect::<Vec<_>>();
         // The leader last: while it stands, the others can still be let go should one of them fail.
-        others.extend(self.threads.drain(..));
+        others.append(&mut self.threads);
         for thread in others {
             thread.detach()?;
         }
@@ -123,11 +123,7 @@ fn explain(pid: Pid, error: io::Error) -> Error {
 /// The arguments of the remote clone3 that makes one more thread with a given id.
 pub fn thread_clone_args(tid: Tid, set_tid: u64) -> clone::CloneArgs {
     debug_assert!(tid.0 > 0);
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
+    let flags =
+        libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
     clone::CloneArgs { flags: flags as u64, set_tid, set_tid_size: 1, ..clone::CloneArgs::default() }
 }

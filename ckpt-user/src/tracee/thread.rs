@@ -57,7 +57,7 @@ impl StoppedThread {
 
     /// From a stop inside the kernel's way out of a system call to an [`Stop::Event`] stop, without a user instruction between:
     /// there the kernel still does what it does for interrupted system calls, so any registers can be set.
-    pub(super) fn to_event_stop(&mut self) -> Result<()> {
+    pub(super) fn reach_event_stop(&mut self) -> Result<()> {
         let doing = || "cannot stop a thread again".to_owned();
         gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
         gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
