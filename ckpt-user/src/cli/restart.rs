@@ -48,24 +48,6 @@ pub struct Args {
     json: bool,
 }
 
-/// The descriptors beyond the standard ones that we were started with: ours are all closed on exec.
-fn ambient() -> Result<HashMap<RawFd, OwnedFd>, Failure> {
-    let failed = |error| Failure::file("cannot list the descriptors of ckpt", error);
-    let own = pidfd::open(Pid(std::process::id() as i32)).map_err(failed)?;
-    let mut found = HashMap::new();
-    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let Some(fd) = name.to_str().and_then(|n| n.parse::<RawFd>().ok()).filter(|&fd| fd > 2) else { continue };
-        // EBADF: the listing itself, closed by now.
-        if let Ok(copy) = pidfd::get_fd(own.as_fd(), fd)
-            && !ckpt::sys::fcntl::closes_on_exec(fd).unwrap_or(true)
-        {
-            found.insert(fd, copy);
-        }
-    }
-    Ok(found)
-}
-
 /// Which descriptor of ours becomes which of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Inherit {
@@ -156,6 +138,24 @@ impl Args {
         }
         Ok(inherited)
     }
+}
+
+/// The descriptors beyond the standard ones that we were started with: ours are all closed on exec.
+fn ambient() -> Result<HashMap<RawFd, OwnedFd>, Failure> {
+    let failed = |error| Failure::file("cannot list the descriptors of ckpt", error);
+    let own = pidfd::open(Pid(std::process::id() as i32)).map_err(failed)?;
+    let mut found = HashMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(fd) = name.to_str().and_then(|n| n.parse::<RawFd>().ok()).filter(|&fd| fd > 2) else { continue };
+        // EBADF: the listing itself, closed by now.
+        if let Ok(copy) = pidfd::get_fd(own.as_fd(), fd)
+            && !ckpt::sys::fcntl::closes_on_exec(fd).unwrap_or(true)
+        {
+            found.insert(fd, copy);
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
