@@ -144,28 +144,26 @@ impl Job {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        self.wait_until(Instant::now() + DEADLINE)
+        self.wait_for_at_most(DEADLINE).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn wait_until(&mut self, until: Instant) -> ExitStatus {
+    /// Waits for its end. The error says in what state it was instead.
+    pub fn wait_for_at_most(&mut self, time: Duration) -> Result<ExitStatus, String> {
+        let until = Instant::now() + time;
         loop {
             let mut events = [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
             if wait_for_event(&mut events, until) {
                 break;
             }
-            assert!(
-                Instant::now() < until,
-                "pid {} does not end (threads {})\n{}",
-                self.pid,
-                process::states(self.pid),
-                self.told()
-            );
+            if Instant::now() >= until {
+                return Err(format!("pid {} does not end (threads {})\n{}", self.pid, process::states(self.pid), self.told()));
+            }
         }
         self.ended = true;
         match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(_, code)) => ExitStatus::from_raw(code << 8),
-            Ok(WaitStatus::Signaled(_, signal, _)) => ExitStatus::from_raw(signal as i32),
-            other => panic!("cannot wait for pid {}: {other:?}", self.pid),
+            Ok(WaitStatus::Exited(_, code)) => Ok(ExitStatus::from_raw(code << 8)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ok(ExitStatus::from_raw(signal as i32)),
+            other => Err(format!("cannot wait for pid {}: {other:?}", self.pid)),
         }
     }
 

@@ -40,6 +40,8 @@ const INTERRUPTED: i64 = -(libc::EINTR as i64);
 /// Every way.
 pub const WAITS: &[Wait] = &[
     wait("nanosleep", Until::TimeSpent, 0, libc::SYS_nanosleep),
+    wait("nanosleep-same", Until::TimeSpent, 0, libc::SYS_nanosleep),
+    wait("nanosleep-null", Until::TimeSpent, 0, libc::SYS_nanosleep),
     wait("clock_nanosleep", Until::TimeSpent, 0, libc::SYS_clock_nanosleep),
     wait("clock_nanosleep-boottime", Until::TimeSpent, 0, libc::SYS_clock_nanosleep),
     wait("futex-timeout", Until::TimeSpent, TIMED_OUT, libc::SYS_futex),

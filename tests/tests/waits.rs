@@ -104,7 +104,12 @@ fn finish(all: Vec<Waiting>) {
                 waiting.job.signal(Signal::SIGUSR1);
             }
         }
-        let output = waiting.job.succeed();
+        let ended = waiting.job.wait_for_at_most(TIME * 5);
+        if !ended.as_ref().is_ok_and(|status| status.success()) {
+            wrong.push(format!("{}: ended {ended:?}", waiting.wait.name));
+            continue;
+        }
+        let output = waiting.job.output();
         let last = output.lines().last().unwrap_or_default();
         let verdict = parse(&output).ok_or(format!("says '{last}'")).and_then(|(result, ran)| judge(&waiting, result, ran));
         println!("{:26} {last}: {verdict:?}", waiting.wait.name);

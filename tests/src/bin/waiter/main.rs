@@ -19,6 +19,9 @@ type Wait = Box<dyn FnOnce() -> io::Result<i64>>;
 /// What makes it return.
 type Wake = Box<dyn FnOnce() + Send>;
 
+/// A mask for the time of a call, unlike the one of the thread; the request must not end the program.
+const MASK: u64 = 1 << (libc::SIGWINCH - 1) | 1 << (libc::SIGUSR1 - 1);
+
 extern "C" fn handle(_: i32) {}
 
 fn main() -> ExitCode {

@@ -9,17 +9,22 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::timerfd::{self, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 
-use super::Wait;
+use super::{MASK, Wait};
 
 /// The word that futex calls wait on.
 static WORD: u32 = 1;
-/// A mask for the time of the call, unlike the one of the thread.
-const MASK: u64 = 1 << (libc::SIGWINCH - 1);
 
 /// The call of this name, if there is one.
 pub fn prepare(name: &str) -> Option<Wait> {
     Some(match name {
         "nanosleep" => Box::new(|| call(libc::SYS_nanosleep, &[Arg::to(&mut time()), Arg::to(&mut zero())])),
+        // As sleep(3) does it.
+        "nanosleep-same" => Box::new(|| {
+            let mut both = time();
+            let at = &raw mut both as usize;
+            call(libc::SYS_nanosleep, &[at.into(), at.into()])
+        }),
+        "nanosleep-null" => Box::new(|| call(libc::SYS_nanosleep, &[Arg::to(&mut time()), Arg::NULL])),
         "clock_nanosleep" => sleep(libc::CLOCK_MONOTONIC),
         "clock_nanosleep-boottime" => sleep(libc::CLOCK_BOOTTIME),
         "clock_nanosleep-absolute" => Box::new(|| {

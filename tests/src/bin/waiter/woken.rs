@@ -13,14 +13,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::unistd::{gettid, mkfifo};
 
-use super::{Wait, Wake};
+use super::{MASK, Wait, Wake};
 
 /// The word that futex calls wait on.
 static WORD: AtomicU32 = AtomicU32::new(1);
 /// Room for what is read.
 type Buffer = [u64; 64];
-/// A mask for the time of the call, unlike the one of the thread.
-const MASK: u64 = 1 << (libc::SIGWINCH - 1);
 
 /// The call of this name and what wakes it, if there is one.
 pub fn prepare(name: &str) -> Option<(Wait, Wake)> {
