@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
@@ -21,8 +22,8 @@ use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::Section;
-use crate::sys::socket as raw;
 use crate::sys::unix_diag::{UnixDiag, UnixSocket};
+use crate::sys::{queue, socket as raw};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
@@ -208,18 +209,23 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
     }
     let holder = Holder { pid: d.pid, fd: d.fd, flags: d.info.flags };
     let name = UnixName::collect(cx, &holder, d.own)?;
-    let queue = if socket.kind == libc::SOCK_DGRAM {
+    let messages = if socket.kind == libc::SOCK_DGRAM {
         unix_queue::peek(cx, &holder, d.own, socket.kind, seen.shutdown)?
     } else {
         Vec::new()
     };
-    if queue.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !queue.is_empty()) {
+    let ready = queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN);
+    if socket.kind == libc::SOCK_DGRAM && ready && messages.is_empty() && seen.shutdown == 0 {
+        let reason = "holds an empty message, which the kernel shows only once";
+        return cx.refuse(d.pid, socket::name(d), reason, "let the program receive it, or try again at a quieter moment");
+    }
+    if messages.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !messages.is_empty()) {
         let reason = "holds messages of other sockets that the program has not received yet";
         return cx.refuse(d.pid, socket::name(d), reason, "try again at a quieter moment");
     }
     let options = SocketOptions::collect(cx, d, socket)?;
     let backlog = listens.then_some(backlog);
-    Ok(UnixRecord::Alone(Box::new(Alone { socket, name, backlog, peer, queue, shutdown: seen.shutdown, options })))
+    Ok(UnixRecord::Alone(Box::new(Alone { socket, name, backlog, peer, queue: messages, shutdown: seen.shutdown, options })))
 }
 
 fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {

@@ -52,13 +52,20 @@ impl UnixPair {
     ) -> Result<UnixPair> {
         let [a, b] = ends.map(|end| end.map(|(holder, inode)| UnixEnd::collect(cx, socket, &holder, inode, diag)).transpose());
         let pair = UnixPair { socket, ends: [a?, b?] };
-        for (end, other) in [(0, 1), (1, 0)] {
-            let named = pair.ends[other].as_ref().and_then(|end| end.name.as_ref()).map_or(&[][..], |name| &name.address);
-            let stranger = pair.ends[end].iter().flat_map(|end| &end.queue).any(|message| message.from != named);
-            if let (true, Some((holder, _))) = (stranger, ends[end]) {
+        for (own, other) in [(0, 1), (1, 0)] {
+            let (Some(end), Some((holder, _))) = (&pair.ends[own], ends[own]) else { continue };
+            let refuse = |reason: &str| {
                 let object = format!("descriptor {} (unix socket)", holder.fd);
-                let advice = "let the program receive it, or try again at a quieter moment";
-                return cx.refuse(holder.pid, object, "holds a message that others have sent", advice);
+                cx.refuse(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
+            };
+            let peer = pair.ends[other].as_ref().and_then(|end| end.name.as_ref()).map_or(&[][..], |name| &name.address);
+            if end.queue.iter().any(|message| message.from != peer) {
+                return refuse("holds a message that others have sent");
+            }
+            if let (true, Some((sender, _))) = (socket.kind != libc::SOCK_STREAM, ends[other])
+                && unix_queue::hides_empty(sender.duplicate()?.as_fd(), socket.kind, &end.queue)?
+            {
+                return refuse("holds an empty message, which the kernel shows only once");
             }
         }
         Ok(pair)

@@ -2,8 +2,11 @@
 //!
 //! Beyond the first message, only SO_PEEK_OFF leads there. It is part of the socket, so it is put back as it was at once. Should ckpt
 //! die in between, the program would notice only if it peeks itself.
+//!
+//! This way the kernel shows an empty message only once, ever. Whether one is hidden shows in the memory that its sender is charged
+//! for; only where the sender is not known, an empty message behind others is lost from the second checkpoint on.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +110,19 @@ pub fn peek(cx: &Collector<'_>, holder: &Holder, own: BorrowedFd<'_>, kind: i32,
         let from = if from.len() > UNNAMED { from } else { Vec::new() };
         messages.push(Message { data: buffer[..got.len].to_vec(), from });
     }
+}
+
+/// Do messages sent by `sender` to its peer wait there that are empty, beside `messages`? Told by comparing with a pair of our own.
+pub fn hides_empty(sender: BorrowedFd<'_>, kind: i32, messages: &[Message]) -> Result<bool> {
+    let doing = || "cannot measure the queue of a unix socket";
+    let (ours, _receiver) = raw::pair(libc::AF_UNIX, kind).doing(doing)?;
+    raw::send_now(ours.as_fd(), b"").doing(doing)?;
+    let empty = queue::unreceived(ours.as_fd()).doing(doing)?;
+    fill(ours.as_fd(), messages)?;
+    let expected = queue::unreceived(ours.as_fd()).doing(doing)? - empty;
+    let actual = queue::unreceived(sender).doing(doing)?;
+    // What a socket has sent elsewhere counts, too, but hardly ever adds up to just this.
+    Ok(actual > expected && (actual - expected).is_multiple_of(empty))
 }
 
 /// Sends everything from `sender`, whatever the size of its buffer.

@@ -59,6 +59,7 @@ fn messages_keep_their_boundaries() {
         }
         raw::set_int_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, 5).unwrap();
         let [_new_a, new_b] = again([a.as_fd(), b.as_fd()]);
+        assert!(refusal(&b).contains("an empty message"), "{}", refusal(&b));
         for fd in [&new_b, &b] {
             assert_eq!(raw::int_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap(), 5);
             let mut buf = vec![0; 100_000];
