@@ -300,6 +300,7 @@ fn set_going(process: &mut NewProcess, injector: &mut Injector, plan: &Plan, wor
     // The leader last: the stub goes with it.
     for (n, thread) in process.threads.iter_mut().enumerate().rev() {
         let mut task = RemoteTask::new(injector, thread);
+        cpu::make_room(&mut task, &records[n])?;
         let asleep = cpu::fall_asleep(&mut task, &records[n])?;
         if n == 0 {
             mm::leave_workspace(&mut task, workspace)?;

@@ -18,6 +18,8 @@ pub fn run(runner_arguments: &[String]) -> Result<()> {
         println!("Not root: tests that need it will be skipped.");
     }
     let skips = tempfile::NamedTempFile::new().context("cannot make the file for the names of skipped tests")?;
+    // The tests run the program, but belong to another package: cargo would leave an old one in place.
+    command::run(cargo().args(["build", "--release", "--package", "ckpt"]))?;
     let mut tests = cargo();
     if command::find("cargo-nextest").is_some() {
         tests.args(["nextest", "run", "--workspace", "--release", "--no-fail-fast"]).args(runner_arguments);

@@ -77,6 +77,31 @@ pub fn collect(thread: &StoppedThread, memory: &ProcessMemory, waits: &WaitTimes
     Ok(CpuRecord { regs: RegsRecord::from(&thread.regs), xstate, sigmask: thread.sigmask, sleep })
 }
 
+/// The kernel gives a thread room for AMX tiles when it first uses one, and takes their contents only then: uses one.
+const USE_A_TILE: &[u8] = &[
+    0xc4, 0xe2, 0x78, 0x49, 0x07, // ldtilecfg [rdi]
+    0xc4, 0xe2, 0x7b, 0x49, 0xc0, // tilezero tmm0
+    0xc4, 0xe2, 0x78, 0x49, 0xc0, // tilerelease
+    0xb8, 0x27, 0x00, 0x00, 0x00, // mov eax, 39 (getpid)
+    0x0f, 0x05, // syscall
+];
+
+/// Where XSTATE_BV stands in the XSAVE area, and the bit of AMX's tile data in it.
+const XSTATE_BV: usize = 512;
+const TILE_DATA: u64 = 1 << 18;
+
+/// Makes room for extended states that a thread gets only on use.
+pub fn make_room(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<()> {
+    let present = record.xstate.get(XSTATE_BV..XSTATE_BV + 8).map_or(0, |b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)));
+    if present & TILE_DATA == 0 {
+        return Ok(());
+    }
+    // Palette 1; tile 0 has 64 bytes in each of 16 rows.
+    let mut configuration = [0u8; 64];
+    (configuration[0], configuration[16], configuration[48]) = (1, 64, 16);
+    task.run_code(USE_A_TILE, &configuration)
+}
+
 /// How a thread that waited with a time fell asleep again.
 #[derive(Clone, Copy, Debug)]
 pub struct Asleep(i64);
@@ -110,7 +135,7 @@ pub fn fall_asleep(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<Opti
         }
         SleepCall::Futex { word, operation, value, bits } => {
             // FUTEX_WAIT_BITSET takes a point in time, FUTEX_WAIT a span.
-            let clock = if operation & libc::FUTEX_CLOCK_REALTIME != 0 { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC };
+            let clock = interrupted::futex_clock(operation);
             let until = if operation & libc::FUTEX_CMD_MASK == libc::FUTEX_WAIT_BITSET {
                 let at = interrupted::clock_ns(clock)?.saturating_add(sleep.left_ns);
                 [(at / 1_000_000_000) as i64, (at % 1_000_000_000) as i64]

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile};
+use super::socket_options::FreshSocket;
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::sys::socket;
@@ -89,10 +90,10 @@ pub fn looking(d: &Descriptor<'_>) -> String {
 }
 
 /// Refuses a socket of a network namespace that is not ours: it would be made again in the wrong one.
-pub fn check_namespace(cx: &Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<()> {
+pub fn check_namespace(cx: &mut Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<()> {
     // Linux 5.14; older kernels cannot tell, and the network namespace of the process decides.
     let cookie = |fd: BorrowedFd<'_>| socket::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 8).ok();
-    let ours = kind.create()?;
+    let ours = FreshSocket::of(cx, kind)?;
     let same = match (cookie(d.own), cookie(ours.as_fd())) {
         (Some(theirs), Some(ours)) => theirs == ours,
         _ => {

@@ -1,7 +1,9 @@
 //! The options of a socket. Saved is what differs from a new socket of the same sort: what the program has set. What it left alone is
 //! for the machine to decide on which it runs.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -83,19 +85,58 @@ fn read(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// A new socket of some sort, to compare with.
+#[derive(Debug)]
+pub struct FreshSocket {
+    fd: OwnedFd,
+    /// Every option of the table that it has.
+    options: Vec<(Known, Vec<u8>)>,
+}
+
+/// A new socket of every sort that was met.
+#[derive(Debug, Default)]
+struct FreshSockets {
+    by_type: Mutex<HashMap<SocketType, Arc<FreshSocket>>>,
+}
+
+impl FreshSocket {
+    /// The new socket of this sort.
+    pub fn of(cx: &mut Collector<'_>, kind: SocketType) -> Result<Arc<FreshSocket>> {
+        let all = cx.fact(|_| Ok(FreshSockets::default()))?;
+        let mut by_type = all.by_type.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = by_type.get(&kind) {
+            return Ok(known.clone());
+        }
+        let fd = kind.create()?;
+        let mut options = Vec::new();
+        for &option in KNOWN {
+            // An accepted connection shows multicast values of the kernel's own, which no stream can be given.
+            let foreign = kind.kind == libc::SOCK_STREAM && option.2.contains("_MULTICAST_");
+            if let Some(value) = read(fd.as_fd(), option.0, option.1)?.filter(|_| !foreign) {
+                options.push((option, value));
+            }
+        }
+        let fresh = Arc::new(FreshSocket { fd, options });
+        by_type.insert(kind, fresh.clone());
+        Ok(fresh)
+    }
+}
+
+impl AsFd for FreshSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl SocketOptions {
     /// What differs from a new socket of the same sort.
-    pub fn collect(cx: &Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<SocketOptions> {
-        let fresh = kind.create()?;
+    pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<SocketOptions> {
+        let fresh = FreshSocket::of(cx, kind)?;
         let mut options = SocketOptions::default();
         let mut add = |level, name, value: Vec<u8>| options.set.push(SocketOption { level, name, value });
-        for &(level, name, _) in
-            KNOWN.iter().filter(|(_, _, name)| !(kind.kind == libc::SOCK_STREAM && name.contains("_MULTICAST_")))
-        {
-            // An accepted connection shows multicast values of the kernel's own, which no stream can be given.
-            let (now, usual) = (read(d.own, level, name)?, read(fresh.as_fd(), level, name)?);
-            if let Some(value) = now.filter(|value| Some(value) != usual.as_ref()) {
-                add(level, name, value);
+        for ((level, name, _), usual) in &fresh.options {
+            if let Some(value) = read(d.own, *level, *name)?.filter(|value| value != usual) {
+                add(*level, *name, value);
             }
         }
         let locks = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();
@@ -184,8 +225,8 @@ mod tests {
 
     fn collect(fd: BorrowedFd<'_>, kind: SocketType) -> SocketOptions {
         let options = CollectOptions::default();
-        let cx = Collector::new(&options, vec![fd_trial::this_process()]);
-        fd_trial::with_descriptor(fd, |d| SocketOptions::collect(&cx, d, kind)).unwrap()
+        let mut cx = Collector::new(&options, vec![fd_trial::this_process()]);
+        fd_trial::with_descriptor(fd, |d| SocketOptions::collect(&mut cx, d, kind)).unwrap()
     }
 
     #[test]

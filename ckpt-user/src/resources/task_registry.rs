@@ -157,8 +157,12 @@ mod tests {
         assert_eq!(after.child().try_wait().unwrap(), None, "it sleeps on");
         let status = procfs::status(after.pid(), after.pid().leader()).unwrap();
         assert_eq!((status.ruid, status.egid, status.groups, status.capeff, status.nonewprivs), (1000, 1000, vec![], 0, Some(1)));
-        let state = procfs::thread_state(after.pid(), after.pid().leader());
-        assert_eq!(state, Some('S'));
+        // It was let go a moment ago, and needs one to fall asleep.
+        let began = std::time::Instant::now();
+        while procfs::thread_state(after.pid(), after.pid().leader()) != Some('S') {
+            assert!(began.elapsed().as_secs() < 10, "it does not sleep");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -145,7 +145,13 @@ pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<O
                 value: regs.rdx as u32,
                 bits: regs.r9 as u32,
             };
-            (call, timespec_ns(memory, Addr(regs.r10))?)
+            let time = timespec_ns(memory, Addr(regs.r10))?;
+            // FUTEX_WAIT_BITSET has a point in time there, FUTEX_WAIT a span.
+            if regs.rsi as i32 & libc::FUTEX_CMD_MASK == libc::FUTEX_WAIT_BITSET {
+                let left_ns = time.saturating_sub(clock_ns(futex_clock(regs.rsi as i32))?);
+                return Ok(Some(Sleep { call, left_ns }));
+            }
+            (call, time)
         }
         libc::SYS_poll => {
             let call = SleepCall::Poll { fds: Addr(regs.rdi), count: regs.rsi as u32 };
@@ -154,6 +160,11 @@ pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<O
         _ => return Ok(None),
     };
     Ok(Some(Sleep { call, left_ns: whole_ns.saturating_sub(waited_ns) }))
+}
+
+/// The clock that a futex operation's time-out is on.
+pub fn futex_clock(operation: i32) -> i32 {
+    if operation & libc::FUTEX_CLOCK_REALTIME != 0 { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC }
 }
 
 fn timespec_ns(memory: &ProcessMemory, at: Addr) -> Result<u64> {

@@ -213,14 +213,37 @@ impl<'a> RemoteTask<'a> {
         Ok(after.rax as i64)
     }
 
+    /// Runs instructions of ours in the thread, with `argument` in rdi; they end in a system call, after which it is stopped. Only
+    /// once the workspace is fixed ([`RemoteTask::move_to`]): unlike a stub they do not find the way back by themselves.
+    pub fn run_code(&mut self, code: &[u8], argument: &[u8]) -> Result<()> {
+        if !self.injector.original.is_empty() {
+            return Err(Error::Unexpected("code can only run in a task that is being built".to_owned()));
+        }
+        let at = self.injector.cave.offset(PAGE_SIZE / 2);
+        let data = self.room(argument.len() as u64)?;
+        self.injector.memory.write(at, code)?;
+        self.injector.memory.write(data, argument)?;
+        self.enter_at(at, 0, [data.0, 0, 0, 0, 0, 0])?;
+        let (pid, tid) = (self.pid(), self.thread.tid);
+        for _ in 0..2 {
+            gone_or(pid, ptrace::cont_to_syscall(tid), || format!("cannot run code in thread {tid}"))?;
+            self.expect_syscall_stop()?;
+        }
+        Ok(())
+    }
+
     /// Sets the registers to the start of the stub with a call in them.
     fn enter(&mut self, nr: i64, args: [u64; 6]) -> Result<()> {
+        self.enter_at(self.injector.entry(), nr, args)
+    }
+
+    fn enter_at(&mut self, at: Addr, nr: i64, args: [u64; 6]) -> Result<()> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         if !self.thread.in_stub {
             self.injector.plant(self.thread)?;
         }
         let mut regs = self.thread.regs;
-        regs.rip = self.injector.entry().0;
+        regs.rip = at.0;
         regs.orig_rax = u64::MAX;
         regs.rax = nr as u64;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
