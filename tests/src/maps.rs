@@ -13,8 +13,9 @@ pub struct Mapping {
     flags: String,
 }
 
-/// Flags of smaps that say something about what the kernel noticed, and not about what the program asked for: soft-dirty, userfaultfd.
-const PASSING_FLAGS: &[&str] = &["sd", "um", "uw"];
+/// Flags of smaps that tell what the kernel has noticed, and not what the program asked for: soft-dirty, userfaultfd, that memory was once
+/// writable, that there may be guard pages (in this mapping, or in one that it was part of).
+const PASSING_FLAGS: &[&str] = &["sd", "um", "uw", "gu"];
 
 /// The mappings of a process. Nothing is normalised but this: neighbours with the same attributes are one, and the inodes of files
 /// that have no name any more (they are made anew) are left out.

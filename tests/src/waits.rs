@@ -7,7 +7,7 @@ use std::time::Duration;
 pub enum Until {
     /// [`TIME`] of running: while the process does not exist, no time passes for it.
     TimeSpent,
-    /// [`TIME`] after the start, whatever happens meanwhile.
+    /// [`TIME`] after the start at the earliest. Whether a time in which the process does not exist counts is not said.
     Moment,
     /// Another thread makes it return, once the program gets SIGUSR1.
     Woken,
@@ -35,9 +35,10 @@ const fn wait(name: &'static str, until: Until, result: i64, number: i64) -> Wai
 
 const TIMED_OUT: i64 = -(libc::ETIMEDOUT as i64);
 const AGAIN: i64 = -(libc::EAGAIN as i64);
-const INTERRUPTED: i64 = -(libc::EINTR as i64);
+/// What a call returns that a handler has interrupted.
+pub const INTERRUPTED: i64 = -(libc::EINTR as i64);
 
-/// Every way.
+/// Every way in which nothing is noticed.
 pub const WAITS: &[Wait] = &[
     wait("nanosleep", Until::TimeSpent, 0, libc::SYS_nanosleep),
     wait("nanosleep-same", Until::TimeSpent, 0, libc::SYS_nanosleep),
@@ -51,8 +52,6 @@ pub const WAITS: &[Wait] = &[
     wait("pselect-timeout", Until::TimeSpent, 0, libc::SYS_pselect6),
     wait("epoll_wait-timeout", Until::TimeSpent, 0, libc::SYS_epoll_wait),
     wait("epoll_pwait-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait),
-    wait("epoll_pwait2-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait2),
-    wait("sigtimedwait-timeout", Until::TimeSpent, AGAIN, libc::SYS_rt_sigtimedwait),
     wait("timerfd", Until::TimeSpent, 8, libc::SYS_read),
     wait("clock_nanosleep-absolute", Until::Moment, 0, libc::SYS_clock_nanosleep),
     wait("futex-absolute", Until::Moment, TIMED_OUT, libc::SYS_futex),
@@ -80,4 +79,11 @@ pub const WAITS: &[Wait] = &[
     wait("pause", Until::Woken, INTERRUPTED, libc::SYS_pause),
     wait("sigsuspend", Until::Woken, INTERRUPTED, libc::SYS_rt_sigsuspend),
     wait("sigwaitinfo", Until::Woken, libc::SIGUSR2 as i64, libc::SYS_rt_sigtimedwait),
+];
+
+/// Calls that the kernel ends with EINTR whenever their thread is stopped (signal(7)), while their time-out is in memory that only the
+/// program may change: they may be interrupted, but not wait for another time or return anything else.
+pub const ENDED_BY_A_STOP: &[Wait] = &[
+    wait("epoll_pwait2-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait2),
+    wait("sigtimedwait-timeout", Until::TimeSpent, AGAIN, libc::SYS_rt_sigtimedwait),
 ];

@@ -224,7 +224,7 @@ fn first_prot(vma: &VmaRecord) -> i32 {
 fn mmap_args(vma: &VmaRecord, files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<[Arg; 6]> {
     let mut flags = libc::MAP_FIXED_NOREPLACE | if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     let when = |on: VmFlags, bit: i32| if vma.flags.contains(on) { bit } else { 0 };
-    flags |= when(VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN | libc::MAP_STACK) | when(VmFlags::NO_RESERVE, libc::MAP_NORESERVE);
+    flags |= when(VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN) | when(VmFlags::NO_RESERVE, libc::MAP_NORESERVE);
     let (fd, offset) = match vma.backing {
         Backing::File { file, offset } => {
             let fd = files.get(&file).ok_or_else(|| Error::Restart(format!("the image maps object {file}, which is no file")))?;

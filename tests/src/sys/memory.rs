@@ -112,6 +112,12 @@ impl Region {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start as *mut u8, bytes.len()) };
     }
 
+    /// Its contents, for as long as nobody writes to it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the region is mapped, and its owner says that it may be read.
+        unsafe { std::slice::from_raw_parts(self.start as *const u8, self.len) }
+    }
+
     /// Calls the machine code at its beginning, a function without arguments.
     pub fn call(self) -> u32 {
         // SAFETY: the owner has put such a function there.
