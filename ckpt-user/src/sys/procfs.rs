@@ -34,6 +34,12 @@ pub fn thread_state(pid: Pid, tid: Tid) -> Option<char> {
     Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok().map(|s| s.state)
 }
 
+/// The processor that a thread last ran on.
+pub fn last_processor(pid: Pid, tid: Tid) -> Option<u32> {
+    let stat = Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok()?;
+    stat.processor?.try_into().ok()
+}
+
 fn from_procfs(pid: Pid, error: procfs::ProcError, doing: impl FnOnce() -> String) -> Error {
     match error {
         procfs::ProcError::NotFound(_) => Error::Gone(pid),

@@ -8,6 +8,7 @@
 //!   taken down ([`Sleep`]) and a restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the
 //!   same state as before.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -19,29 +20,51 @@ use super::stub::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, Pid, Tid};
 use crate::sys::ptrace::Regs;
+use crate::sys::{procfs, sched};
 
 /// How long each thread of a process has been waiting, taken down before it is stopped (stopping wakes it).
 #[derive(Debug, Default)]
 pub struct WaitTimes {
-    since: Vec<(Tid, u64)>,
-    now: u64,
+    waited: Vec<(Tid, u64)>,
 }
 
 impl WaitTimes {
     /// Reads when each thread last ran, from the scheduler. A thread that ran since, or a kernel that does not tell
     /// (CONFIG_SCHED_DEBUG), gives no time, and its wait counts as just begun.
     pub fn read(pid: Pid, tids: &[Tid]) -> WaitTimes {
-        let since = tids.iter().filter_map(|&tid| Some((tid, last_ran(&format!("/proc/{pid}/task/{tid}"))?))).collect();
-        // The scheduler's clock now: it is brought up to date when a thread is woken.
-        std::thread::sleep(Duration::from_nanos(1));
-        WaitTimes { since, now: last_ran("/proc/thread-self").unwrap_or(0) }
+        let mut by_processor: BTreeMap<u32, Vec<(Tid, u64)>> = BTreeMap::new();
+        for &tid in tids {
+            let task = format!("/proc/{pid}/task/{tid}");
+            if let (Some(since), Some(processor)) = (last_ran(&task), procfs::last_processor(pid, tid)) {
+                by_processor.entry(processor).or_default().push((tid, since));
+            }
+        }
+        // Each processor counts the scheduler's time for itself, without what interrupts and the host have taken.
+        let mut waited = Vec::new();
+        for (processor, tids) in by_processor {
+            let now = clock_of(processor).unwrap_or(0);
+            waited.extend(tids.into_iter().map(|(tid, since)| (tid, now.saturating_sub(since))));
+        }
+        WaitTimes { waited }
     }
 
     /// Nanoseconds that the thread had been waiting.
     pub fn waited_ns(&self, tid: Tid) -> u64 {
-        let since = self.since.iter().find(|(of, _)| *of == tid).map(|(_, since)| *since);
-        since.map_or(0, |since| self.now.saturating_sub(since))
+        self.waited.iter().find(|(of, _)| *of == tid).map_or(0, |(_, waited)| *waited)
     }
+}
+
+/// The scheduler's clock of a processor: it is brought up to date when a thread is woken there. `None`: we may not run there.
+fn clock_of(processor: u32) -> Option<u64> {
+    let own = Tid(0);
+    let before = sched::processors(own).ok()?;
+    sched::set_processors(own, &[processor]).ok()?;
+    std::thread::sleep(Duration::from_nanos(1));
+    let now = last_ran("/proc/thread-self");
+    if let Err(error) = sched::set_processors(own, &before) {
+        tracing::warn!("cannot let ckpt run on all its processors again: {error}");
+    }
+    now
 }
 
 /// "se.exec_start   :   2535535.584697" in milliseconds, as nanoseconds.
@@ -112,8 +135,8 @@ pub fn mend(regs: &Regs, waited_ns: u64) -> Regs {
             }
             true
         }
-        libc::SYS_epoll_pwait2 | libc::SYS_rt_sigtimedwait => is_timeless(regs.r10),
-        libc::SYS_semtimedop => is_timeless(regs.r10),
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => is_timeless(regs.r10),
+        libc::SYS_rt_sigtimedwait => is_timeless(regs.rdx),
         libc::SYS_io_getevents => is_timeless(regs.r8),
         libc::SYS_semop | libc::SYS_accept | libc::SYS_accept4 | libc::SYS_recvfrom | libc::SYS_recvmsg => true,
         _ => false,
@@ -131,11 +154,19 @@ pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<O
     }
     let (call, whole_ns) = match regs.orig_rax as i64 {
         libc::SYS_nanosleep => {
-            let call = SleepCall::Nanosleep { clock: libc::CLOCK_MONOTONIC, rest: Addr(regs.rsi) };
+            let rest = Addr(regs.rsi);
+            let call = SleepCall::Nanosleep { clock: libc::CLOCK_MONOTONIC, rest };
+            if let Some(left_ns) = written_rest(memory, rest)? {
+                return Ok(Some(Sleep { call, left_ns }));
+            }
             (call, timespec_ns(memory, Addr(regs.rdi))?)
         }
         libc::SYS_clock_nanosleep => {
-            let call = SleepCall::Nanosleep { clock: regs.rdi as i32, rest: Addr(regs.r10) };
+            let rest = Addr(regs.r10);
+            let call = SleepCall::Nanosleep { clock: regs.rdi as i32, rest };
+            if let Some(left_ns) = written_rest(memory, rest)? {
+                return Ok(Some(Sleep { call, left_ns }));
+            }
             (call, timespec_ns(memory, Addr(regs.rdx))?)
         }
         libc::SYS_futex => {
@@ -165,6 +196,11 @@ pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<O
 /// The clock that a futex operation's time-out is on.
 pub fn futex_clock(operation: i32) -> i32 {
     if operation & libc::FUTEX_CLOCK_REALTIME != 0 { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC }
+}
+
+/// The kernel tells an interrupted sleeper what is left, where it asked for that.
+fn written_rest(memory: &ProcessMemory, rest: Addr) -> Result<Option<u64>> {
+    if rest == Addr(0) { Ok(None) } else { timespec_ns(memory, rest).map(Some) }
 }
 
 fn timespec_ns(memory: &ProcessMemory, at: Addr) -> Result<u64> {
