@@ -92,7 +92,8 @@ const TILE_DATA: u64 = 1 << 18;
 
 /// Makes room for extended states that a thread gets only on use.
 pub fn make_room(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<()> {
-    let present = record.xstate.get(XSTATE_BV..XSTATE_BV + 8).map_or(0, |b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)));
+    let present =
+        record.xstate.get(XSTATE_BV..XSTATE_BV + 8).map_or(0, |b| b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)));
     if present & TILE_DATA == 0 {
         return Ok(());
     }
