@@ -145,9 +145,11 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping
             })
         })?;
         let Some(mut vma) = done else { continue };
-        let before = out.extents.len();
+        // Pages that follow on the last ones lengthen their extent.
+        let end = |extents: &[Extent]| (extents.len(), extents.last().map(|last| last.pages.count));
+        let before = end(&out.extents);
         find_pages(&page_map, pid, &mut vma, &mut shared_seen, &mut out.extents)?;
-        vma.has_pages = out.extents.len() > before;
+        vma.has_pages = end(&out.extents) != before;
         out.vmas.push(vma);
     }
     Ok(out)
