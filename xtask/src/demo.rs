@@ -17,7 +17,7 @@ const INTERRUPT_AFTER: &str = "40 %";
 
 /// See the module.
 pub fn run() -> Result<()> {
-    prerequisites::ensure_python()?;
+    prerequisites::of_demo()?;
     keep_our_descriptors().context("cannot keep our descriptors from the computation")?;
     command::run(cargo().args(["build", "--release", "--package", "ckpt"]))?;
     let ckpt = target_dir().join("release/ckpt");

@@ -4,6 +4,8 @@ mod bench;
 mod ci;
 mod command;
 mod demo;
+mod ebpf;
+mod machine;
 mod prerequisites;
 mod test;
 
@@ -35,6 +37,12 @@ enum Task {
         #[arg(last = true)]
         benches: Vec<String>,
     },
+    /// Build the eBPF programs into the object that is committed beside them (on Debian, as root, brings the toolchain)
+    Ebpf {
+        /// Build nothing; fail if the committed object was not made from the sources as they are
+        #[arg(long)]
+        check: bool,
+    },
     /// What must pass before a change is taken: format, lints, the eBPF object, the tests
     Ci,
 }
@@ -44,6 +52,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { runner } => test::run(&runner),
         Task::Bench { benches } => bench::run(&benches),
+        Task::Ebpf { check: true } => ebpf::check(),
+        Task::Ebpf { check: false } => ebpf::run(),
         Task::Ci => ci::run(),
     };
     match result {

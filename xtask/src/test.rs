@@ -6,16 +6,19 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::command::{self, cargo};
-use crate::prerequisites;
+use crate::{ebpf, machine, prerequisites};
 
 /// The environment variable by which a test finds the file where it notes that it was skipped: a line `name<TAB>reason`.
 const SKIPS: &str = "CKPT_TEST_SKIPS";
 
 /// Brings what is needed, runs everything, tells what was skipped. Fails if a test does.
 pub fn run(runner_arguments: &[String]) -> Result<()> {
-    prerequisites::ensure()?;
-    if !prerequisites::is_root()? {
+    prerequisites::of_tests()?;
+    if !machine::is_root()? {
         println!("Not root: tests that need it will be skipped.");
+    }
+    if let Some(why) = ebpf::stale()? {
+        println!("Note: the tests use the committed eBPF object, and {why}. `cargo xtask ebpf` builds it anew.");
     }
     let skips = tempfile::NamedTempFile::new().context("cannot make the file for the names of skipped tests")?;
     // The tests run the program, but belong to another package: cargo would leave an old one in place.
