@@ -13,8 +13,9 @@ use nix::unistd::mkfifo;
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
+use super::external::{self, ExternalRecord};
 use super::file::{Descriptor, FileKind, OpenFile};
-use super::holders::{Holder, Holders};
+use super::holders::{self, Holder, Holders};
 use super::pipe_queue::{self, PipeQueue};
 use super::{Collector, Restorer, pipe};
 use crate::error::{Doing, Error, Result};
@@ -28,7 +29,16 @@ pub struct Fifo;
 
 /// One opening of a FIFO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FifoRecord {
+pub enum FifoRecord {
+    /// To be opened again.
+    Named(Opening),
+    /// Standard input, output or error, with the other end outside of the cut.
+    Outside(ExternalRecord),
+}
+
+/// How a FIFO is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
     /// The FIFO, an object of kind "fifo-queue".
     pub fifo: ObjRef,
     /// A reader that has seen a writer come and go is at the end of the file; one that has not yet seen any waits.
@@ -69,16 +79,23 @@ impl FileKind for Fifo {
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<FifoRecord> {
         let all = Holders::of(cx)?;
         let holders = all.get(d.stat.st_dev, d.stat.st_ino);
+        if (0..=2).contains(&d.fd) && pipe::leads_outside(d, holders)? {
+            return Ok(FifoRecord::Outside(holders::outside(cx, d, "pipe")?));
+        }
         let key = ObjectKey::Inode(QUEUE, d.stat.st_dev, d.stat.st_ino);
         let fifo = cx.intern(key, |_, _| Ok(Section::encode(QUEUE, &collect_queue(d, holders)?)?))?;
         let state = queue::poll_now(d.own).doing(|| format!("cannot poll descriptor {} of pid {}", d.fd, d.pid))?;
-        Ok(FifoRecord { fifo, hung_up: state.contains(PollFlags::POLLHUP) })
+        Ok(FifoRecord::Named(Opening { fifo, hung_up: state.contains(PollFlags::POLLHUP) }))
     }
 
     fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &FifoRecord) -> Result<OwnedFd> {
-        let fifo: FifoQueue = cx.record(record.fifo, QUEUE)?;
-        let made = cx.shared(record.fifo, |_| Made::new(&fifo))?;
-        let waits = common.flags & libc::O_ACCMODE == libc::O_RDONLY && !record.hung_up;
+        let opening = match record {
+            FifoRecord::Named(opening) => opening,
+            FifoRecord::Outside(record) => return external::restore(cx, common, record),
+        };
+        let fifo: FifoQueue = cx.record(opening.fifo, QUEUE)?;
+        let made = cx.shared(opening.fifo, |_| Made::new(&fifo))?;
+        let waits = common.flags & libc::O_ACCMODE == libc::O_RDONLY && !opening.hung_up;
         if waits && !fifo.written && fifo.queue.is_empty() {
             // With a writer of our own there, it would see that writer go.
             return pipe::reopen(&made.name, common);

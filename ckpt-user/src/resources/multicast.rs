@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
 
+use super::Collector;
 use crate::error::{Doing, Error, Result};
 use crate::sys::socket as raw;
 
@@ -51,18 +52,30 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
+/// The multicast groups of the machine: interface and address.
+#[derive(Debug)]
+struct Groups {
+    inet: Vec<(u32, Vec<u8>)>,
+    inet6: Vec<(u32, Vec<u8>)>,
+}
+
+impl Groups {
+    fn find() -> Result<Groups> {
+        let read = |path| match fs::read_to_string(path) {
+            // A kernel without multicast.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            other => other.doing(|| format!("cannot read {path}")),
+        };
+        Ok(Groups { inet: groups4(&read("/proc/net/igmp")?), inet6: groups6(&read("/proc/net/igmp6")?) })
+    }
+}
+
 /// The memberships of a socket of this domain.
-pub fn collect(fd: BorrowedFd<'_>, domain: i32) -> Result<Vec<Membership>> {
-    let path = if domain == libc::AF_INET6 { "/proc/net/igmp6" } else { "/proc/net/igmp" };
-    let text = match fs::read_to_string(path) {
-        // A kernel without multicast.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.doing(|| format!("cannot read {path}"))?,
-    };
+pub fn collect(cx: &mut Collector<'_>, fd: BorrowedFd<'_>, domain: i32) -> Result<Vec<Membership>> {
+    let groups = cx.fact(|_| Groups::find())?;
     let mut memberships = Vec::new();
-    let groups = if domain == libc::AF_INET6 { groups6(&text) } else { groups4(&text) };
-    for (interface, group) in groups {
-        let mut filter = question(interface, &group);
+    for (interface, group) in if domain == libc::AF_INET6 { &groups.inet6 } else { &groups.inet } {
+        let mut filter = question(*interface, group);
         match raw::option_into(fd, level(domain), MCAST_MSFILTER, &mut filter) {
             Ok(_) => {
                 let sources = (word(&filter, COUNT_AT) as usize).min(SOURCES_MAX);

@@ -68,7 +68,7 @@ impl FileKind for Udp {
             local: if socket::is_unbound(&local) { Vec::new() } else { local },
             peer,
             options: SocketOptions::collect(cx, d, socket)?,
-            memberships: multicast::collect(d.own, socket.domain)?,
+            memberships: multicast::collect(cx, d.own, socket.domain)?,
         })
     }
 
