@@ -74,6 +74,19 @@ impl Cut {
         self.restore_with(&RestoreOptions::default())
     }
 
+    /// The same where the old files were just closed, and with them an address came free (a child of another test can hold a
+    /// duplicate for an instant).
+    pub fn restore_soon(&self) -> Vec<OwnedFd> {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.restore() {
+                Ok(files) => return files,
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
     pub fn restore_with(&self, options: &RestoreOptions) -> Result<Vec<OwnedFd>> {
         let mut cx = Restorer::new(options, self.objects.clone());
         let slots = self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false });

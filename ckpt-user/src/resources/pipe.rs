@@ -164,6 +164,7 @@ mod tests {
         wait_for(&reader, PollFlags::POLLHUP);
         let [reader] = again([reader.as_fd()]);
         let mut buf = [0; 100];
+        wait_for(&reader, PollFlags::POLLHUP);
         assert_eq!(read(&reader, &mut buf), Ok(10));
         assert_eq!(read(&reader, &mut buf), Ok(0));
 
@@ -171,6 +172,7 @@ mod tests {
         drop(reader);
         wait_for(&writer, PollFlags::POLLERR);
         let [writer] = again([writer.as_fd()]);
+        wait_for(&writer, PollFlags::POLLERR);
         assert_eq!(write(&writer, b"x"), Err(Errno::EPIPE));
     }
 

@@ -110,7 +110,7 @@ mod tests {
             let (name_a, name_b) = (a.local_addr().unwrap(), b.local_addr().unwrap());
             let cut = collect(&[a.as_fd(), b.as_fd()]).unwrap();
             drop((a, b));
-            let [a, b] = <[OwnedFd; 2]>::try_from(cut.restore().unwrap()).unwrap().map(UdpSocket::from);
+            let [a, b] = <[OwnedFd; 2]>::try_from(cut.restore_soon()).unwrap().map(UdpSocket::from);
             assert_eq!((a.local_addr().unwrap(), b.local_addr().unwrap()), (name_a, name_b));
             assert_eq!(a.peer_addr().unwrap(), name_b);
             assert!(a.broadcast().unwrap() && b.peer_addr().is_err());
@@ -134,7 +134,7 @@ mod tests {
         old.set_multicast_ttl_v4(5).unwrap();
         let cut = collect(&[old.as_fd()]).unwrap();
         drop(old);
-        let new = UdpSocket::from(cut.restore().unwrap().remove(0));
+        let new = UdpSocket::from(cut.restore_soon().remove(0));
         assert_eq!(new.multicast_ttl_v4().unwrap(), 5);
         // It is a member: it can leave.
         new.leave_multicast_v4(&Ipv4Addr::new(239, 7, 7, 7), &Ipv4Addr::LOCALHOST).unwrap();
@@ -144,7 +144,7 @@ mod tests {
         old.join_multicast_v6(&group, lo).unwrap();
         let cut = collect(&[old.as_fd()]).unwrap();
         drop(old);
-        UdpSocket::from(cut.restore().unwrap().remove(0)).leave_multicast_v6(&group, lo).unwrap();
+        UdpSocket::from(cut.restore_soon().remove(0)).leave_multicast_v6(&group, lo).unwrap();
     }
 
     #[test]
