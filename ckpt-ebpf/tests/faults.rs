@@ -1,10 +1,11 @@
 //! The programs on the page-fault tracepoints, attached to this very process: they note its write faults, all of them and nothing
 //! else.
 
+use std::error::Error;
 use std::io::Read;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::{io, process, ptr, slice};
+use std::{io, iter, process, ptr, slice};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::RawTracePoint;
@@ -16,14 +17,22 @@ const PAGE: usize = 4096;
 const PRESENT: u64 = 1 << 0;
 const USER: u64 = 1 << 2;
 
-/// Skips the test where eBPF is not to be had.
+/// Skips the test where eBPF is not to be had; an object that the kernel does not take is a failure.
 macro_rules! attach {
     ($ring_bytes:expr) => {
         match Log::attach($ring_bytes) {
             Ok(log) => log,
-            Err(why) => skip!("eBPF cannot be used here: {why}"),
+            Err(e) if is_refusal(&e) => skip!("eBPF cannot be used here: {e}"),
+            Err(e) => panic!("{e}: {e:?}"),
         }
     };
+}
+
+/// Does the kernel not permit eBPF (EPERM; the verifier's no is EACCES), or not have it?
+fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+    let mut chain = iter::successors(Some(error), |&e| e.source());
+    let errno = chain.find_map(|e| e.downcast_ref::<io::Error>()?.raw_os_error());
+    matches!(errno, Some(libc::EPERM | libc::ENOSYS))
 }
 
 #[test]
