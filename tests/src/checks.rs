@@ -1,8 +1,13 @@
-//! Programs under test that make many things, wait, and then say of each whether it is still as it was.
+//! Programs under test that make many things, wait, and then say of each whether it is still as it was; and the tests' side of that.
 
 use std::fmt::Display;
+use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::{SigSet, Signal};
+
+use crate::job::Job;
+use crate::skip;
 
 /// Looks at one thing: what is wrong with it?
 type Check = Box<dyn FnMut() -> Result<(), String>>;
@@ -74,4 +79,32 @@ pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -
 /// The error of a call as a sentence.
 pub fn said<T, E: Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| format!("{what}: {error}"))
+}
+
+/// Starts such a program in `folder`. Only what is in `may_be_absent` may be impossible to make; that is noted as skipped.
+pub fn start(folder: &Path, program: &str, may_be_absent: &[&str]) -> Job {
+    let job = Job::start(folder, Command::new(program).current_dir(folder));
+    job.wait_for_line("ready");
+    let output = job.output();
+    for line in output.lines().filter_map(|line| line.strip_prefix("absent ")) {
+        let (name, why) = line.split_once(": ").unwrap_or((line, ""));
+        assert!(may_be_absent.contains(&name), "{name} could not be made: {why}");
+        let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
+        skip::note(&format!("{program}::{name}"), why);
+    }
+    job
+}
+
+/// Has it look at all that it has. Everything must be as it was.
+pub fn verify(job: &Job) {
+    let report = job.report();
+    let failed: Vec<&String> = report.iter().filter(|line| !line.starts_with("ok ")).collect();
+    assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), report.len());
+    assert!(report.len() > 10, "it has looked at next to nothing: {report:?}");
+}
+
+/// Ends it.
+pub fn end(mut job: Job) {
+    job.signal(Signal::SIGTERM);
+    job.succeed();
 }

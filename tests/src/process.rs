@@ -1,8 +1,13 @@
 //! What `/proc` tells of a process, as far as tests compare it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::job::DEADLINE;
 
 /// A line "Key:\tvalue" of /proc/PID/status, or None if there is no such process or line.
 pub fn status(pid: i32, key: &str) -> Option<String> {
@@ -34,7 +39,8 @@ pub fn tids(pid: i32) -> Vec<i32> {
     tids
 }
 
-/// Its descriptors, and what each leads to. Numbers of pipes, sockets and inodes of deleted files are left out: they are new after a restart.
+/// Its descriptors, and what each leads to. Numbers of pipes and sockets are left out, and the names of files that have none any more: they
+/// may be new after a restart.
 pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeMap::new() };
     let each = entries.filter_map(|entry| {
@@ -42,24 +48,10 @@ pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
         let fd = entry.file_name().to_str()?.parse().ok()?;
         let link = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
         let kind = link.split_once(":[").map(|(kind, _)| kind.to_owned());
-        Some((fd, kind.filter(|kind| kind != "anon_inode").unwrap_or(link)))
+        let nameless = link.ends_with(" (deleted)").then(|| "(deleted)".to_owned());
+        Some((fd, kind.filter(|kind| kind != "anon_inode").or(nameless).unwrap_or(link)))
     });
     each.collect()
-}
-
-/// Everything about it that a refused or failed checkpoint must leave as it was, and a restart bring back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
-    /// Threads.
-    pub tids: Vec<i32>,
-    /// exe, cwd, root.
-    pub links: Vec<PathBuf>,
-    /// cmdline, environ and auxv, as bytes.
-    pub texts: Vec<Vec<u8>>,
-    /// See [`descriptors`].
-    pub descriptors: BTreeMap<i32, String>,
-    /// Lines of status which depend on nothing but the program.
-    pub status: Vec<String>,
 }
 
 /// Lines of /proc/PID/status that a checkpoint and a restart must not change.
@@ -93,16 +85,36 @@ const STATUS: &[&str] = &[
     "THP_enabled",
 ];
 
-/// Takes it all down.
-pub fn look(pid: i32) -> Look {
-    let of = |name: &str| format!("/proc/{pid}/{name}");
-    let text = fs::read_to_string(of("status")).unwrap_or_default();
-    let wanted = |line: &&str| line.split_once(':').is_some_and(|(key, _)| STATUS.contains(&key));
-    Look {
-        tids: tids(pid),
-        links: ["exe", "cwd", "root"].map(|name| fs::read_link(of(name)).unwrap_or_default()).to_vec(),
-        texts: ["cmdline", "environ", "auxv"].map(|name| fs::read(of(name)).unwrap_or_default()).to_vec(),
-        descriptors: descriptors(pid),
-        status: text.lines().filter(wanted).map(str::to_owned).collect(),
+/// Everything about a process that a refused or failed checkpoint must leave as it was, and a restart bring back, by name. Waits until all its
+/// threads rest: some calls change the mask of their thread while they wait.
+pub fn look(pid: i32) -> BTreeMap<String, String> {
+    let until = Instant::now() + DEADLINE;
+    while states(pid).contains(|state| !"STtI".contains(state)) {
+        assert!(Instant::now() < until, "pid {pid} does not rest (threads {})", states(pid));
+        // Nothing tells of it.
+        thread::sleep(Duration::from_millis(1));
     }
+    let of = |name: &str| format!("/proc/{pid}/{name}");
+    let mut look = BTreeMap::from([("threads".to_owned(), format!("{:?}", tids(pid)))]);
+    for name in ["exe", "cwd", "root"] {
+        look.insert(name.to_owned(), fs::read_link(of(name)).unwrap_or_default().to_string_lossy().into_owned());
+    }
+    for name in ["cmdline", "environ", "auxv"] {
+        let bytes = fs::read(of(name)).unwrap_or_default();
+        look.insert(name.to_owned(), format!("{} bytes, hash {:016x}", bytes.len(), xxh3_64(&bytes)));
+    }
+    look.extend(descriptors(pid).into_iter().map(|(fd, link)| (format!("descriptor {fd}"), link)));
+    let text = fs::read_to_string(of("status")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    look.extend(lines.filter(|(key, _)| STATUS.contains(key)).map(|(key, value)| (key.to_owned(), value.trim().to_owned())));
+    look
+}
+
+/// Fails with what differs.
+pub fn assert_same(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) {
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let differs = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
+    let lines: Vec<String> =
+        differs.map(|key| format!("{key}: {:?} before, {:?} after", before.get(key), after.get(key))).collect();
+    assert!(lines.is_empty(), "the process differs:\n{}", lines.join("\n"));
 }

@@ -116,7 +116,8 @@ fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: ContentRef) -> Resu
         Ok(Made { file: file.into() })
     })?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", made.file.as_raw_fd()));
-    named_file::open(&path, common.flags & !libc::O_NOFOLLOW)
+    // O_TMPFILE, with which it may have been made, includes O_DIRECTORY.
+    named_file::open(&path, common.flags & !libc::O_NOFOLLOW & !libc::O_DIRECTORY)
         .map(Into::into)
         .doing(|| format!("cannot open {} again", common.link))
 }

@@ -113,6 +113,10 @@ pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord, asleep: Option<Asl
     let mut regs = Regs::from(&record.regs);
     if regs.rax as i64 == ERESTART_RESTARTBLOCK && (regs.orig_rax as i64) >= 0 {
         finish_sleep(&mut regs, asleep);
+        if let Some(Sleep { call: SleepCall::Poll { .. }, left_ns }) = record.sleep {
+            // Saved again, it must be known how long this wait was.
+            regs.rdx = milliseconds(left_ns) as u64;
+        }
     }
     ptrace::set_xstate(tid, &record.xstate).doing(|| {
         format!(
@@ -147,11 +151,14 @@ pub fn fall_asleep(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<Opti
             batch.call(libc::SYS_futex, [word.into(), operation.into(), value.into(), time.into(), Addr(0).into(), bits.into()]);
         }
         SleepCall::Poll { fds, count } => {
-            let milliseconds = i32::try_from(sleep.left_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
-            batch.call(libc::SYS_poll, [fds.into(), count.into(), milliseconds.into()]);
+            batch.call(libc::SYS_poll, [fds.into(), count.into(), milliseconds(sleep.left_ns).into()]);
         }
     }
     Ok(Some(Asleep(task.run_interrupted(batch)?)))
+}
+
+fn milliseconds(ns: u64) -> i32 {
+    i32::try_from(ns.div_ceil(1_000_000)).unwrap_or(i32::MAX)
 }
 
 /// The outcome of falling asleep again. Without a time that we know, the wait ends as interrupted, which every such call may.

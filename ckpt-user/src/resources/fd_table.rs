@@ -299,5 +299,9 @@ fn restore_owner(task: &mut RemoteTask<'_>, fd: RawFd, common: &OpenFile) -> Res
     if common.owner_signal != 0 {
         task.call(&doing(), libc::SYS_fcntl, [fd.into(), own::F_SETSIG.into(), common.owner_signal.into()])?;
     }
+    if common.flags & libc::O_ASYNC != 0 {
+        // From now on signals are sent, so only now.
+        task.call(&doing(), libc::SYS_fcntl, [fd.into(), libc::F_SETFL.into(), common.flags.into()])?;
+    }
     Ok(())
 }

@@ -20,14 +20,27 @@ pub struct PageTarget {
     memory: ProcessMemory,
     /// Where pages may go, in order; and whether zeros are there already.
     vmas: Vec<(PageRange, bool)>,
-    contents: HashMap<ObjRef, File>,
+    contents: HashMap<ObjRef, Contents>,
+}
+
+/// A file that was made for contents.
+#[derive(Debug)]
+struct Contents {
+    file: File,
+    /// Bytes. The last page may reach beyond them, and what is there is none of the file's.
+    size: u64,
 }
 
 impl PageTarget {
     /// The memory `mm` of the new process `pid`, and the contents that `cx` expects.
     pub fn new(vmas: &[VmaRecord], mm: ObjRef, pid: Pid, cx: &Restorer<'_>) -> Result<PageTarget> {
         let zeroed = |vma: &VmaRecord| !matches!(vma.backing, Backing::File { .. });
-        let contents = cx.contents()?.into_iter().map(|(owner, fd)| (owner, File::from(fd))).collect();
+        let mut contents = HashMap::new();
+        for (owner, fd) in cx.contents()? {
+            let file = File::from(fd);
+            let size = file.metadata().doing(|| format!("cannot look at the file for the contents of object {owner}"))?.len();
+            contents.insert(owner, Contents { file, size });
+        }
         Ok(PageTarget {
             mm,
             pid,
@@ -94,7 +107,7 @@ impl PageTarget {
         Ok(())
     }
 
-    fn content(&self, owner: ObjRef) -> Result<&File> {
+    fn content(&self, owner: ObjRef) -> Result<&Contents> {
         self.contents
             .get(&owner)
             .ok_or_else(|| Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
@@ -106,11 +119,12 @@ impl PageSink for PageTarget {
         if owner == self.mm {
             return self.write_memory(ranges, bytes);
         }
-        let file = self.content(owner)?;
+        let Contents { file, size } = self.content(owner)?;
         let mut bytes = bytes;
         for range in ranges {
             let (now, rest) = bytes.split_at(range.bytes() as usize);
-            file.write_all_at(now, range.addr().0).doing(|| format!("cannot write the contents of object {owner}"))?;
+            let inside = size.saturating_sub(range.addr().0).min(range.bytes()) as usize;
+            file.write_all_at(&now[..inside], range.addr().0).doing(|| format!("cannot write the contents of object {owner}"))?;
             bytes = rest;
         }
         Ok(())
