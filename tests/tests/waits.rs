@@ -50,6 +50,10 @@ impl Waiting {
             return;
         }
         let outcome = ckpt::try_checkpoint(self.job.pid(), &self.image("image"), &[]);
+        if !outcome.status.success() && !self.job.is_alive() {
+            // Or while it was: what it has returned is judged all the same.
+            return;
+        }
         self.note(outcome);
     }
 
