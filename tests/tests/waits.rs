@@ -200,33 +200,3 @@ fn s28_a_restart_goes_on_with_what_was_left() {
     }
     finish(all);
 }
-
-/// Saved again before it has run on, a call still knows what was left.
-#[test]
-fn s28_a_second_checkpoint_right_after_the_restart() {
-    needs_root!();
-    let mut all: Vec<Waiting> = start_all(WAITS);
-    for waiting in &mut all {
-        let (first, second) = (waiting.image("first"), waiting.image("second"));
-        let before = Instant::now();
-        waiting.save_and_kill(&first);
-        let killed = Instant::now();
-        waiting.bring_back(&first, &["--frozen"]);
-        if waiting.failure.is_none() {
-            waiting.job.wait_until_stopped();
-            waiting.save_and_kill(&second);
-        }
-        // It was stopped when it was saved the second time.
-        waiting.bring_back(&second, &[]);
-        let least = killed.elapsed();
-        if FORGOTTEN.contains(&waiting.wait.name) {
-            waiting.more = BEFORE;
-        }
-        if waiting.failure.is_none() {
-            waiting.job.wait_until_stopped();
-            waiting.job.signal(Signal::SIGCONT);
-        }
-        waiting.gap = (least, before.elapsed());
-    }
-    finish(all);
-}
