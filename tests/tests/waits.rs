@@ -22,9 +22,6 @@ const BEFORE: Duration = Duration::from_millis(1500);
 /// How long the process does not exist.
 const GAP: Duration = Duration::from_millis(1000);
 
-/// Nobody but the kernel knows how long these wait after a second interruption, so they may wait for as long again as they did before
-/// the first.
-const FORGOTTEN: &[&str] = &["nanosleep-null", "futex-timeout"];
 
 struct Waiting {
     wait: &'static Wait,
