@@ -22,7 +22,6 @@ const BEFORE: Duration = Duration::from_millis(1500);
 /// How long the process does not exist.
 const GAP: Duration = Duration::from_millis(1000);
 
-
 struct Waiting {
     wait: &'static Wait,
     folder: TempDir,
