@@ -1,5 +1,7 @@
 //! The kernel's door: raw system calls, kernel structs with their layouts asserted, /proc, feature probes. The home of `unsafe`.
 
+pub mod bpf;
+pub mod btf;
 pub mod child;
 pub mod clone;
 pub mod deadline;

@@ -1,0 +1,183 @@
+//! Reading the kernel's own records about the threads of a process: restart blocks, and when each thread last ran.
+
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use aya::programs::{Iter, ProgramError};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use ckpt_ebpf::faults::FAULTS;
+use ckpt_ebpf::tasks::{ABSENT, OFFSETS, PROGRAM, TaskOffsets, TaskRecord};
+use nix::time::{ClockId, clock_gettime};
+
+use super::restart_block::{Deadline, Layout, RestartBlock};
+use super::{EbpfError, Result, load};
+use crate::ids::{PAGE_SIZE, Pid, Tid};
+use crate::sys::bpf::task_iterator;
+use crate::sys::btf::{Btf, BtfError};
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskTiming {
+    /// The thread, as the caller's pid namespace numbers it.
+    pub tid: Tid,
+    /// How its interrupted system call goes on, if it is within one.
+    pub restart: RestartBlock,
+    /// What was left until [`RestartBlock::deadline`] when this was read; zero if it has passed. None without a deadline, or if
+    /// that is on a clock that ckpt cannot read for the thread.
+    pub time_left: Option<Duration>,
+    /// When the scheduler last charged the thread for running, on CLOCK_MONOTONIC: for a thread that sleeps, when it fell asleep.
+    /// Late or early by a tick of the kernel's (1 to 10 ms). None if the kernel does not tell.
+    ///
+    /// This is how a wait that keeps its time-out to itself (epoll_wait(2), select(2)) is found out about, before it is
+    /// disturbed: freezing a thread makes it run.
+    pub last_ran: Option<Duration>,
+    /// How often the thread went to sleep by itself; being stopped by a tracer counts, too. If it has grown by more than that
+    /// between two readings, the thread was awake in between.
+    pub voluntary_switches: u64,
+}
+
+/// The program, ready to be asked about any process.
+///
+/// Loading takes up to a tenth of a second, asking some ten microseconds: load before a freeze, ask within.
+#[derive(Debug)]
+pub struct TaskInspector {
+    ebpf: Ebpf,
+    layout: Layout,
+}
+
+impl TaskInspector {
+    /// Loads the program. Needs the kernel's type information (CONFIG_DEBUG_INFO_BTF), and Linux 6.1.
+    pub fn load() -> Result<TaskInspector> {
+        const DOING: &str = "cannot load the eBPF program that reads restart blocks";
+        let missing = |e: BtfError| EbpfError::unsupported(DOING, e.to_string());
+        let btf = Btf::of_kernel().map_err(missing)?;
+        let offsets = offsets(&btf).map_err(missing)?;
+        let layout = Layout::of(&btf).map_err(missing)?;
+        let page = u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX);
+        let mut loader = EbpfLoader::new();
+        // The log of write faults is in the same object, and of no use here.
+        loader.override_global(OFFSETS, bytemuck::bytes_of(&offsets), true).map_max_entries(FAULTS, page);
+        let mut ebpf = load(&mut loader)?;
+        let kernel = AyaBtf::from_sys_fs().map_err(|e| EbpfError::new(DOING, e))?;
+        let program = ebpf.program_mut(PROGRAM).ok_or_else(|| EbpfError::unexpected(DOING, "it is not in the object"))?;
+        let program: &mut Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(DOING, e))?;
+        program.load("task", &kernel).map_err(|e| EbpfError::new(DOING, e))?;
+        Ok(TaskInspector { ebpf, layout })
+    }
+
+    /// All threads of the process, in no particular order, and at least one. No thread is disturbed.
+    pub fn threads(&self, pid: Pid) -> Result<Vec<TaskTiming>> {
+        Ok(self.records(pid)?.iter().map(|record| self.timing(record)).collect())
+    }
+
+    /// The number of the process in the initial pid namespace, by which the kernel's side of eBPF knows it.
+    pub(super) fn kernel_tgid(&self, pid: Pid) -> Result<u32> {
+        self.records(pid).map(|records| records[0].kernel_tgid)
+    }
+
+    /// Never empty.
+    fn records(&self, pid: Pid) -> Result<Vec<TaskRecord>> {
+        let doing = || format!("cannot read the restart blocks of pid {pid}");
+        let program = self.ebpf.program(PROGRAM).ok_or_else(|| EbpfError::unexpected(doing(), "the program is not loaded"))?;
+        let program: &Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
+        let fd = program.fd().map_err(|e| EbpfError::new(doing(), e))?;
+        // A new turn on the processor brings its clock up to date, with which `last_ran` is compared.
+        nix::sched::sched_yield().map_err(|e| EbpfError::new(doing(), std::io::Error::from(e)))?;
+        let mut bytes = Vec::new();
+        let read = task_iterator(fd.as_fd(), pid).and_then(|mut file| file.read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::InvalidInput => {
+                return Err(EbpfError::unsupported(
+                    doing(),
+                    "this kernel cannot iterate over the threads of one process (Linux 6.1 can)",
+                ));
+            }
+            Err(e) => return Err(EbpfError::new(doing(), e)),
+        }
+        if bytes.is_empty() {
+            return Err(EbpfError::new(doing(), std::io::Error::from_raw_os_error(libc::ESRCH)));
+        }
+        let records = bytes.chunks_exact(size_of::<TaskRecord>());
+        if !records.remainder().is_empty() {
+            return Err(EbpfError::unexpected(doing(), "the program wrote an incomplete record"));
+        }
+        Ok(records.map(bytemuck::pod_read_unaligned).collect())
+    }
+
+    fn timing(&self, record: &TaskRecord) -> TaskTiming {
+        let name = record.restart_fn.split(|&b| b == 0).next().unwrap_or_default();
+        let restart = self.layout.decode(&String::from_utf8_lossy(name), &record.restart_block);
+        let monotonic = Duration::from_nanos(record.monotonic);
+        TaskTiming {
+            tid: Tid(record.tid as i32),
+            time_left: restart.deadline().and_then(|deadline| time_left(deadline, monotonic)),
+            restart,
+            last_ran: last_ran(record),
+            voluntary_switches: record.voluntary_switches,
+        }
+    }
+}
+
+/// The restart blocks of a process's threads, with a program loaded for this once: see [`TaskInspector`], also for what must be
+/// known about them.
+pub fn restart_blocks(pid: Pid) -> Result<Vec<TaskTiming>> {
+    TaskInspector::load()?.threads(pid)
+}
+
+fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
+    let task = |path: &str| btf.offset_of("task_struct", path);
+    let mut offsets = TaskOffsets {
+        restart_block: task("restart_block")?,
+        restart_fn: btf.offset_of("restart_block", "fn")?,
+        thread_pid: task("thread_pid")?,
+        group_leader: task("group_leader")?,
+        voluntary_switches: task("nvcsw")?,
+        exec_start: task("se.exec_start")?,
+        run_queue_of_task: ABSENT,
+        run_queue: ABSENT,
+        clock: ABSENT,
+        clock_task: ABSENT,
+        pid_level: btf.offset_of("pid", "level")?,
+        pid_numbers: btf.offset_of("pid", "numbers")?,
+        upid_size: btf.size_of("upid")?,
+        upid_nr: btf.offset_of("upid", "nr")?,
+        upid_ns: btf.offset_of("upid", "ns")?,
+    };
+    match task("se.cfs_rq") {
+        Ok(offset) => {
+            offsets.run_queue_of_task = offset;
+            offsets.run_queue = btf.offset_of("cfs_rq", "rq")?;
+            offsets.clock = btf.offset_of("rq", "clock")?;
+            offsets.clock_task = btf.offset_of("rq", "clock_task")?;
+        }
+        // Without CONFIG_FAIR_GROUP_SCHED there is no way from a task to its clock.
+        Err(BtfError::Absent(_)) => {}
+        Err(e) => return Err(e),
+    }
+    Ok(offsets)
+}
+
+fn time_left(deadline: Deadline, monotonic: Duration) -> Option<Duration> {
+    let now = match deadline.clock {
+        libc::CLOCK_MONOTONIC => monotonic,
+        libc::CLOCK_REALTIME
+        | libc::CLOCK_BOOTTIME
+        | libc::CLOCK_REALTIME_ALARM
+        | libc::CLOCK_BOOTTIME_ALARM
+        | libc::CLOCK_TAI => clock_gettime(ClockId::from_raw(deadline.clock)).ok()?.into(),
+        // Those of processors are per thread and process.
+        _ => return None,
+    };
+    Some(deadline.at.saturating_sub(now))
+}
+
+fn last_ran(record: &TaskRecord) -> Option<Duration> {
+    if record.now == 0 {
+        return None;
+    }
+    let asleep_since = record.exec_start.wrapping_add(record.clock_offset);
+    let ago = record.now.saturating_sub(asleep_since);
+    Some(Duration::from_nanos(record.monotonic.saturating_sub(ago)))
+}
