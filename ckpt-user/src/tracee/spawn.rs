@@ -111,10 +111,10 @@ fn explain(pid: Pid, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EEXIST) => {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            Error::Restart(format!("pid {pid} is in use (by '{}'); end that process first, or use --new-pidns", name.trim()))
+            Error::Restart(format!("pid {pid} is in use (by '{}'); end that process first", name.trim()))
         }
         Some(libc::EPERM) => Error::Restart(format!(
-            "choosing the pid ({pid}) needs CAP_CHECKPOINT_RESTORE or root in this pid namespace; use --new-pidns to restart in a new one"
+            "choosing the pid ({pid}) needs CAP_CHECKPOINT_RESTORE in this pid namespace; run ckpt as root"
         )),
         _ => Err::<(), _>(error).doing(|| format!("cannot make a process with pid {pid}")).unwrap_err(),
     }
