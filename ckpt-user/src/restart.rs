@@ -237,9 +237,7 @@ fn make_threads(process: &mut NewProcess, injector: &mut Injector, plan: &Plan) 
 
 fn explain_thread(tid: Tid, errno: nix::errno::Errno) -> Error {
     match errno {
-        nix::errno::Errno::EEXIST => {
-            Error::Restart(format!("thread id {tid} is in use; end the process that has it first"))
-        }
+        nix::errno::Errno::EEXIST => Error::Restart(format!("thread id {tid} is in use; end the process that has it first")),
         other => Error::os(format!("cannot make thread {tid}"), other),
     }
 }
