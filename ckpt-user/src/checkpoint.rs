@@ -24,8 +24,8 @@ use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{self, FrozenProcess};
 use crate::tracee::interrupted::{self, WaitTimes};
-use crate::tracee::maps;
 use crate::tracee::remote::{Injector, RemoteTask};
+use crate::tracee::{maps, stale};
 
 /// What happens to the target once its image is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -101,15 +101,11 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 /// kernel refuses. The target runs on after every error.
 pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
-    preflight::process(pid)?;
-    let threads = freeze::threads(pid)?;
-    let waits = WaitTimes::read(pid, &threads);
-    let frozen_at = Instant::now();
-    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
-    mend_interrupted(&mut frozen, &waits)?;
-    let cut = collect(&mut frozen, &waits, options)?;
     let image_id = machine::random_id()?;
-    let (trailer, stats) = write(&cut, image_id, &destination, options, progress)?;
+    let taken = take(pid, image_id, &destination, options, progress);
+    // A process that ends meanwhile can make anything fail; that is then not what the user must know.
+    let taken = taken.map_err(|error| if procfs::is_ending(pid) { Error::Gone(pid) } else { error })?;
+    let Taken { frozen, frozen_at, trailer, stats } = taken;
     let thread_count = frozen.threads.len();
     // Stopping and killing wait until the image is safe; running on need not.
     let mut held = Some(frozen);
@@ -141,6 +137,27 @@ pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progres
         tracker: "none",
         threads: thread_count,
     })
+}
+
+/// A checkpoint that is written, not yet committed, with the target still stopped.
+struct Taken {
+    frozen: FrozenProcess,
+    frozen_at: Instant,
+    trailer: TrailerInfo,
+    stats: DumpStats,
+}
+
+fn take(pid: Pid, image_id: ImageId, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Taken> {
+    preflight::process(pid)?;
+    let threads = freeze::threads(pid)?;
+    let waits = WaitTimes::read(pid, &threads);
+    let frozen_at = Instant::now();
+    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
+    let injector = stale::enter(&mut frozen)?;
+    mend_interrupted(&mut frozen, &waits)?;
+    let cut = collect(&mut frozen, injector, &waits, options)?;
+    let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
+    Ok(Taken { frozen, frozen_at, trailer, stats })
 }
 
 /// Every reason why `pid` could not be checkpointed, found without stopping it.
@@ -200,7 +217,7 @@ fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
     Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
-fn collect(frozen: &mut FrozenProcess, waits: &WaitTimes, options: &Options) -> Result<Cut> {
+fn collect(frozen: &mut FrozenProcess, mut injector: Injector, waits: &WaitTimes, options: &Options) -> Result<Cut> {
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid)?;
@@ -208,7 +225,6 @@ fn collect(frozen: &mut FrozenProcess, waits: &WaitTimes, options: &Options) -> 
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     };
-    let mut injector = Injector::new(pid)?;
     let (sections, threads) = collect_inside(&mut cx, frozen, &mut injector, waits, &outside, fds)?;
     injector.remove(frozen.leader())?;
     let Collected { objects, contents } = cx.finish()?;
@@ -327,7 +343,7 @@ fn write_records(
     for vma in &cut.vmas {
         writer.vma(vma)?;
     }
-    let all: u64 = cut.extents.iter().map(|e| e.pages.count).sum();
+    let all = pipeline::pages_to_read(&cut.extents);
     let dump = DumpOptions { codec: options.codec, ..DumpOptions::default() };
     pipeline::dump(&cut.extents, &cut.source, writer, &dump, &|done| progress(done, all))
 }

@@ -116,7 +116,7 @@ pub fn restart(input: impl Read + Send, options: &Options, progress: Progress<'_
     cx.settle()?;
 
     let mut process = NewProcess::spawn(plan.entry.pid, options.detach)?;
-    let mut injector = Injector::new(plan.entry.pid)?;
+    let (mut injector, _) = Injector::new(plan.entry.pid)?;
     let workspace = build(&mut process, &mut injector, &plan, &mapped, &files)?;
     make_threads(&mut process, &mut injector, &plan)?;
 

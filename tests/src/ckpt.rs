@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -169,13 +168,9 @@ pub fn restart(job: &Job, image: &Path, more: &[&str]) -> Job {
     Job::adopt(job.pid(), job.folder())
 }
 
-/// `ckpt restart` in the foreground. The files `restart.out` and `restart.err` in the job's folder get what ckpt itself says.
+/// `ckpt restart --json` in the foreground, of what `job` was.
 pub fn restart_in_foreground(job: &Job, image: &Path, more: &[&str]) -> Foreground {
-    adopt_orphans();
-    let file = |name: &str| File::create(job.folder().join(name)).expect("cannot make a file for the output");
-    let mut command = command(["restart"]);
-    command.arg(image).args(more).stdout(file("restart.out")).stderr(file("restart.err"));
-    Foreground::start(job, &mut command)
+    Foreground::start(job, command(["restart", "--json"]).arg(image).args(more))
 }
 
 /// A `ckpt restart` that stands in for its job. Both are killed when it is dropped.
@@ -186,9 +181,23 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Starts `command`, which must be a restart of what `job` was.
+    /// Starts `command`, which must be a restart of what `job` was, with `--json` and in the foreground. What ckpt says goes to files in
+    /// a folder of its own.
     pub fn start(job: &Job, command: &mut Command) -> Foreground {
-        Foreground { ckpt: Job::spawn(job.folder(), command), pid: job.pid() }
+        Foreground::start_with(job, |ckpt| Job::start(ckpt, command))
+    }
+
+    /// The same for a restart whose standard input, output and error are the job's: `start` says what they are.
+    pub fn start_with(job: &Job, start: impl FnOnce(&Path) -> Job) -> Foreground {
+        adopt_orphans();
+        let folder = job.folder().join("ckpt");
+        std::fs::create_dir_all(&folder).expect("cannot make a folder");
+        Foreground { ckpt: start(&folder), pid: job.pid() }
+    }
+
+    /// Waits until the job runs: that is when the JSON is printed.
+    pub fn wait_until_running(&self) {
+        self.ckpt.wait_for_line("{");
     }
 
     /// The process that stands in.
@@ -196,27 +205,22 @@ impl Foreground {
         &mut self.ckpt
     }
 
-    /// Waits for the end. The exit code, or 128 and the number of the signal, as a shell tells it.
-    pub fn code(&mut self) -> i32 {
+    /// Waits for the end.
+    pub fn end(&mut self) -> ExitStatus {
         let status = self.ckpt.wait();
-        let errors = std::fs::read_to_string(self.ckpt.folder().join("restart.err")).unwrap_or_default();
+        let errors = self.ckpt.errors();
         assert!(!errors.contains("panicked at"), "ckpt panicked: {errors}");
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        if code != 0 {
-            println!("ckpt restart ended with {code}: {errors}");
-        }
-        code
+        print!("{errors}");
+        status
     }
 }
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        if !self.ckpt.is_alive() {
-            return;
-        }
         // Only a process that is ckpt's own child is the job.
         let parent = crate::process::status(self.pid, "PPid");
-        if parent == Some(self.ckpt.pid().to_string())
+        if self.ckpt.is_alive()
+            && parent == Some(self.ckpt.pid().to_string())
             && let Ok(job) = pidfd::open(self.pid)
         {
             // The test has its verdict already.

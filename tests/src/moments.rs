@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SEED: &str = "CKPT_TEST_SEED";
 
@@ -52,6 +52,29 @@ impl Moments {
         let pause = self.part_of(whole, low, high);
         println!("a moment after {:.3} ms", pause.as_secs_f64() * 1e3);
         thread::sleep(pause);
+    }
+}
+
+/// How long something takes that is to be struck at any instant of it: learnt by striking, as a machine's load changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Span(Duration);
+
+impl Span {
+    /// Begins with how long `work` takes.
+    pub fn of(work: impl FnOnce()) -> Span {
+        let began = Instant::now();
+        work();
+        Span(began.elapsed())
+    }
+
+    /// Lets a random part of it pass.
+    pub fn let_pass(&self, moments: &Moments) {
+        thread::sleep(moments.part_of(self.0, 0.0, 1.0));
+    }
+
+    /// Was the last strike in time? Half of those at its very end should be.
+    pub fn struck(&mut self, in_time: bool) {
+        self.0 = self.0.mul_f64(if in_time { 1.02 } else { 0.9 });
     }
 }
 

@@ -143,7 +143,7 @@ impl Heir {
         let child = Command::new("sleep").arg("1000").stdin(give(a)).stdout(give(b)).stderr(give(c)).spawn().unwrap();
         let pid = Pid(child.id() as i32);
         let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10)).unwrap();
-        let injector = Injector::new(pid).unwrap();
+        let (injector, _) = Injector::new(pid).unwrap();
         Heir { child, frozen, injector }
     }
 

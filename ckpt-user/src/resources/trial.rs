@@ -40,7 +40,7 @@ impl Trial {
             std::thread::yield_now();
         }
         let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10)).unwrap();
-        let injector = Injector::new(pid).unwrap();
+        let (injector, _) = Injector::new(pid).unwrap();
         Trial { child, frozen: Some(frozen), injector }
     }
 

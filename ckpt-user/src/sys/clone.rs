@@ -1,6 +1,7 @@
 //! clone3(2) with a chosen pid.
 
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::AsRawFd;
 
 use crate::ids::Pid;
 
@@ -37,7 +38,7 @@ const _: () = assert!(size_of::<CloneArgs>() == 88);
 /// Which side of a clone one is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cloned {
-    /// In the new process, a copy with only the calling thread. Nothing but [`wait_forever`] and plain system calls may follow:
+    /// In the new process, a copy with only the calling thread. Nothing but [`Leash::wait`] and plain system calls may follow:
     /// other threads may have held locks.
     Child,
     /// In the caller, with the child's pid.
@@ -92,11 +93,32 @@ pub fn orphan_with_pid(pid: Pid) -> io::Result<Cloned> {
     }
 }
 
-/// What the new process does until it is traced, stopped and made into something else: nothing. It dies with the thread that made it
-/// as long as nobody has taken it over.
-pub fn wait_forever() -> ! {
-    loop {
-        // SAFETY: no arguments, no memory.
-        unsafe { libc::syscall(libc::SYS_pause) };
+/// What holds a new process until it is traced, stopped and made into something else: without its maker's copy of this it ends.
+#[derive(Debug)]
+pub struct Leash {
+    held: PipeWriter,
+    end: PipeReader,
+}
+
+impl Leash {
+    /// Made before the process is.
+    pub fn new() -> io::Result<Leash> {
+        let (end, held) = io::pipe()?;
+        Ok(Leash { held, end })
+    }
+
+    /// In the new process: does nothing, and ends when its maker's copy is dropped, or its maker dies.
+    pub fn wait(&self) -> ! {
+        let mut byte = 0u8;
+        // SAFETY: this process has descriptors of its own, and nothing in it uses this one any more.
+        unsafe { libc::close(self.held.as_raw_fd()) };
+        loop {
+            // SAFETY: `byte` outlives the call.
+            let read = unsafe { libc::read(self.end.as_raw_fd(), (&raw mut byte).cast(), 1) };
+            if read >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                // SAFETY: _exit runs no handlers of the copied program.
+                unsafe { libc::_exit(1) };
+            }
+        }
     }
 }

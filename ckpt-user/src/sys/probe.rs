@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
-use super::clone::{self, Cloned};
+use super::clone::{self, Cloned, Leash};
 use crate::ids::{PAGE_SIZE, Pid};
 
 /// UFFD_USER_MODE_ONLY and UFFDIO_API (linux/userfaultfd.h).
@@ -47,20 +47,18 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 pub struct Dummy {
     /// Its pid.
     pub pid: Pid,
+    _leash: Leash,
 }
 
 impl Dummy {
     /// Makes one.
     pub fn new() -> io::Result<Dummy> {
+        let leash = Leash::new()?;
         // SAFETY: the child makes only system calls, which is safe after a fork of a process with threads.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
-            0 => {
-                // SAFETY: only numbers are passed.
-                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-                clone::wait_forever()
-            }
-            pid => Ok(Dummy { pid: Pid(pid) }),
+            0 => leash.wait(),
+            pid => Ok(Dummy { pid: Pid(pid), _leash: leash }),
         }
     }
 }
@@ -81,11 +79,12 @@ pub fn choose_pid() -> io::Result<()> {
     const ATTEMPTS: usize = 8;
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
+        let leash = Leash::new()?;
         let freed = Dummy::new()?.pid;
         result = match clone::child_with_pid(freed, 0) {
-            Ok(Cloned::Child) => clone::wait_forever(),
+            Ok(Cloned::Child) => leash.wait(),
             Ok(Cloned::Parent(pid)) => {
-                drop(Dummy { pid });
+                drop(Dummy { pid, _leash: leash });
                 return Ok(());
             }
             Err(error) => Err(error),

@@ -34,6 +34,21 @@ pub fn thread_state(pid: Pid, tid: Tid) -> Option<char> {
     Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok().map(|s| s.state)
 }
 
+/// Has the process ended, or is every thread of it on its way to the end?
+pub fn is_ending(pid: Pid) -> bool {
+    let tasks = Process::new(pid.0).and_then(|p| p.tasks());
+    tasks.map_or(true, |mut tasks| tasks.all(|task| task.map_or(true, |task| is_thread_ending(&task))))
+}
+
+fn is_thread_ending(task: &procfs::process::Task) -> bool {
+    /// include/linux/sched.h: getting shut down.
+    const PF_EXITING: u32 = 4;
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    // What is gone meanwhile has ended.
+    task.stat().map_or(true, |stat| matches!(stat.state, 'Z' | 'X') || stat.flags & PF_EXITING != 0)
+        || task.status().map_or(true, |status| status.sigpnd & KILLED != 0)
+}
+
 /// The processor that a thread last ran on.
 pub fn last_processor(pid: Pid, tid: Tid) -> Option<u32> {
     let stat = Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok()?;

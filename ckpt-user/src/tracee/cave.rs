@@ -2,17 +2,26 @@
 
 use super::maps::{Mapping, MappingKind};
 use super::memory::ProcessMemory;
-use super::stub;
+use super::stub::{self, Saved};
 use crate::error::{Error, Result};
 use crate::ids::{Addr, Pid};
 
-/// Finds `len` bytes: in the zeros after the vdso's code, else after the code of some mapped file.
-pub fn find(pid: Pid, memory: &ProcessMemory, len: usize) -> Result<Addr> {
+/// A place that nothing uses: zeros, or the stub of a ckpt that was killed.
+#[derive(Debug)]
+pub struct Cave {
+    /// Where.
+    pub at: Addr,
+    /// What such a ckpt has left there.
+    pub stale: Option<Saved>,
+}
+
+/// Finds room for a stub: in the zeros after the vdso's code, else after the code of some mapped file.
+pub fn find(pid: Pid, memory: &ProcessMemory) -> Result<Cave> {
+    let len = stub::planted_len();
     let mappings = super::maps::read(pid)?;
     let executable = |m: &&Mapping| m.prot.exec && m.prot.read && !m.shared;
     let vdso = mappings.iter().filter(|m| m.kind == MappingKind::Vdso);
     let files = mappings.iter().filter(executable).filter(|m| m.kind == MappingKind::File);
-    let mut left_behind = None;
     for mapping in vdso.chain(files) {
         // Only the last pages matter: the slack lies after the last instruction.
         let window = (mapping.end.0 - mapping.start.0).min(2 * crate::ids::PAGE_SIZE);
@@ -21,37 +30,16 @@ pub fn find(pid: Pid, memory: &ProcessMemory, len: usize) -> Result<Addr> {
         if memory.read_some(base, &mut bytes).ok() != Some(bytes.len()) {
             continue;
         }
+        if let Some((at, stale)) = stub::find(&bytes) {
+            return Ok(Cave { at: base.offset(at as u64), stale: Some(stale) });
+        }
         let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-        let at = used.next_multiple_of(16);
+        let at = used.next_multiple_of(stub::ALIGNMENT);
         if at + len <= bytes.len() {
-            return Ok(base.offset(at as u64));
-        }
-        if left_behind.is_none() {
-            left_behind = find_left_behind(&bytes, len).map(|at| base.offset(at as u64));
+            return Ok(Cave { at: base.offset(at as u64), stale: None });
         }
     }
-    left_behind.ok_or_else(|| {
-        Error::Unexpected(format!(
-            "cannot make system calls in pid {pid}: no {len} unused bytes after the code of its vdso or of any mapped file"
-        ))
-    })
-}
-
-/// The last stub that an earlier ckpt left when it was killed: free to be used again once everything after it is full.
-fn find_left_behind(bytes: &[u8], len: usize) -> Option<usize> {
-    let positions = bytes.len().checked_sub(len)? / 16;
-    (0..=positions).rev().map(|n| n * 16).find(|&at| bytes[at..].starts_with(&stub::MAGIC))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stub_left_behind_is_found() {
-        let mut bytes = vec![1u8; 4096];
-        bytes[512..528].copy_from_slice(&stub::MAGIC);
-        assert_eq!(find_left_behind(&bytes, 400), Some(512));
-        assert_eq!(find_left_behind(&bytes[..700], 400), None, "it must be whole");
-    }
+    Err(Error::Unexpected(format!(
+        "cannot make system calls in pid {pid}: no {len} unused bytes after the code of its vdso or of any mapped file"
+    )))
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::thread::{StoppedThread, gone_or};
+use super::thread::{LOOK_AFTER, StoppedThread, gone_or, has_died};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::sys::deadline::Deadline;
@@ -27,7 +27,7 @@ impl FrozenProcess {
     pub fn freeze(pid: Pid, timeout: Duration) -> Result<FrozenProcess> {
         let mut frozen = FrozenProcess { pid, threads: Vec::new() };
         let mut seized = Seized { pid, running: Vec::new() };
-        let deadline = Deadline::arm(timeout).doing(|| "cannot set a timer".to_owned())?;
+        let deadline = Deadline::arm(timeout.min(LOOK_AFTER)).doing(|| "cannot set a timer".to_owned())?;
         let until = Instant::now() + timeout;
         let mut known = HashSet::new();
         loop {
@@ -191,6 +191,7 @@ fn wait_for_stop(pid: Pid, tid: Tid, timeout: Duration, until: Instant) -> Resul
             Some(Stop::Syscall | Stop::Other(_)) => {
                 gone_or(pid, ptrace::cont(tid, 0), || format!("cannot resume thread {tid}"))?;
             }
+            None if has_died(pid, tid) => return Ok(None),
             None if Instant::now() >= until => {
                 let state = procfs::thread_state(pid, tid).unwrap_or('?');
                 return Err(Error::FreezeTimeout { pid, tid, state, seconds: timeout.as_secs_f64() });

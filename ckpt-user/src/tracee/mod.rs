@@ -8,5 +8,6 @@ pub mod maps;
 pub mod memory;
 pub mod remote;
 pub mod spawn;
+pub mod stale;
 pub mod stub;
 pub mod thread;

@@ -6,17 +6,19 @@
 //! signal mask and the kernel's memory of an interrupted system call as they were.
 //!
 //! Crash-only: at each instant, a task that is let go because ckpt died goes on by itself (see [`stub`]). What can stay behind is a
-//! few bytes in the slack and one private mapping.
+//! few bytes in the slack and one private mapping, which the next ckpt takes away ([`super::stale`]).
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 
 use super::batch::{Answers, Arg, Batch, Slot};
-use super::cave;
+use super::cave::{self, Cave};
 use super::memory::ProcessMemory;
-use super::stub;
+use super::stub::{self, Saved, Workspace};
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Error, Result};
 use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
+use crate::sys::deadline::Deadline;
 use crate::sys::ptrace::{self, Regs, Stop};
 
 /// Every signal but the two that cannot be blocked.
@@ -26,28 +28,20 @@ const ALL_SIGNALS: u64 = !0;
 #[derive(Debug)]
 pub struct Injector {
     memory: ProcessMemory,
+    /// Where the stub is.
     cave: Addr,
-    /// What was in the cave before.
-    original: Vec<u8>,
-    workspace: Option<Workspace>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Workspace {
-    addr: Addr,
-    len: u64,
-    /// Mapped by us for the injector's life (false: given by the caller, who takes it away).
-    ours: bool,
+    workspace: Workspace,
+    /// Stub and workspace are in memory that the caller has mapped for them, and takes away.
+    given: bool,
 }
 
 impl Injector {
-    /// Finds a place for the stub in a stopped process. Plants nothing yet.
-    pub fn new(pid: Pid) -> Result<Injector> {
+    /// Finds a place for the stub in a stopped process. Plants nothing yet. Also returns what is there of a ckpt that was killed; in a
+    /// process that was not made by us, see [`super::stale::enter`].
+    pub fn new(pid: Pid) -> Result<(Injector, Option<Saved>)> {
         let memory = ProcessMemory::open(pid)?;
-        let cave = cave::find(pid, &memory, stub::planted_len())?;
-        let mut original = vec![0; stub::planted_len()];
-        memory.read(cave, &mut original)?;
-        Ok(Injector { memory, cave, original, workspace: None })
+        let Cave { at, stale } = cave::find(pid, &memory)?;
+        Ok((Injector { memory, cave: at, workspace: Workspace::default(), given: false }, stale))
     }
 
     /// The memory of the process.
@@ -57,35 +51,52 @@ impl Injector {
 
     /// From now on works from memory that the caller has mapped: `code` executable, `data` writable, `data_len` bytes.
     pub fn move_to(&mut self, code: Addr, data: Addr, data_len: u64) {
-        self.cave = code;
-        self.original = Vec::new();
-        self.workspace = Some(Workspace { addr: data, len: data_len, ours: false });
+        (self.cave, self.workspace, self.given) = (code, Workspace { addr: data.0, len: data_len }, true);
     }
 
-    /// Is `regs` inside the planted stub?
+    /// Is `rip` inside the planted stub?
     fn contains(&self, rip: u64) -> bool {
         (self.cave.0..self.cave.0 + stub::planted_len() as u64).contains(&rip)
     }
 
     fn plant(&self, thread: &StoppedThread) -> Result<()> {
-        let mut bytes = bytemuck::bytes_of(&stub::Saved::new(&thread.regs, thread.sigmask)).to_vec();
+        let mut bytes = bytemuck::bytes_of(&Saved::new(&thread.regs, thread.sigmask, self.workspace)).to_vec();
         bytes.extend_from_slice(stub::code());
         self.memory.write(self.cave, &bytes)
     }
 
     fn entry(&self) -> Addr {
-        self.cave.offset(size_of::<stub::Saved>() as u64)
+        self.cave.offset(size_of::<Saved>() as u64)
     }
 
     /// Takes away what was planted. `thread` is any stopped thread of the process.
     pub fn remove(mut self, thread: &mut StoppedThread) -> Result<()> {
-        if let Some(workspace) = self.workspace.take().filter(|w| w.ours) {
-            let mut task = RemoteTask::new(&mut self, thread);
-            task.make("cannot unmap ckpt's own page", libc::SYS_munmap, [workspace.addr.0, workspace.len, 0, 0, 0, 0])?;
-            task.leave()?;
+        if self.given {
+            return Ok(());
         }
-        if !self.original.is_empty() {
-            self.memory.write(self.cave, &self.original)?;
+        if self.workspace.len > 0 {
+            self.unmap(thread, self.workspace)?;
+        }
+        self.clear()
+    }
+
+    /// Unmaps memory of ckpt's own, with the help of a stopped thread.
+    pub(super) fn unmap(&mut self, thread: &mut StoppedThread, workspace: Workspace) -> Result<()> {
+        let mut task = RemoteTask::new(self, thread);
+        task.unmap(workspace)?;
+        task.leave()
+    }
+
+    /// The place of the stub becomes what it was: zeros.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.memory.write(self.cave, &vec![0; stub::planted_len()])
+    }
+
+    /// Notes, in the task too, where memory of ckpt's own is or is about to be.
+    fn note(&mut self, workspace: Workspace, planted: bool) -> Result<()> {
+        self.workspace = workspace;
+        if planted {
+            self.memory.write(self.cave.offset(stub::WORKSPACE_AT), bytemuck::bytes_of(&workspace))?;
         }
         Ok(())
     }
@@ -139,9 +150,10 @@ impl<'a> RemoteTask<'a> {
         if !batch.data.is_empty() {
             self.injector.memory.write(base, &batch.data)?;
         }
+        let deadline = self.thread.look_after()?;
         let mut answers = Answers { returned: Vec::with_capacity(batch.calls.len()), data: batch.data };
         for call in &batch.calls {
-            let value = self.raw(call.nr, resolve(base, &call.args))?;
+            let value = self.raw(&deadline, call.nr, resolve(base, &call.args))?;
             answers.returned.push(value);
         }
         if !answers.data.is_empty() {
@@ -161,15 +173,15 @@ impl<'a> RemoteTask<'a> {
     /// Where a piece of a batch's memory will be, for structs that point to others. Only once the workspace is fixed
     /// ([`RemoteTask::move_to`]).
     pub fn address_of(&self, slot: Slot) -> Result<Addr> {
-        match self.injector.workspace {
-            Some(workspace) if !workspace.ours => Ok(workspace.addr.offset(slot.at as u64)),
-            _ => Err(Error::Unexpected("the workspace may still move".to_owned())),
+        if !self.injector.given {
+            return Err(Error::Unexpected("the workspace may still move".to_owned()));
         }
+        Ok(Addr(self.injector.workspace.addr).offset(slot.at as u64))
     }
 
     /// One system call of plain numbers that must succeed.
     fn make(&mut self, doing: &str, nr: libc::c_long, args: [u64; 6]) -> Result<u64> {
-        let value = self.raw(nr, args)?;
+        let value = self.raw(&self.thread.look_after()?, nr, args)?;
         if (-4095..0).contains(&value) {
             return Err(Error::os(format!("{doing} (in pid {})", self.pid()), io::Error::from_raw_os_error(-value as i32)));
         }
@@ -178,33 +190,41 @@ impl<'a> RemoteTask<'a> {
 
     /// Memory in the task of at least `len` bytes.
     fn room(&mut self, len: u64) -> Result<Addr> {
-        if let Some(workspace) = self.injector.workspace {
-            if workspace.len >= len {
-                return Ok(workspace.addr);
-            }
-            if !workspace.ours {
-                return Err(Error::Unexpected(format!("a batch of {len} bytes does not fit into the workspace")));
-            }
+        let old = self.injector.workspace;
+        if old.len >= len {
+            return Ok(Addr(old.addr));
         }
-        let len = len.next_multiple_of(PAGE_SIZE).max(4 * PAGE_SIZE);
+        if self.injector.given {
+            return Err(Error::Unexpected(format!("a batch of {len} bytes does not fit into the workspace")));
+        }
+        if old.len > 0 {
+            self.unmap(old)?;
+        }
+        // Noted before it is there, so that it is found if we die meanwhile. The kernel takes another place if this one is not free.
+        let wish = Workspace { addr: random_place(), len: len.next_multiple_of(PAGE_SIZE).max(4 * PAGE_SIZE) };
+        self.injector.note(wish, self.thread.in_stub)?;
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let args = [0, len, prot as u64, flags as u64, u64::MAX, 0];
-        let addr = Addr(self.make("cannot map a page for ckpt", libc::SYS_mmap, args)?);
-        if let Some(old) = self.injector.workspace.replace(Workspace { addr, len, ours: true }) {
-            self.make("cannot unmap ckpt's own page", libc::SYS_munmap, [old.addr.0, old.len, 0, 0, 0, 0])?;
-        }
-        Ok(addr)
+        let args = [wish.addr, wish.len, prot as u64, flags as u64, u64::MAX, 0];
+        let addr = self.make("cannot map a page for ckpt", libc::SYS_mmap, args)?;
+        self.injector.note(Workspace { addr, ..wish }, true)?;
+        Ok(Addr(addr))
+    }
+
+    fn unmap(&mut self, workspace: Workspace) -> Result<()> {
+        self.make("cannot unmap ckpt's own page", libc::SYS_munmap, [workspace.addr, workspace.len, 0, 0, 0, 0])?;
+        // Gone before anything else can be mapped there.
+        self.injector.note(Workspace::default(), true)
     }
 
     /// One system call: the raw value that it returns.
-    fn raw(&mut self, nr: i64, args: [u64; 6]) -> Result<i64> {
+    fn raw(&mut self, deadline: &Deadline, nr: i64, args: [u64; 6]) -> Result<i64> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         let doing = || format!("cannot make system call {nr} in thread {tid}");
         self.enter(nr, args)?;
         // Once at its entry, once at its exit.
         for _ in 0..2 {
             gone_or(pid, ptrace::cont_to_syscall(tid), doing)?;
-            self.expect_syscall_stop()?;
+            self.expect_syscall_stop(deadline)?;
         }
         let after = gone_or(pid, ptrace::get_regs(tid), doing)?;
         if !self.injector.contains(after.rip) {
@@ -216,7 +236,7 @@ impl<'a> RemoteTask<'a> {
     /// Runs instructions of ours in the thread, with `argument` in rdi; they end in a system call, after which it is stopped. Only
     /// once the workspace is fixed ([`RemoteTask::move_to`]): unlike a stub they do not find the way back by themselves.
     pub fn run_code(&mut self, code: &[u8], argument: &[u8]) -> Result<()> {
-        if !self.injector.original.is_empty() {
+        if !self.injector.given {
             return Err(Error::Unexpected("code can only run in a task that is being built".to_owned()));
         }
         let at = self.injector.cave.offset(PAGE_SIZE / 2);
@@ -224,10 +244,11 @@ impl<'a> RemoteTask<'a> {
         self.injector.memory.write(at, code)?;
         self.injector.memory.write(data, argument)?;
         self.enter_at(at, 0, [data.0, 0, 0, 0, 0, 0])?;
+        let deadline = self.thread.look_after()?;
         let (pid, tid) = (self.pid(), self.thread.tid);
         for _ in 0..2 {
             gone_or(pid, ptrace::cont_to_syscall(tid), || format!("cannot run code in thread {tid}"))?;
-            self.expect_syscall_stop()?;
+            self.expect_syscall_stop(&deadline)?;
         }
         Ok(())
     }
@@ -258,11 +279,11 @@ impl<'a> RemoteTask<'a> {
     }
 
     /// Waits until the thread, let run, is at the entry or the exit of a system call.
-    fn expect_syscall_stop(&mut self) -> Result<()> {
+    fn expect_syscall_stop(&mut self, deadline: &Deadline) -> Result<()> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         let doing = || format!("cannot resume thread {tid}");
         loop {
-            match self.thread.wait()? {
+            match self.thread.wait(deadline)? {
                 Stop::Syscall => return Ok(()),
                 Stop::Signal(signal) => self.thread.hold_back(signal)?,
                 Stop::Other(libc::PTRACE_EVENT_CLONE) => {
@@ -289,12 +310,13 @@ impl<'a> RemoteTask<'a> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         let doing = || format!("cannot make system call {} in thread {tid}", call.nr);
         self.enter(call.nr, args)?;
+        let deadline = self.thread.look_after()?;
         gone_or(pid, ptrace::cont_to_syscall(tid), doing)?;
-        self.expect_syscall_stop()?;
+        self.expect_syscall_stop(&deadline)?;
         // Told to stop before it has begun to wait: whatever waits is interrupted, whatever need not wait ends.
         gone_or(pid, ptrace::interrupt(tid), doing)?;
         gone_or(pid, ptrace::cont_to_syscall(tid), doing)?;
-        self.expect_syscall_stop()?;
+        self.expect_syscall_stop(&deadline)?;
         let after = gone_or(pid, ptrace::get_regs(tid), doing)?;
         Ok(after.rax as i64)
     }
@@ -319,6 +341,13 @@ impl<'a> RemoteTask<'a> {
         self.thread.sigmask = sigmask;
         Ok(())
     }
+}
+
+/// An address in the wide space that programs leave between their heaps and their stacks.
+fn random_place() -> u64 {
+    // The standard library seeds these from the system's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    0x2000_0000_0000 + (random % (1 << 30)) * PAGE_SIZE
 }
 
 fn resolve(base: Addr, args: &[Arg; 6]) -> [u64; 6] {

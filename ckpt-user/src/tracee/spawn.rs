@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::clone::{self, Cloned};
+use crate::sys::clone::{self, Cloned, Leash};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::{pidfd, procfs};
 
@@ -18,8 +18,6 @@ pub struct NewProcess {
     pub pid: Pid,
     /// Its threads, the leader first.
     pub threads: Vec<StoppedThread>,
-    /// Is it our child (else init's)?
-    pub child: bool,
     armed: bool,
 }
 
@@ -32,17 +30,20 @@ impl NewProcess {
     /// `orphan`: not as our child, but as an orphan, so that it outlives us without noticing.
     pub fn spawn(pid: Pid, orphan: bool) -> Result<NewProcess> {
         wait_for_burial(pid)?;
+        let leash = Leash::new().doing(|| "cannot make a pipe")?;
         let made = if orphan { clone::orphan_with_pid(pid) } else { clone::child_with_pid(pid, 0) };
         match made {
-            Ok(Cloned::Child) => clone::wait_forever(),
+            Ok(Cloned::Child) => leash.wait(),
             Ok(Cloned::Parent(got)) => debug_assert_eq!(got, pid),
             Err(error) => return Err(explain(pid, error)),
         }
-        let mut process = NewProcess { pid, threads: Vec::new(), child: !orphan, armed: true };
+        let mut process = NewProcess { pid, threads: Vec::new(), armed: true };
         let tid = pid.leader();
         gone_or(pid, ptrace::seize(tid, OPTIONS), || format!("cannot trace the new process {pid}"))?;
         gone_or(pid, ptrace::interrupt(tid), || format!("cannot stop the new process {pid}"))?;
         process.adopt(tid)?;
+        // From here on the kernel kills it if we die.
+        drop(leash);
         Ok(process)
     }
 

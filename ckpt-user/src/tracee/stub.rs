@@ -16,6 +16,8 @@ use crate::sys::ptrace::{KernelSigset, Regs};
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Saved {
     magic: [u8; 16],
+    /// Where ckpt maps memory of its own in the task, and how many bytes (0: not yet): for whoever cleans up after a killed one.
+    workspace: Workspace,
     sigmask: u64,
     rip: u64,
     rax: u64,
@@ -43,10 +45,23 @@ pub struct Saved {
     reserved: [u8; 13],
 }
 
-const _: () = assert!(size_of::<Saved>() == 176);
+const _: () = assert!(size_of::<Saved>() == 192);
 
-/// By which a stub left behind by a killed ckpt is known again.
-pub const MAGIC: [u8; 16] = *b"ckpt remote call";
+/// Memory of ckpt's own in a task.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Workspace {
+    /// Its address.
+    pub addr: u64,
+    /// Its bytes. 0: there is none.
+    pub len: u64,
+}
+
+/// Where in a [`Saved`] the workspace is noted.
+pub const WORKSPACE_AT: u64 = std::mem::offset_of!(Saved, workspace) as u64;
+
+/// By which a stub left behind by a killed ckpt is known again. Another layout of [`Saved`] needs another one.
+const MAGIC: [u8; 16] = *b"ckpt remote call";
 
 core::arch::global_asm!(
     ".pushsection .rodata.ckpt_stub, \"a\", @progbits",
@@ -107,9 +122,20 @@ pub fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
+/// Stubs are planted at multiples of this.
+pub const ALIGNMENT: usize = 16;
+
 /// Bytes of a planted stub.
 pub fn planted_len() -> usize {
     size_of::<Saved>() + code().len()
+}
+
+/// The last stub that begins in `bytes`, which are those from a multiple of [`ALIGNMENT`] on, and where in them.
+pub fn find(bytes: &[u8]) -> Option<(usize, Saved)> {
+    let starts = (0..bytes.len()).step_by(ALIGNMENT).rev();
+    let mut whole = starts.filter_map(|at| Some((at, bytes[at..].get(..size_of::<Saved>())?)));
+    let (at, saved) = whole.find(|(_, saved)| saved.starts_with(&MAGIC))?;
+    Some((at, bytemuck::pod_read_unaligned(saved)))
 }
 
 /// ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: "make the call again" (linux/errno.h, never seen by programs).
@@ -143,11 +169,12 @@ pub fn resumed(regs: &Regs) -> Regs {
 }
 
 impl Saved {
-    /// What must be put back for a task that was frozen in `regs` with `sigmask`.
-    pub fn new(regs: &Regs, sigmask: KernelSigset) -> Saved {
+    /// What must be put back for a task that was frozen in `regs` with `sigmask`. `workspace`: what ckpt maps in it.
+    pub fn new(regs: &Regs, sigmask: KernelSigset, workspace: Workspace) -> Saved {
         let r = resumed(regs);
         Saved {
             magic: MAGIC,
+            workspace,
             sigmask,
             rip: r.rip,
             rax: r.rax,
@@ -167,9 +194,83 @@ impl Saved {
             r14: r.r14,
             r15: r.r15,
             flags_low: r.eflags as u8,
-            overflow: u8::from(r.eflags & 0x800 != 0),
-            direction: u8::from(r.eflags & 0x400 != 0),
+            overflow: u8::from(r.eflags & OVERFLOW != 0),
+            direction: u8::from(r.eflags & DIRECTION != 0),
             reserved: [0; 13],
         }
+    }
+
+    /// What ckpt has mapped in the task, if it got so far.
+    pub fn workspace(&self) -> Workspace {
+        self.workspace
+    }
+
+    /// The signal mask that it puts back.
+    pub fn sigmask(&self) -> KernelSigset {
+        self.sigmask
+    }
+
+    /// The registers of a task that was found inside the stub, `inside`, as they will be when it has left it.
+    pub fn outside(&self, inside: &Regs) -> Regs {
+        let mut flags = inside.eflags & !(LOW | OVERFLOW | DIRECTION) | u64::from(self.flags_low);
+        flags |= if self.overflow != 0 { OVERFLOW } else { 0 };
+        flags |= if self.direction != 0 { DIRECTION } else { 0 };
+        Regs {
+            rip: self.rip,
+            rax: self.rax,
+            rbx: self.rbx,
+            rcx: self.rcx,
+            rdx: self.rdx,
+            rsi: self.rsi,
+            rdi: self.rdi,
+            rbp: self.rbp,
+            rsp: self.rsp,
+            r8: self.r8,
+            r9: self.r9,
+            r10: self.r10,
+            r11: self.r11,
+            r12: self.r12,
+            r13: self.r13,
+            r14: self.r14,
+            r15: self.r15,
+            eflags: flags,
+            orig_rax: u64::MAX,
+            ..*inside
+        }
+    }
+}
+
+/// Bits of RFLAGS: those of sahf and the fixed one among them, OF, DF.
+const LOW: u64 = 0xff & !0x28;
+const OVERFLOW: u64 = 0x800;
+const DIRECTION: u64 = 0x400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_stub_puts_back_is_what_was_saved() {
+        // SAFETY: all bytes zero are a valid value of this struct of integers.
+        let mut regs: Regs = unsafe { std::mem::zeroed() };
+        (regs.rip, regs.rsp, regs.r15, regs.rax, regs.fs_base) = (0x1000, 0x2000, 15, 7, 0x3000);
+        (regs.eflags, regs.orig_rax) = (0xec6, u64::MAX);
+        let mut inside = regs;
+        (inside.rip, inside.rsp, inside.r15, inside.rax, inside.eflags, inside.orig_rax) = (1, 2, 3, 4, 0x202, 5);
+        assert_eq!(Saved::new(&regs, 0, Workspace::default()).outside(&inside), regs);
+    }
+    #[test]
+    fn a_stub_is_found_from_any_place_in_its_code() {
+        // SAFETY: all bytes zero are a valid value of this struct of integers.
+        let mut regs: Regs = unsafe { std::mem::zeroed() };
+        regs.rip = 0x4711;
+        let mut bytes = vec![0; 2 * ALIGNMENT];
+        bytes.extend_from_slice(bytemuck::bytes_of(&Saved::new(&regs, 0, Workspace { addr: 7, len: 8 })));
+        bytes.extend_from_slice(code());
+        for inside in 2 * ALIGNMENT + size_of::<Saved>()..bytes.len() {
+            let (at, found) = find(&bytes[..inside]).unwrap();
+            assert_eq!((at, found.outside(&regs).rip, found.workspace()), (2 * ALIGNMENT, 0x4711, Workspace { addr: 7, len: 8 }));
+        }
+        assert!(find(&bytes[3 * ALIGNMENT..]).is_none(), "its beginning is missing");
     }
 }

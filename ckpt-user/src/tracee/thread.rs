@@ -1,9 +1,12 @@
 //! One thread under our ptrace: stopped, and what it was when it stopped.
 
 use std::io;
+use std::time::Duration;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
+use crate::sys::deadline::Deadline;
+use crate::sys::procfs;
 use crate::sys::ptrace::{self, KernelSigset, Regs, Stop};
 
 /// A thread in a ptrace stop at which nothing of it is half done.
@@ -27,6 +30,15 @@ pub struct StoppedThread {
     pub(super) born: Vec<Tid>,
 }
 
+/// After this time of waiting for a thread it is looked at whether it is still alive.
+pub(super) const LOOK_AFTER: Duration = Duration::from_millis(50);
+
+/// Has the thread died, reported or not? The kernel reports the end of the main thread only when all others were waited for, which are
+/// dead, too, if the process was killed.
+pub(super) fn has_died(pid: Pid, tid: Tid) -> bool {
+    matches!(procfs::thread_state(pid, tid), None | Some('Z' | 'X'))
+}
+
 /// The caller's word for an error of ptrace: a thread that is gone is a normal answer, not a riddle.
 pub(super) fn gone_or<T>(pid: Pid, result: io::Result<T>, doing: impl FnOnce() -> String) -> Result<T> {
     match result {
@@ -44,12 +56,19 @@ impl StoppedThread {
         Ok(StoppedThread { pid, tid, regs, sigmask, group_stop, in_stub: false, held_back: Vec::new(), born: Vec::new() })
     }
 
-    /// Waits for the next report; its end is [`Error::Gone`].
-    pub(super) fn wait(&self) -> Result<Stop> {
+    /// For the waits to come: they look now and then whether the thread is still alive.
+    pub(super) fn look_after(&self) -> Result<Deadline> {
+        Deadline::arm(LOOK_AFTER).doing(|| "cannot set a timer")
+    }
+
+    /// Waits for the next report; its end is [`Error::Gone`]. The deadline must be one of [`StoppedThread::look_after`].
+    pub(super) fn wait(&self, _deadline: &Deadline) -> Result<Stop> {
+        let doing = || format!("cannot wait for thread {}", self.tid);
         loop {
-            match gone_or(self.pid, ptrace::wait(self.tid, true), || format!("cannot wait for thread {}", self.tid))? {
+            match gone_or(self.pid, ptrace::wait(self.tid, true), doing)? {
                 Some(Stop::Ended(_)) => return Err(Error::Gone(self.pid)),
                 Some(stop) => return Ok(stop),
+                None if has_died(self.pid, self.tid) => return Err(Error::Gone(self.pid)),
                 None => {}
             }
         }
@@ -61,8 +80,9 @@ impl StoppedThread {
         let doing = || "cannot stop a thread again".to_owned();
         gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
         gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
+        let deadline = self.look_after()?;
         loop {
-            match self.wait()? {
+            match self.wait(&deadline)? {
                 Stop::Event(_) => return Ok(()),
                 Stop::Signal(signal) => {
                     self.hold_back(signal)?;

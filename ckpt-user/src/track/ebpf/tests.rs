@@ -279,12 +279,35 @@ impl Victim {
         self.threads.iter().map(|(tid, ..)| all.iter().find(|t| t.tid == *tid).unwrap().clone()).collect()
     }
 
+    /// Those of its threads that are still there.
+    fn living(&self) -> Vec<nix::unistd::Pid> {
+        let there = |tid: &i32| fs::exists(format!("/proc/{}/task/{tid}", self.pid())).unwrap();
+        self.threads.iter().map(|(tid, ..)| tid.0).filter(there).map(nix::unistd::Pid::from_raw).collect()
+    }
+
     fn freeze(&self) {
-        for (tid, ..) in &self.threads {
-            let tid = nix::unistd::Pid::from_raw(tid.0);
+        for tid in self.living() {
             ptrace::seize(tid, ptrace::Options::empty()).unwrap();
             ptrace::interrupt(tid).unwrap();
             waitpid(tid, Some(WaitPidFlag::__WALL)).unwrap();
+        }
+    }
+
+    /// Lets go of all its threads, and waits until those that have restart blocks are within restart_syscall(2), and the last, which
+    /// has none, has ended.
+    fn thaw(&self) {
+        let (last, waiting) = self.threads.split_last().unwrap();
+        for (tid, ..) in &self.threads {
+            ptrace::detach(nix::unistd::Pid::from_raw(tid.0), None).unwrap();
+        }
+        for (tid, ..) in waiting {
+            let path = format!("/proc/{}/task/{tid}/syscall", self.pid());
+            while !fs::read_to_string(&path).unwrap().starts_with(&format!("{} ", libc::SYS_restart_syscall)) {
+                thread::yield_now();
+            }
+        }
+        while fs::exists(format!("/proc/{}/task/{}", self.pid(), last.0)).unwrap() {
+            thread::yield_now();
         }
     }
 }
@@ -346,6 +369,24 @@ fn restart_blocks_tell_when_interrupted_calls_end() {
             ("poll", RestartBlock::Poll { count: 0, .. }) => {}
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_wait_that_is_interrupted_again_ends_when_it_should_have_at_first() {
+    const NAME: &str = "a_wait_that_is_interrupted_again_ends_when_it_should_have_at_first";
+    let Some(inspector) = usable(NAME, TaskInspector::load()) else { return };
+    let victim = Victim::start();
+    victim.freeze();
+    let first = victim.timings(&inspector);
+    victim.thaw();
+    victim.freeze();
+    let second = inspector.threads(victim.pid()).unwrap();
+    for timing in first.iter().take(WAITS.len() - 1) {
+        let again = second.iter().find(|t| t.tid == timing.tid).unwrap();
+        assert!(again.restart.deadline().is_some());
+        assert_eq!(again.restart, timing.restart);
+        assert!(again.time_left < timing.time_left);
     }
 }
 

@@ -1,8 +1,11 @@
-//! `steadfast THREADS STEPS`: computes in every thread a chain of hashes, keeps registers, thread-local variables, timers, signal
+//! `steadfast THREADS STEPS [WORD...]`: computes in every thread a chain of hashes, keeps registers, thread-local variables, timers, signal
 //! handlers, pending signals, kernel objects, memory and mutexes busy meanwhile, and checks all of it at every step.
 //!
 //! Says "ready", in the end "steps N digest D" ([`ckpt_tests::chain::digest`]), or what is inconsistent, with status 1. STEPS 0: until
 //! SIGTERM. Its working directory gets a file for each thread.
+//!
+//! The word `interruptible` says that EINTR without a signal is nothing inconsistent: a tool that dies in the middle of its work may cause
+//! it, as any debugger does. `fileless` says that nothing of it shall be in a file, so that an image stays good while the program goes on.
 
 mod attributes;
 mod mutex;
@@ -17,6 +20,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use ckpt_tests::chain;
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
@@ -43,12 +47,14 @@ struct Shared {
     /// Expirations that the thread of the timerfd has read.
     ticks: AtomicU64,
     registers: Registers,
+    interruptible: bool,
+    fileless: bool,
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1).map(|word| word.parse().expect("usage: steadfast THREADS STEPS"));
-    let (threads, steps) = (arguments.next().unwrap_or(4), arguments.next().unwrap_or(1024));
-    match run(threads, steps) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |n: usize| words[n].parse().expect("usage: steadfast THREADS STEPS [interruptible] [fileless]");
+    match run(number(0), number(1), &words[2..]) {
         Ok((steps, digest)) => {
             println!("steps {steps} digest {digest:016x}");
             ExitCode::SUCCESS
@@ -63,7 +69,8 @@ fn fail(what: &str) -> ! {
     std::process::exit(1)
 }
 
-fn run(threads: u64, steps: u64) -> Result<(u64, u64), String> {
+fn run(threads: u64, steps: u64, words: &[String]) -> Result<(u64, u64), String> {
+    let has = |word: &str| words.iter().any(|given| given == word);
     let shared = Arc::new(Shared {
         threads,
         steps,
@@ -73,6 +80,8 @@ fn run(threads: u64, steps: u64) -> Result<(u64, u64), String> {
         inheriting: Counter::new(Kind::PriorityInheritance),
         ticks: AtomicU64::new(0),
         registers: Registers::detect(),
+        interruptible: has("interruptible"),
+        fileless: has("fileless"),
     });
     println!("registers: {}", shared.registers.names());
     // Threads inherit this, and let the signals in when they have a stack for them.
@@ -114,6 +123,7 @@ fn tick(shared: &Shared) {
         let mut events = [EpollEvent::empty(); 2];
         match epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(1) if events[0].data() == 77 => {}
+            Err(Errno::EINTR) if shared.interruptible => continue,
             // This thread blocks every signal that has a handler, so nothing may interrupt it.
             other => fail(&format!("waiting for the timerfd gave {other:?}")),
         }
@@ -127,7 +137,7 @@ fn work(shared: &Shared, index: u64) -> Result<(u64, u64), String> {
     signals::enter_thread();
     signals::let_in();
     let attributes = Attributes::choose(index as usize);
-    let mut objects = Objects::new().map_err(|error| format!("cannot make objects: {error}"))?;
+    let mut objects = Objects::new(shared.fileless).map_err(|error| format!("cannot make objects: {error}"))?;
     let mut value = chain::start(index);
     let mut step = 0;
     shared.barrier.wait();

@@ -9,6 +9,7 @@ use ckpt_tests::chain;
 use ckpt_tests::sys::memory::{PAGE, Region};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Pages of each mapping.
 const PAGES: usize = 64;
@@ -30,14 +31,14 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Makes them.
-    pub fn new() -> std::io::Result<Objects> {
+    /// Makes them; with `fileless` no file that has a name.
+    pub fn new(fileless: bool) -> std::io::Result<Objects> {
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let (reader, writer) = std::io::pipe()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0x1111))?;
         epoll.add(&reader, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0x2222))?;
-        let file = tempfile_here()?;
+        let file = if fileless { memfd_create(c"mapped", MFdFlags::MFD_CLOEXEC)?.into() } else { file_here()? };
         file.set_len((PAGES * PAGE) as u64)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let map = |flags| Region::map(PAGES * PAGE, protection, flags, Some((file.as_fd(), 0)));
@@ -128,7 +129,7 @@ fn bytes(value: u64) -> [u8; IN_PIPE] {
 }
 
 /// A file in the working directory, which keeps its name.
-fn tempfile_here() -> std::io::Result<File> {
+fn file_here() -> std::io::Result<File> {
     let name = format!("mapped-{}", nix::unistd::gettid());
     File::options().read(true).write(true).create(true).truncate(true).open(name)
 }
