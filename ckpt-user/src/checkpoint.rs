@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Refusal, Result};
-use crate::ids::{ImageId, ObjRef, Pid};
+use crate::ids::{ImageId, ObjRef, Pid, Tid};
 use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
@@ -23,9 +23,10 @@ use crate::store::Destination;
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{self, FrozenProcess};
-use crate::tracee::interrupted::{self, WaitTimes};
+use crate::tracee::interrupted::{self, Sleep, WaitTimes};
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::{maps, stale};
+use crate::track::ebpf::TaskInspector;
 
 /// What happens to the target once its image is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -150,14 +151,35 @@ struct Taken {
 fn take(pid: Pid, image_id: ImageId, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Taken> {
     preflight::process(pid)?;
     let threads = freeze::threads(pid)?;
-    let waits = WaitTimes::read(pid, &threads);
+    let mut waits = WaitTimes::read(pid, &threads);
+    let inspector = inspector(pid, &threads);
     let frozen_at = Instant::now();
     let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
+    if let Some(inspector) = inspector {
+        waits.learn(sleeps(&inspector, pid));
+    }
     let injector = stale::enter(&mut frozen)?;
     mend_interrupted(&mut frozen, &waits)?;
     let cut = collect(&mut frozen, injector, &waits, options)?;
     let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
     Ok(Taken { frozen, frozen_at, trailer, stats })
+}
+
+/// For threads whose time that is left only the kernel knows. Loading it takes a while, so it is done before the freeze.
+fn inspector(pid: Pid, threads: &[Tid]) -> Option<TaskInspector> {
+    if !threads.iter().any(|&tid| interrupted::keeps_its_time(pid, tid)) {
+        return None;
+    }
+    let loaded = TaskInspector::load();
+    loaded.inspect_err(|error| tracing::info!("waits are measured without eBPF: {error}")).ok()
+}
+
+fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
+    let threads = inspector.threads(pid).unwrap_or_else(|error| {
+        tracing::warn!("waits are measured without eBPF: {error}");
+        Vec::new()
+    });
+    threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))).collect()
 }
 
 /// Every reason why `pid` could not be checkpointed, found without stopping it.

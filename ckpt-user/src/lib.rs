@@ -4,7 +4,7 @@
 //! down into the layers below it, never up:
 //!
 //! ```text
-//! cli -> checkpoint, restart -> resources, pipeline -> tracee, image -> sys
+//! cli -> checkpoint, restart -> resources, pipeline, track -> tracee, image -> sys
 //! ```
 //!
 //! The image layer knows nothing of ptrace, the tracee layer nothing of images, and nothing in this library prints.
@@ -24,5 +24,6 @@ pub mod stand_in;
 pub mod store;
 pub mod sys;
 pub mod tracee;
+pub mod track;
 
 pub use error::{Error, Refusal, Result};

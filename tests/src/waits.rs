@@ -14,7 +14,7 @@ pub enum Until {
 }
 
 /// How long the calls with a time-out wait.
-pub const TIME: Duration = Duration::from_secs(3);
+pub const TIME: Duration = Duration::from_secs(4);
 
 /// A way to wait.
 #[derive(Clone, Copy, Debug)]

@@ -19,6 +19,8 @@ const LATE: Duration = Duration::from_millis(1000);
 const EARLY: Duration = Duration::from_millis(30);
 /// What has passed of the time when the checkpoint is made.
 const BEFORE: Duration = Duration::from_millis(1500);
+/// Between the starts of two waits.
+const STAGGER: Duration = Duration::from_millis(150);
 /// How long the process does not exist.
 const GAP: Duration = Duration::from_millis(1000);
 
@@ -29,8 +31,6 @@ struct Waiting {
     began: Instant,
     /// At least and at most how long it did not exist.
     gap: (Duration, Duration),
-    /// How much longer than that it may wait.
-    more: Duration,
     /// Why it could not be saved or brought back.
     failure: Option<String>,
 }
@@ -38,6 +38,12 @@ struct Waiting {
 impl Waiting {
     fn image(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The number of the system call that it is in.
+    fn call(&self) -> Option<i64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.job.pid())).ok()?;
+        text.split(' ').next()?.parse().ok()
     }
 
     fn save(&mut self) {
@@ -53,20 +59,27 @@ impl Waiting {
         self.note(outcome);
     }
 
-    fn save_and_kill(&mut self, image: &Path) {
-        let outcome = ckpt::try_checkpoint(self.job.pid(), image, &["--after", "kill"]);
-        if self.note(outcome) {
-            self.job.is_killed();
+    /// Since when it does not exist: at least, and at most.
+    fn save_and_kill(&mut self, image: &Path) -> (Instant, Instant) {
+        let before = Instant::now();
+        if self.failure.is_none() {
+            let outcome = ckpt::try_checkpoint(self.job.pid(), image, &["--after", "kill"]);
+            if self.note(outcome) {
+                self.job.is_killed();
+            }
         }
+        (Instant::now(), before)
     }
 
-    fn bring_back(&mut self, image: &Path, more: &[&str]) {
+    fn bring_back(&mut self, image: &Path, more: &[&str], away: (Instant, Instant)) {
+        let least = away.0.elapsed();
         if self.failure.is_none() {
             let outcome = ckpt::try_restart(image, &[&["--detach"], more].concat());
             if self.note(outcome) {
                 self.job = Job::adopt(self.job.pid(), self.folder.path());
             }
         }
+        self.gap = (self.gap.0 + least, self.gap.1 + away.1.elapsed());
     }
 
     /// Did it succeed?
@@ -83,49 +96,56 @@ fn start(wait: &'static Wait) -> Waiting {
     let mut command = Command::new(program!("waiter"));
     let job = Job::start(folder.path(), command.arg(wait.name).current_dir(folder.path()));
     job.wait_for_line("waiting");
-    Waiting { wait, folder, job, began: Instant::now(), gap: Default::default(), more: Duration::ZERO, failure: None }
+    Waiting { wait, folder, job, began: Instant::now(), gap: Default::default(), failure: None }
 }
 
-/// Starts these waits. Each has been in its call for as long as `BEFORE` then.
-fn start_all(waits: &'static [Wait]) -> Vec<Waiting> {
-    let all: Vec<Waiting> = waits.iter().map(start).collect();
-    for waiting in &all {
+/// Starts each of these waits, lets `story` happen to it while it is in its call, and tells what is wrong with any of them.
+fn each(waits: &'static [Wait], story: impl Fn(&mut Waiting) + Sync) {
+    let tell = |(n, wait): (usize, &'static Wait)| {
+        // One after the other: what happens to one shall not take away the processors from all others.
+        thread::sleep(STAGGER * n as u32);
+        let mut waiting = start(wait);
         // Sleeping is what is under test, so here it is slept, too.
         thread::sleep(BEFORE.saturating_sub(waiting.began.elapsed()));
-        let text = std::fs::read_to_string(format!("/proc/{}/syscall", waiting.job.pid())).unwrap();
-        let number = text.split(' ').next().unwrap_or_default();
-        assert_eq!(number, waiting.wait.number.to_string(), "{} is in another call: {text}", waiting.wait.name);
-    }
-    all
+        assert_eq!(waiting.call(), Some(wait.number), "{} is in another call", wait.name);
+        story(&mut waiting);
+        finish(waiting).err().map(|why| format!("{}: {why}", wait.name))
+    };
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let running: Vec<_> = waits.iter().enumerate().map(|numbered| scope.spawn(move || tell(numbered))).collect();
+        running.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "{} calls:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Wakes those that wait for it, and collects what is wrong with each.
-fn finish(all: Vec<Waiting>) {
-    let mut wrong = Vec::new();
-    for mut waiting in all {
-        if let Some(failure) = waiting.failure {
-            wrong.push(format!("{}: {failure}", waiting.wait.name));
-            continue;
-        }
-        if waiting.wait.until == Until::Woken {
-            if waiting.job.output().contains("returned") {
-                wrong.push(format!("{}: returned before it was woken", waiting.wait.name));
-            } else {
-                waiting.job.signal(Signal::SIGUSR1);
-            }
-        }
-        let ended = waiting.job.wait_for_at_most(TIME * 5);
-        if !ended.as_ref().is_ok_and(|status| status.success()) {
-            wrong.push(format!("{}: ended {ended:?}", waiting.wait.name));
-            continue;
-        }
-        let output = waiting.job.output();
-        let last = output.lines().last().unwrap_or_default();
-        let verdict = parse(&output).ok_or(format!("says '{last}'")).and_then(|(result, ran)| judge(&waiting, result, ran));
-        println!("{:26} {last}: {verdict:?}", waiting.wait.name);
-        wrong.extend(verdict.err().map(|why| format!("{}: {why}", waiting.wait.name)));
+/// Wakes it if it waits for that, and says what is wrong.
+fn finish(mut waiting: Waiting) -> Result<(), String> {
+    if let Some(failure) = waiting.failure {
+        return Err(failure);
     }
-    assert!(wrong.is_empty(), "{} calls:\n{}", wrong.len(), wrong.join("\n"));
+    if waiting.wait.until == Until::Woken {
+        if waiting.job.output().contains("returned") {
+            return Err("returned before it was woken".to_owned());
+        }
+        // It may not have gone on yet. Woken outside of its call, it might not wait at all.
+        let until = Instant::now() + TIME;
+        while ![Some(waiting.wait.number), Some(libc::SYS_restart_syscall)].contains(&waiting.call()) {
+            if Instant::now() > until {
+                return Err(format!("is in the call {:?}", waiting.call()));
+            }
+            thread::yield_now();
+        }
+        waiting.job.signal(Signal::SIGUSR1);
+    }
+    let ended = waiting.job.wait_for_at_most(TIME * 5);
+    if !ended.as_ref().is_ok_and(|status| status.success()) {
+        return Err(format!("ended {ended:?}"));
+    }
+    let output = waiting.job.output();
+    let last = output.lines().last().unwrap_or_default();
+    let verdict = parse(&output).ok_or(format!("says '{last}'")).and_then(|(result, ran)| judge(&waiting, result, ran));
+    println!("{:26} {last}: {verdict:?}", waiting.wait.name);
+    verdict
 }
 
 /// "waiting\nreturned R after N ns\n"
@@ -146,7 +166,7 @@ fn judge(waiting: &Waiting, result: i64, ran: Duration) -> Result<(), String> {
         Until::Moment => (TIME, TIME + waiting.gap.1),
         Until::Woken => return Ok(()),
     };
-    if ran < least - EARLY || ran > most + waiting.more + LATE {
+    if ran < least - EARLY || ran > most + LATE {
         return Err(format!("took {ran:?} instead of {least:?} to {most:?}"));
     }
     Ok(())
@@ -155,44 +175,50 @@ fn judge(waiting: &Waiting, result: i64, ran: Duration) -> Result<(), String> {
 #[test]
 fn s28_a_checkpoint_is_not_noticed() {
     needs_root!();
-    let mut all = start_all(WAITS);
-    all.iter_mut().for_each(Waiting::save);
-    finish(all);
+    each(WAITS, Waiting::save);
 }
 
 #[test]
 fn s28_a_call_that_a_stop_ends_is_at_most_interrupted() {
     needs_root!();
-    let mut all = start_all(ENDED_BY_A_STOP);
-    all.iter_mut().for_each(Waiting::save);
-    finish(all);
+    each(ENDED_BY_A_STOP, Waiting::save);
 }
 
 #[test]
 fn s28_several_checkpoints_are_not_noticed() {
     needs_root!();
-    let mut all = start_all(WAITS);
-    for _ in 0..3 {
-        all.iter_mut().for_each(Waiting::save);
-    }
-    finish(all);
+    each(WAITS, |waiting| (0..3).for_each(|_| waiting.save()));
 }
 
 #[test]
 fn s28_a_restart_goes_on_with_what_was_left() {
     needs_root!();
-    let mut all = start_all(WAITS);
-    let mut killed = Vec::new();
-    for waiting in &mut all {
-        let before = Instant::now();
-        waiting.save_and_kill(&waiting.image("image"));
-        killed.push((before, Instant::now()));
-    }
-    for (waiting, (before, after)) in all.iter_mut().zip(killed) {
-        thread::sleep(GAP.saturating_sub(after.elapsed()));
-        let least = after.elapsed();
-        waiting.bring_back(&waiting.image("image"), &[]);
-        waiting.gap = (least, before.elapsed());
-    }
-    finish(all);
+    each(WAITS, |waiting| {
+        let image = waiting.image("image");
+        let away = waiting.save_and_kill(&image);
+        thread::sleep(GAP);
+        waiting.bring_back(&image, &[], away);
+    });
+}
+
+/// Saved again before it has run on, a call still knows what was left.
+#[test]
+fn s28_a_second_checkpoint_right_after_the_restart() {
+    needs_root!();
+    each(WAITS, |waiting| {
+        let (first, second) = (waiting.image("first"), waiting.image("second"));
+        let away = waiting.save_and_kill(&first);
+        thread::sleep(GAP);
+        waiting.bring_back(&first, &["--frozen"], away);
+        if waiting.failure.is_none() {
+            waiting.job.wait_until_stopped();
+        }
+        let away = waiting.save_and_kill(&second);
+        // It was stopped when it was saved the second time.
+        waiting.bring_back(&second, &[], away);
+        if waiting.failure.is_none() {
+            waiting.job.wait_until_stopped();
+            waiting.job.signal(Signal::SIGCONT);
+        }
+    });
 }

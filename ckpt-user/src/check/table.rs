@@ -11,6 +11,7 @@ use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
 use crate::sys::pagemap::PageMap;
 use crate::sys::vm::{self, Piece};
 use crate::sys::{kcmp, pidfd, probe, ptrace, ptrace_state};
+use crate::track::ebpf::TaskInspector;
 
 /// For what the kernel is asked about in vain.
 fn lacking() -> io::Error {
@@ -242,12 +243,12 @@ pub(super) const TABLE: &[Row] = &[
         lost: "live checkpoints, with a pause that does not contain the copying (a later version makes them)",
     },
     Row {
-        name: "BTF of the kernel",
+        name: "eBPF iterator over threads",
         essential: false,
-        probe: |_| fs::metadata("/sys/kernel/btf/vmlinux").map(|file| format!("{} bytes", file.len())),
-        since: "CONFIG_DEBUG_INFO_BTF",
-        right: "",
-        lost: "nothing: the eBPF programs of ckpt need none",
+        probe: |_| TaskInspector::load().map(|_| String::new()).map_err(io::Error::other),
+        since: "6.1, with CONFIG_DEBUG_INFO_BTF",
+        right: "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
+        lost: "the exact time that is left of sleeps; one that is saved again after a restart may end early, with EINTR",
     },
     Row {
         name: "freezer cgroup",

@@ -73,7 +73,7 @@ pub fn collect(thread: &StoppedThread, memory: &ProcessMemory, waits: &WaitTimes
         }));
     }
     let xstate = ptrace::get_xstate(tid).doing(|| format!("cannot read the extended registers of thread {tid} of pid {pid}"))?;
-    let sleep = interrupted::sleep_of(&thread.regs, memory, waits.waited_ns(tid))?;
+    let sleep = interrupted::sleep_of(thread, memory, waits)?;
     Ok(CpuRecord { regs: RegsRecord::from(&thread.regs), xstate, sigmask: thread.sigmask, sleep })
 }
 
@@ -113,8 +113,10 @@ pub fn restore(task: &mut RemoteTask<'_>, record: &CpuRecord, asleep: Option<Asl
     let mut regs = Regs::from(&record.regs);
     if regs.rax as i64 == ERESTART_RESTARTBLOCK && (regs.orig_rax as i64) >= 0 {
         finish_sleep(&mut regs, asleep);
-        if let Some(Sleep { call: SleepCall::Poll { .. }, left_ns }) = record.sleep {
-            // Saved again, it must be known how long this wait was.
+        if let Some(Sleep { call: SleepCall::Poll { .. }, left_ns }) = record.sleep
+            && regs.orig_rax as i64 == libc::SYS_poll
+        {
+            // Saved again where the kernel does not tell, it must be known how long this wait was.
             regs.rdx = milliseconds(left_ns) as u64;
         }
     }

@@ -49,6 +49,13 @@ fn is_thread_ending(task: &procfs::process::Task) -> bool {
         || task.status().map_or(true, |status| status.sigpnd & KILLED != 0)
 }
 
+/// The number of the system call that a thread is waiting in. `None`: it runs, or is in none.
+pub fn syscall(pid: Pid, tid: Tid) -> Option<i64> {
+    // "running", "-1 0x7ffd... 0x7f..." or "230 0x0 ..."
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    text.split_whitespace().next()?.parse().ok().filter(|&nr| nr >= 0)
+}
+
 /// The processor that a thread last ran on.
 pub fn last_processor(pid: Pid, tid: Tid) -> Option<u32> {
     let stat = Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok()?;

@@ -5,7 +5,7 @@
 //! * calls that return EINTR when a thread is merely stopped (signal(7) lists them): [`mend`] turns that into "make it again
 //!   unless a handler runs", with the time-out shortened by what has passed where it is in a register;
 //! * calls that keep the time that is left in the kernel (-ERESTART_RESTARTBLOCK): a new task has no such memory, so its time is
-//!   taken down ([`Sleep`]) and a restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the
+//!   taken down ([`Sleep`]; best from the kernel's own record, else from the arguments and how long the thread has slept) and a restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the
 //!   same state as before.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::ProcessMemory;
 use super::stub::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
+use super::thread::StoppedThread;
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, Pid, Tid};
 use crate::sys::ptrace::Regs;
@@ -26,6 +27,7 @@ use crate::sys::{procfs, sched};
 #[derive(Debug, Default)]
 pub struct WaitTimes {
     waited: Vec<(Tid, u64)>,
+    told: Vec<(Tid, Sleep)>,
 }
 
 impl WaitTimes {
@@ -45,13 +47,30 @@ impl WaitTimes {
             let now = clock_of(processor).unwrap_or(0);
             waited.extend(tids.into_iter().map(|(tid, since)| (tid, now.saturating_sub(since))));
         }
-        WaitTimes { waited }
+        WaitTimes { waited, told: Vec::new() }
+    }
+
+    /// Takes in what the kernel itself has told about threads that are stopped now.
+    pub fn learn(&mut self, told: impl IntoIterator<Item = (Tid, Sleep)>) {
+        self.told.extend(told);
+    }
+
+    fn told(&self, tid: Tid) -> Option<Sleep> {
+        self.told.iter().find(|(of, _)| *of == tid).map(|(_, sleep)| *sleep)
     }
 
     /// Nanoseconds that the thread had been waiting.
     pub fn waited_ns(&self, tid: Tid) -> u64 {
         self.waited.iter().find(|(of, _)| *of == tid).map_or(0, |(_, waited)| *waited)
     }
+}
+
+/// Is the thread in a call whose time that is left only the kernel knows for sure?
+pub fn keeps_its_time(pid: Pid, tid: Tid) -> bool {
+    let number = procfs::syscall(pid, tid);
+    number.is_some_and(|nr| {
+        [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_futex, libc::SYS_poll, libc::SYS_restart_syscall].contains(&nr)
+    })
 }
 
 /// The scheduler's clock of a processor: it is brought up to date when a thread is woken there. `None`: we may not run there.
@@ -147,11 +166,20 @@ pub fn mend(regs: &Regs, waited_ns: u64) -> Regs {
     out
 }
 
-/// The wait that a stopped thread goes on with through a restart block, if it is in one and its arguments tell which.
-pub fn sleep_of(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<Option<Sleep>> {
+/// The wait that a stopped thread goes on with through a restart block, if it is in one, and the kernel or its arguments tell which.
+pub fn sleep_of(thread: &StoppedThread, memory: &ProcessMemory, waits: &WaitTimes) -> Result<Option<Sleep>> {
+    let regs = &thread.regs;
     if regs.rax as i64 != ERESTART_RESTARTBLOCK || (regs.orig_rax as i64) < 0 {
         return Ok(None);
     }
+    match waits.told(thread.tid) {
+        Some(told) => Ok(Some(told)),
+        None => from_arguments(regs, memory, waits.waited_ns(thread.tid)),
+    }
+}
+
+/// The arguments tell how long the whole wait was to be; a call that is gone on with (restart_syscall) has none.
+fn from_arguments(regs: &Regs, memory: &ProcessMemory, waited_ns: u64) -> Result<Option<Sleep>> {
     let (call, whole_ns) = match regs.orig_rax as i64 {
         libc::SYS_nanosleep => {
             let rest = Addr(regs.rsi);

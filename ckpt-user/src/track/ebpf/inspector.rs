@@ -12,9 +12,10 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::restart_block::{Deadline, Layout, RestartBlock};
 use super::{EbpfError, Result, load};
-use crate::ids::{PAGE_SIZE, Pid, Tid};
+use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
 use crate::sys::bpf::task_iterator;
 use crate::sys::btf::{Btf, BtfError};
+use crate::tracee::interrupted::{Sleep, SleepCall};
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,8 @@ pub struct TaskTiming {
     /// that is on a clock that ckpt cannot read for the thread.
     pub time_left: Option<Duration>,
     /// When the scheduler last charged the thread for running, on CLOCK_MONOTONIC: for a thread that sleeps, when it fell asleep.
-    /// Late or early by a tick of the kernel's (1 to 10 ms). None if the kernel does not tell.
+    /// Late or early by a tick of the kernel's (1 to 10 ms), where the caller has just been given the processor, which brings its clock up
+    /// to date. None if the kernel does not tell.
     ///
     /// This is how a wait that keeps its time-out to itself (epoll_wait(2), select(2)) is found out about, before it is
     /// disturbed: freezing a thread makes it run.
@@ -35,6 +37,27 @@ pub struct TaskTiming {
     /// How often the thread went to sleep by itself; being stopped by a tracer counts, too. If it has grown by more than that
     /// between two readings, the thread was awake in between.
     pub voluntary_switches: u64,
+}
+
+impl TaskTiming {
+    /// How a thread that is stopped within such a call must go on waiting, if the time that is left is known.
+    pub fn sleep(&self) -> Option<Sleep> {
+        let call = match &self.restart {
+            RestartBlock::Sleep { until, remainder } => {
+                SleepCall::Nanosleep { clock: until.clock, rest: remainder.unwrap_or(Addr(0)) }
+            }
+            RestartBlock::Futex { address, expected, bitset, private, until } => {
+                let realtime = if until.clock == libc::CLOCK_REALTIME { libc::FUTEX_CLOCK_REALTIME } else { 0 };
+                let private = if *private { libc::FUTEX_PRIVATE_FLAG } else { 0 };
+                let operation = libc::FUTEX_WAIT_BITSET | realtime | private;
+                SleepCall::Futex { word: *address, operation, value: *expected, bits: *bitset }
+            }
+            RestartBlock::Poll { fds, count, .. } => SleepCall::Poll { fds: *fds, count: *count },
+            RestartBlock::None | RestartBlock::Unknown { .. } => return None,
+        };
+        let left_ns = u64::try_from(self.time_left?.as_nanos()).unwrap_or(u64::MAX);
+        Some(Sleep { call, left_ns })
+    }
 }
 
 /// The program, ready to be asked about any process.
@@ -82,8 +105,6 @@ impl TaskInspector {
         let program = self.ebpf.program(PROGRAM).ok_or_else(|| EbpfError::unexpected(doing(), "the program is not loaded"))?;
         let program: &Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
         let fd = program.fd().map_err(|e| EbpfError::new(doing(), e))?;
-        // A new turn on the processor brings its clock up to date, with which `last_ran` is compared.
-        nix::sched::sched_yield().map_err(|e| EbpfError::new(doing(), std::io::Error::from(e)))?;
         let mut bytes = Vec::new();
         let read = task_iterator(fd.as_fd(), pid).and_then(|mut file| file.read_to_end(&mut bytes));
         match read {
