@@ -102,14 +102,8 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
     preflight::process(pid)?;
-    let threads = freeze::threads(pid)?;
-    let waits = WaitTimes::read(pid, &threads);
-    let frozen_at = Instant::now();
-    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
-    mend_interrupted(&mut frozen, &waits)?;
-    let cut = collect(&mut frozen, &waits, options)?;
-    let image_id = machine::random_id()?;
-    let (trailer, stats) = write(&cut, image_id, &destination, options, progress)?;
+    let saved = preflight::while_it_lives(pid, || save(pid, &destination, options, progress))?;
+    let Saved { frozen, frozen_at, image_id, trailer, stats } = saved;
     let thread_count = frozen.threads.len();
     // Stopping and killing wait until the image is safe; running on need not.
     let mut held = Some(frozen);
@@ -143,16 +137,38 @@ pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progres
     })
 }
 
+/// A target that is stopped, with everything of it written.
+struct Saved {
+    frozen: FrozenProcess,
+    frozen_at: Instant,
+    image_id: ImageId,
+    trailer: TrailerInfo,
+    stats: DumpStats,
+}
+
+fn save(pid: Pid, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Saved> {
+    let threads = freeze::threads(pid)?;
+    let waits = WaitTimes::read(pid, &threads);
+    let frozen_at = Instant::now();
+    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
+    mend_interrupted(&mut frozen, &waits)?;
+    let cut = collect(&mut frozen, &waits, options)?;
+    let image_id = machine::random_id()?;
+    let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
+    Ok(Saved { frozen, frozen_at, image_id, trailer, stats })
+}
+
 /// Every reason why `pid` could not be checkpointed, found without stopping it.
 pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
     let mut refusals = match preflight::process(pid) {
         Ok(()) => Vec::new(),
-        Err(Error::Refused(refusal)) => vec![refusal],
+        // Of what is no process that can be saved, there is nothing more to tell.
+        Err(Error::Refused(refusal)) => return Ok(vec![refusal]),
         Err(Error::RefusedAll(refusals)) => refusals,
         Err(other) => return Err(other),
     };
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    outside(&mut cx, pid)?;
+    preflight::while_it_lives(pid, || outside(&mut cx, pid))?;
     refusals.extend_from_slice(cx.refusals());
     Ok(refusals)
 }
@@ -197,6 +213,7 @@ fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
         Ok(Section::encode("mm", &mm::collect(cx, pid, &mappings, &process_memory)?)?)
     })?;
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
+    preflight::directories(cx, pid)?;
     Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
