@@ -25,12 +25,17 @@ def at_nine(fd):
     os.close(fd)
 def prctl(*arguments):
     call('prctl', 157, *arguments)
+def report(): pass
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
 ";
 
-/// With this at its end the program says "ready" and waits, doing nothing.
-const REST: &str = "
+/// With this at its end the program says "ready" and waits, and calls `report` for every SIGUSR1 or SIGUSR2. (A handler and pause(2) would now
+/// and then sleep through a signal that comes between the two.)
+pub const REST: &str = "
 print('ready', flush=True)
-while True: signal.pause()
+while True:
+    signal.sigwait([signal.SIGUSR1, signal.SIGUSR2])
+    report()
 ";
 
 /// Python with this script after the prelude.

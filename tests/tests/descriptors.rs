@@ -16,12 +16,11 @@ fn with_a_pipe_outside() -> (TempDir, Job, std::io::PipeReader) {
     let script = "
 os.dup2(2, 9)
 os.dup2(os.open('/dev/null', os.O_WRONLY), 2)
-def report(*_):
+def report():
     os.write(9, b'written to nine\\n')
     print('done', flush=True)
-signal.signal(signal.SIGUSR1, report)
 ";
-    let mut command = python::command(&format!("{script}print('ready', flush=True)\nwhile True: signal.pause()\n"));
+    let mut command = python::command(&format!("{script}{}", python::REST));
     let out = File::create(folder.path().join("out")).unwrap();
     command.current_dir(folder.path()).stdin(Stdio::null()).stdout(out).stderr(writer);
     let job = Job::spawn(folder.path(), &mut command);
@@ -66,12 +65,11 @@ fn whose_log_has_grown() -> (TempDir, Job) {
     let script = "
 log = open('log', 'a')
 count = 0
-def report(*_):
+def report():
     global count
     count += 1
     log.write(f'line {count}\\n')
     log.flush()
-signal.signal(signal.SIGUSR2, report)
 ";
     let job = python::rest_after(folder.path(), script).unwrap();
     append(&job, "line 1\n");

@@ -15,7 +15,7 @@ def value_of(option):
     value = ctypes.c_int()
     prctl(option, ctypes.byref(value))
     return value.value
-def report(*_):
+def report():
     print('pdeathsig', value_of(2), 'subreaper', value_of(37))
     for name, option in dict(dumpable=3, keepcaps=7, securebits=27, timerslack=30, no_new_privs=39, thp_disable=42, tsc=0).items():
         if option: print(name, c.prctl(option, 0, 0, 0, 0))
@@ -33,7 +33,6 @@ def report(*_):
     print('done', flush=True)
 def threads(): return sorted(int(t) for t in os.listdir('/proc/self/task'))
 filtered = False
-signal.signal(signal.SIGUSR1, report)
 ";
 
 /// Checkpoints, kills and restarts it twice; whatever `/proc` and the process itself tell must stay the same.
