@@ -102,11 +102,9 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 /// kernel refuses. The target runs on after every error.
 pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
-    let image_id = machine::random_id()?;
-    let taken = take(pid, image_id, &destination, options, progress);
-    // A process that ends meanwhile can make anything fail; that is then not what the user must know.
-    let taken = taken.map_err(|error| if procfs::is_ending(pid) { Error::Gone(pid) } else { error })?;
-    let Taken { frozen, frozen_at, trailer, stats } = taken;
+    preflight::process(pid)?;
+    let saved = preflight::while_it_lives(pid, || save(pid, &destination, options, progress))?;
+    let Saved { frozen, frozen_at, image_id, trailer, stats } = saved;
     let thread_count = frozen.threads.len();
     // Stopping and killing wait until the image is safe; running on need not.
     let mut held = Some(frozen);
@@ -140,16 +138,16 @@ pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progres
     })
 }
 
-/// A checkpoint that is written, not yet committed, with the target still stopped.
-struct Taken {
+/// A target that is stopped, with everything of it written.
+struct Saved {
     frozen: FrozenProcess,
     frozen_at: Instant,
+    image_id: ImageId,
     trailer: TrailerInfo,
     stats: DumpStats,
 }
 
-fn take(pid: Pid, image_id: ImageId, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Taken> {
-    preflight::process(pid)?;
+fn save(pid: Pid, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Saved> {
     let threads = freeze::threads(pid)?;
     let mut waits = WaitTimes::read(pid, &threads);
     let inspector = inspector(pid, &threads);
@@ -161,8 +159,9 @@ fn take(pid: Pid, image_id: ImageId, destination: &Destination, options: &Option
     let injector = stale::enter(&mut frozen)?;
     mend_interrupted(&mut frozen, &waits)?;
     let cut = collect(&mut frozen, injector, &waits, options)?;
+    let image_id = machine::random_id()?;
     let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
-    Ok(Taken { frozen, frozen_at, trailer, stats })
+    Ok(Saved { frozen, frozen_at, image_id, trailer, stats })
 }
 
 /// For threads whose time that is left only the kernel knows. Loading it takes a while, so it is done before the freeze.
@@ -186,12 +185,13 @@ fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
 pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
     let mut refusals = match preflight::process(pid) {
         Ok(()) => Vec::new(),
-        Err(Error::Refused(refusal)) => vec![refusal],
+        // Of what is no process that can be saved, there is nothing more to tell.
+        Err(Error::Refused(refusal)) => return Ok(vec![refusal]),
         Err(Error::RefusedAll(refusals)) => refusals,
         Err(other) => return Err(other),
     };
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    outside(&mut cx, pid)?;
+    preflight::while_it_lives(pid, || outside(&mut cx, pid))?;
     refusals.extend_from_slice(cx.refusals());
     Ok(refusals)
 }
@@ -236,6 +236,7 @@ fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
         Ok(Section::encode("mm", &mm::collect(cx, pid, &mappings, &process_memory)?)?)
     })?;
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
+    preflight::directories(cx, pid)?;
     Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
 }
 

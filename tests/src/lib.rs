@@ -6,10 +6,14 @@
 pub mod chain;
 pub mod checks;
 pub mod ckpt;
+pub mod identity;
+pub mod image;
 pub mod job;
 pub mod maps;
 pub mod moments;
 pub mod process;
+pub mod python;
+pub mod scratch_disk;
 pub mod skip;
 pub mod static_program;
 pub mod story;

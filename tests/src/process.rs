@@ -11,7 +11,7 @@ use crate::job::DEADLINE;
 
 /// A line "Key:\tvalue" of /proc/PID/status, or None if there is no such process or line.
 pub fn status(pid: i32, key: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let text = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).ok()?).into_owned();
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(|value| value.trim().to_owned())
 }
 
@@ -27,7 +27,7 @@ pub fn states(pid: i32) -> String {
 }
 
 fn status_of_thread(pid: i32, tid: i32, key: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let text = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?).into_owned();
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(|value| value.trim().to_owned())
 }
 
@@ -89,7 +89,7 @@ const STATUS: &[&str] = &[
 /// threads rest: some calls change the mask of their thread while they wait.
 pub fn look(pid: i32) -> BTreeMap<String, String> {
     let until = Instant::now() + DEADLINE;
-    while states(pid).contains(|state| !"STtI".contains(state)) {
+    while states(pid).contains(|state| !"STtIZ".contains(state)) {
         assert!(Instant::now() < until, "pid {pid} does not rest (threads {})", states(pid));
         // Nothing tells of it.
         thread::sleep(Duration::from_millis(1));
@@ -104,7 +104,8 @@ pub fn look(pid: i32) -> BTreeMap<String, String> {
         look.insert(name.to_owned(), format!("{} bytes, hash {:016x}", bytes.len(), xxh3_64(&bytes)));
     }
     look.extend(descriptors(pid).into_iter().map(|(fd, link)| (format!("descriptor {fd}"), link)));
-    let text = fs::read_to_string(of("status")).unwrap_or_default();
+    // The name in it may hold any bytes.
+    let text = String::from_utf8_lossy(&fs::read(of("status")).unwrap_or_default()).into_owned();
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     look.extend(lines.filter(|(key, _)| STATUS.contains(key)).map(|(key, value)| (key.to_owned(), value.trim().to_owned())));
     look

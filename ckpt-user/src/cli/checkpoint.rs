@@ -72,7 +72,7 @@ impl Args {
         let progress = Progress::new("reading pages");
         let result = checkpoint::checkpoint(self.pid, destination, &options, &|done, all| progress.show(done, all));
         drop(progress);
-        let report = result?;
+        let report = result.map_err(|error| Failure::about(&self.output, error))?;
         let summary = self.summary(&report);
         tracing::info!("{summary}");
         if self.json {

@@ -1,6 +1,7 @@
 //! The one place where failures are told, and where they become exit codes.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use ckpt::image::ImageError;
@@ -12,7 +13,7 @@ pub enum Failure {
     #[error(transparent)]
     Library(#[from] ckpt::Error),
 
-    /// An image cannot be read.
+    /// An image cannot be read or written.
     #[error("{path}: {source}")]
     Image {
         /// Its name as the user gave it.
@@ -40,6 +41,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// A failure of the library, about the image that the user knows by this name.
+    pub fn about(image: &Path, error: ckpt::Error) -> Failure {
+        match error {
+            ckpt::Error::Image(source) => Failure::Image { path: image.display().to_string(), source },
+            other => Failure::Library(other),
+        }
+    }
+
     /// A file or descriptor named by the user that failed.
     pub fn file(doing: impl Into<String>, source: impl Into<io::Error>) -> Failure {
         Failure::File { doing: doing.into(), source: source.into() }

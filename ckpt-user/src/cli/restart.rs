@@ -78,7 +78,7 @@ impl Args {
         let progress = Progress::new("filling pages");
         let result = restart::restart(image, &options, &|done, all| progress.show(done, all));
         drop(progress);
-        let restarted = result?;
+        let restarted = result.map_err(|error| Failure::about(&self.image, error))?;
         if self.detach { self.let_go(restarted) } else { self.stand_in(restarted) }
     }
 

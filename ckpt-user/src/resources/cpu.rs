@@ -61,17 +61,22 @@ regs_record!(
 /// Selector of 64-bit user code: anything else is a 32-bit program.
 const USER_CS: u64 = 0x33;
 
+/// What must be known before a remote call is made in a stopped thread.
+pub fn check(thread: &StoppedThread) -> Result<()> {
+    if thread.regs.cs == USER_CS {
+        return Ok(());
+    }
+    Err(Error::Refused(crate::Refusal {
+        pid: thread.pid,
+        object: format!("thread {}", thread.tid),
+        reason: "runs 32-bit code".to_owned(),
+        advice: "ckpt saves 64-bit programs only".to_owned(),
+    }))
+}
+
 /// Reads the state of a stopped thread.
 pub fn collect(thread: &StoppedThread, memory: &ProcessMemory, waits: &WaitTimes) -> Result<CpuRecord> {
     let (pid, tid) = (thread.pid, thread.tid);
-    if thread.regs.cs != USER_CS {
-        return Err(Error::Refused(crate::Refusal {
-            pid,
-            object: format!("thread {tid}"),
-            reason: "runs 32-bit code".to_owned(),
-            advice: "ckpt saves 64-bit programs only".to_owned(),
-        }));
-    }
     let xstate = ptrace::get_xstate(tid).doing(|| format!("cannot read the extended registers of thread {tid} of pid {pid}"))?;
     let sleep = interrupted::sleep_of(thread, memory, waits)?;
     Ok(CpuRecord { regs: RegsRecord::from(&thread.regs), xstate, sigmask: thread.sigmask, sleep })

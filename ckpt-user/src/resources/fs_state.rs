@@ -90,6 +90,26 @@ fn is_shared(who: &Subject<'_>) -> Result<bool> {
     Ok(same("cwd")? && same("root")? && umask == who.status.umask)
 }
 
+/// The thread's own paths. `None`: it shares the main thread's.
+fn own_paths(cx: &Collector<'_>, who: &Subject<'_>) -> Result<Option<FsPaths>> {
+    if is_shared(who)? {
+        return Ok(None);
+    }
+    let umask = who.status.umask.ok_or_else(|| Error::Unexpected(format!("no umask in the status of pid {}", who.pid)))?;
+    let ours = identity("/proc/self/root").doing(|| "cannot look at our own root directory".to_owned())?;
+    let link = task_file::path(who.pid, who.tid, "root");
+    let theirs = identity(&link).doing(|| format!("cannot look at {link}"))?;
+    let root = if ours == theirs { None } else { Some(directory(cx, who, "root", "its root directory")?) };
+    let cwd = directory(cx, who, "cwd", "its working directory")?;
+    let bytes = |path: OsString| ByteBuf::from(path.into_vec());
+    Ok(Some(FsPaths { cwd: bytes(cwd), root: root.map(bytes), umask }))
+}
+
+/// Can the directories of the thread be found again? To be known before anything is planted in the process.
+pub fn check(cx: &Collector<'_>, who: &Subject<'_>) -> Result<()> {
+    own_paths(cx, who).map(drop)
+}
+
 impl TaskResource for FsState {
     const KIND: &'static str = "fs";
     type Record = FsRecord;
@@ -100,17 +120,7 @@ impl TaskResource for FsState {
     }
 
     fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<FsRecord> {
-        if is_shared(who)? {
-            return Ok(FsRecord::default());
-        }
-        let umask = who.status.umask.ok_or_else(|| Error::Unexpected(format!("no umask in the status of pid {}", who.pid)))?;
-        let ours = identity("/proc/self/root").doing(|| "cannot look at our own root directory".to_owned())?;
-        let link = task_file::path(who.pid, who.tid, "root");
-        let theirs = identity(&link).doing(|| format!("cannot look at {link}"))?;
-        let root = if ours == theirs { None } else { Some(directory(cx, who, "root", "its root directory")?) };
-        let cwd = directory(cx, who, "cwd", "its working directory")?;
-        let bytes = |path: OsString| ByteBuf::from(path.into_vec());
-        Ok(FsRecord { own: Some(FsPaths { cwd: bytes(cwd), root: root.map(bytes), umask }) })
+        Ok(FsRecord { own: own_paths(cx, who)? })
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &FsRecord) -> Result<()> {

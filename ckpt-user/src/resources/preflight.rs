@@ -1,11 +1,15 @@
 //! What is refused of a process as a whole, before it is touched.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
-use super::{Collector, machine};
+use super::task::Subject;
+use super::{Collector, cpu, fs_state, machine, task_registry};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
-use crate::sys::{procfs, ptrace};
+use crate::sys::{pidfd, procfs, ptrace};
 use crate::tracee::freeze::{self, FrozenProcess};
 
 /// Namespaces that a process may have for itself without its state depending on them being made again.
@@ -18,7 +22,7 @@ pub fn process(pid: Pid) -> Result<()> {
     }
     let stat = match procfs::stat(pid) {
         Err(Error::Gone(_)) => {
-            return Err(Error::os(format!("cannot checkpoint pid {pid}"), std::io::Error::from_raw_os_error(libc::ESRCH)));
+            return Err(Error::Unexpected(format!("cannot checkpoint pid {pid}: there is no such process")));
         }
         other => other?,
     };
@@ -26,18 +30,57 @@ pub fn process(pid: Pid) -> Result<()> {
     if stat.flags & PF_KTHREAD != 0 {
         return Err(refused(pid, "the process", "is a thread of the kernel", "name a process"));
     }
-    if stat.state == 'Z' {
-        return Err(refused(
-            pid,
-            "the process",
-            "has ended and waits for its parent to collect its status",
-            "name a running process",
-        ));
+    if is_dead(stat.state) {
+        if only_dead_threads(pid)? {
+            let reason = "has ended and waits for its parent to collect its status";
+            return Err(refused(pid, "the process", reason, "name a running process"));
+        }
+        let reason = "has ended while other threads go on, so its state is gone";
+        let advice = "let the main thread wait for the others instead of ending";
+        return while_it_lives(pid, || Err(refused(pid, "its main thread", reason, advice)));
+    }
+    let status = procfs::status(pid, pid.leader())?;
+    if status.tgid != pid.0 {
+        let reason = format!("is a thread of process {}", status.tgid);
+        return Err(refused(pid, "this number", &reason, "name the process, whose threads are all saved with it"));
+    }
+    if pid.0 == 1 {
+        let reason = "is the init of this pid namespace, whose place no restarted process can take";
+        return Err(refused(pid, "the process", reason, "name another process"));
     }
     let mut refusals = Vec::new();
-    namespaces(pid, &mut refusals)?;
-    children(pid, &mut refusals)?;
+    while_it_lives(pid, || {
+        program(pid, &mut refusals)?;
+        tracers(pid, &mut refusals)?;
+        namespaces(pid, &mut refusals)?;
+        children(pid, &mut refusals)
+    })?;
     if refusals.is_empty() { Ok(()) } else { Err(Error::RefusedAll(refusals)) }
+}
+
+/// Are all threads that are left dead? The main thread may end before the others.
+fn only_dead_threads(pid: Pid) -> Result<bool> {
+    let states = freeze::threads(pid)?.into_iter().map(|tid| procfs::thread_state(pid, tid));
+    Ok(states.flatten().all(is_dead))
+}
+
+fn is_dead(state: char) -> bool {
+    matches!(state, 'Z' | 'X')
+}
+
+/// Does the work on a running process. If that fails because the process ends meanwhile, its end is what is told, not what it led to.
+pub fn while_it_lives<T>(pid: Pid, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let process = match pidfd::open(pid) {
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(Error::Gone(pid)),
+        other => other.doing(|| format!("cannot get a handle of pid {pid}"))?,
+    };
+    work().map_err(|error| {
+        if pidfd::exists(process.as_fd()) && !procfs::is_ending(pid) {
+            return error;
+        }
+        tracing::debug!("pid {pid} has ended; what that led to: {error}");
+        Error::Gone(pid)
+    })
 }
 
 fn refusal(pid: Pid, object: impl Into<String>, reason: &str, advice: &str) -> Refusal {
@@ -46,6 +89,37 @@ fn refusal(pid: Pid, object: impl Into<String>, reason: &str, advice: &str) -> R
 
 fn refused(pid: Pid, object: &str, reason: &str, advice: &str) -> Error {
     Error::Refused(refusal(pid, object, reason, advice))
+}
+
+/// ELF's EI_CLASS: where it stands, and the one that we know.
+const EI_CLASS: usize = 4;
+const ELFCLASS64: u8 = 2;
+
+fn program(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
+    let doing = || format!("cannot read the program of pid {pid}");
+    let mut head = [0; EI_CLASS + 1];
+    File::open(format!("/proc/{pid}/exe")).and_then(|file| file.read_exact_at(&mut head, 0)).doing(doing)?;
+    if head[EI_CLASS] != ELFCLASS64 {
+        refusals.push(refusal(pid, "the process", "runs a 32-bit program", "use a 64-bit build of it"));
+    }
+    Ok(())
+}
+
+fn tracers(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
+    for tid in freeze::threads(pid)? {
+        match procfs::status(pid, tid) {
+            Ok(status) if status.tracerpid != 0 => {
+                let name = fs::read_to_string(format!("/proc/{}/comm", status.tracerpid)).unwrap_or_default();
+                let tracer = format!("pid {} ({})", status.tracerpid, name.trim());
+                let reason = format!("is being traced by {tracer}, and there can be only one tracer");
+                refusals.push(refusal(pid, format!("thread {tid}"), &reason, "end that, or have it detach, first"));
+            }
+            // The thread has ended meanwhile.
+            Ok(_) | Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn namespaces(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
@@ -82,13 +156,32 @@ fn children(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
     Ok(())
 }
 
+/// Checks what the threads have beyond memory and descriptors, as far as that can be seen without stopping them.
+pub fn directories(cx: &mut Collector<'_>, pid: Pid) -> Result<()> {
+    for tid in freeze::threads(pid)? {
+        let checked = procfs::status(pid, tid).and_then(|status| {
+            let who = Subject { pid, tid, status: &status };
+            cx.attempt(|cx| fs_state::check(cx, &who))
+        });
+        match checked {
+            // The thread has ended meanwhile.
+            Err(_) if tid != pid.leader() && procfs::thread_state(pid, tid).is_none_or(is_dead) => {}
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
 /// Checks the stopped threads, and prepares those with system call filters for remote calls.
 pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<()> {
     let pid = frozen.pid;
     for thread in &frozen.threads {
         let tid = thread.tid;
+        let status = procfs::status(pid, tid)?;
+        cx.attempt(|_| cpu::check(thread))?;
+        cx.attempt(|_| task_registry::check(&Subject { pid, tid, status: &status }))?;
         cx.attempt(|cx| {
-            if procfs::status(pid, tid)?.seccomp == Some(0) {
+            if status.seccomp == Some(0) {
                 return Ok(());
             }
             // The filter might kill the thread for a call that the program never makes: it sleeps while we look.

@@ -26,10 +26,21 @@ pub fn get_fd(process: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
 }
 
+/// Is the process there still, be it only to be collected by its parent? Not misled by a new process with the same pid.
+pub fn exists(process: BorrowedFd<'_>) -> bool {
+    // SAFETY: a null siginfo asks for the one of kill(2); signal 0 is none.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), 0, std::ptr::null::<u8>(), 0) };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
 /// Waits until a dead process was collected by its parent, or `at_most` has passed.
 pub fn wait_for_burial(process: BorrowedFd<'_>, at_most: Duration) -> io::Result<()> {
     // No events: a dead process is always readable, and POLLHUP needs not be asked for.
-    let mut poll = libc::pollfd { fd: process.as_raw_fd(), events: 0, revents: 0 };
+    wait(process, 0, at_most)
+}
+
+fn wait(process: BorrowedFd<'_>, events: i16, at_most: Duration) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd: process.as_raw_fd(), events, revents: 0 };
     let timeout = libc::timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
     // SAFETY: one pollfd, a time-out that outlives the call, no signal mask.
     match unsafe { libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null()) } {

@@ -125,6 +125,8 @@ impl Drop for Seized {
                         tracing::warn!("cannot let go of thread {tid} of pid {}: {error}", self.pid);
                     }
                 }
+                // It has ended and is nobody's any more.
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
                 Err(error) => tracing::warn!("cannot wait for thread {tid} of pid {}: {error}", self.pid),
             }
         }

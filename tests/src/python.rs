@@ -1,0 +1,67 @@
+//! Small Python programs that get hold of something, say so, and wait: for what a test needs once.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::job::Job;
+
+/// Debian's, which the tests require.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// `call(NAME, NUMBER, ...)` makes a system call and returns its result; what is impossible is said as "absent WHY", and the program ends.
+/// `at_nine(FD)` moves a descriptor to number 9.
+const PRELUDE: &str = "
+import ctypes, os, signal, struct, sys, threading, time
+c = ctypes.CDLL(None, use_errno=True)
+def absent(why):
+    print('absent', why, flush=True)
+    os._exit(0)
+def call(what, *arguments):
+    result = c.syscall(*arguments)
+    if result < 0: absent(what + ': ' + os.strerror(ctypes.get_errno()))
+    return result
+def at_nine(fd):
+    os.dup2(fd, 9)
+    os.close(fd)
+def prctl(*arguments):
+    call('prctl', 157, *arguments)
+def report(): pass
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2])
+";
+
+/// With this at its end the program says "ready" and waits, and calls `report` for every SIGUSR1 or SIGUSR2. (A handler and pause(2) would now
+/// and then sleep through a signal that comes between the two.)
+pub const REST: &str = "
+print('ready', flush=True)
+while True:
+    signal.sigwait([signal.SIGUSR1, signal.SIGUSR2])
+    report()
+";
+
+/// Python with this script after the prelude.
+pub fn command(script: &str) -> Command {
+    let mut command = Command::new(PYTHON);
+    command.args(["-c", &format!("{PRELUDE}{script}")]);
+    command
+}
+
+/// Starts a program that has done what `script` says, and now rests. The error says why this machine cannot do it.
+pub fn rest_after(folder: &Path, script: &str) -> Result<Job, String> {
+    start(folder, &mut command(&format!("{script}{REST}")))
+}
+
+/// The same with a command that runs such a program in the end.
+pub fn start(folder: &Path, command: &mut Command) -> Result<Job, String> {
+    let job = Job::start(folder, command.current_dir(folder));
+    let first = |output: &str| output.lines().find(|line| *line == "ready" || line.starts_with("absent ")).map(str::to_owned);
+    let output = job.wait_for("what it needs", |output| first(output).is_some());
+    match first(&output).as_deref().and_then(|line| line.strip_prefix("absent ")) {
+        None => Ok(job),
+        Some(why) => Err(why.to_owned()),
+    }
+}
+
+/// The same script for a command line that is not made here: prelude, script, and rest.
+pub fn resting(script: &str) -> String {
+    format!("{PRELUDE}{script}{REST}")
+}

@@ -1,0 +1,377 @@
+//! What cannot be saved is refused before the process is changed, in one sentence that names the object and says what can be done; `ckpt
+//! check PID` tells the same.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ckpt_tests::ckpt::{self, Outcome};
+use ckpt_tests::job::Job;
+use ckpt_tests::{maps, needs_root, process, program, python, skip};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::tempdir;
+
+/// `ckpt check` must tell why not, and `ckpt checkpoint` must refuse for the same reason, with all of `words` in one sentence, and leave
+/// nothing behind.
+fn is_refused(pid: i32, folder: &Path, words: &[&str]) {
+    let sentence = checked(pid, words);
+    let image = folder.join("image");
+    let said = ckpt::try_checkpoint(pid, &image, &[]).failure();
+    assert_eq!(
+        said.lines().find_map(|line| line.strip_prefix("ckpt: ").filter(|line| *line == sentence)),
+        Some(&*sentence),
+        "{said}"
+    );
+    let other = said.lines().find(|line| !line.starts_with(&format!("ckpt: cannot checkpoint pid {pid}: ")));
+    assert_eq!(other, None, "one sentence for each reason, and nothing else: {said}");
+    let left: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("image")), "something is left: {left:?}");
+}
+
+/// What `ckpt check PID` says with all of `words`, for people and for programs.
+fn checked(pid: i32, words: &[&str]) -> String {
+    let check = |more: &[&str]| ckpt::run(ckpt::command(["check", &pid.to_string()]).args(more));
+    let Outcome { status, stdout, stderr, .. } = check(&[]);
+    assert_eq!((status.code(), &*stderr), (Some(1), ""), "{stdout}");
+    let sentence = stdout.lines().find(|line| words.iter().all(|word| line.contains(word)));
+    let sentence = sentence.unwrap_or_else(|| panic!("nothing about {words:?}: {stdout}")).to_owned();
+    assert!(sentence.starts_with(&format!("cannot checkpoint pid {pid}: ")), "{sentence}");
+    assert!(sentence.contains("; "), "it says nothing about what can be done: {sentence}");
+
+    let outcome = check(&["--json"]);
+    assert_eq!(outcome.status.code(), Some(1));
+    let report = outcome.json();
+    assert_eq!(report["pid"], pid);
+    let refusals = report["refusals"].as_array().unwrap();
+    assert_eq!(refusals.len(), stdout.lines().count(), "{report}");
+    let refusal = refusals.iter().find(|refusal| refusal["message"] == *sentence).unwrap_or_else(|| panic!("{report}"));
+    let part = |key: &str| refusal[key].as_str().filter(|part| !part.is_empty()).unwrap_or_else(|| panic!("no {key}: {refusal}"));
+    assert_eq!(sentence, format!("cannot checkpoint pid {pid}: {} {}; {}", part("object"), part("reason"), part("advice")));
+    sentence
+}
+
+/// A resting program of ours is refused, and has noticed nothing.
+fn stays_as_it_is(job: &Job, words: &[&str]) {
+    let (mappings, look) = (maps::read(job.pid()), process::look(job.pid()));
+    is_refused(job.pid(), job.folder(), words);
+    maps::assert_same(&mappings, &maps::read(job.pid()));
+    process::assert_same(&look, &process::look(job.pid()));
+}
+
+/// The test of a program that does what a script says.
+macro_rules! refused {
+    ($($name:ident: $words:expr, $script:expr;)*) => { $(
+        #[test]
+        fn $name() {
+            needs_root!();
+            let folder = tempdir().unwrap();
+            match python::rest_after(folder.path(), $script) {
+                Ok(job) => stays_as_it_is(&job, &$words),
+                Err(why) => skip!("{why}"),
+            }
+        }
+    )* };
+}
+
+refused! {
+    io_uring: ["descriptor 9 ", "io_uring", "close it"], "
+fd = call('io_uring_setup', 425, 8, ctypes.create_string_buffer(120))
+at_nine(fd)
+";
+    io_uring_in_memory: ["the mapping at 0x", "io_uring"], "
+import mmap
+fd = call('io_uring_setup', 425, 8, ctypes.create_string_buffer(120))
+ring = mmap.mmap(fd, 4096, mmap.MAP_SHARED | 0x8000, mmap.PROT_READ | mmap.PROT_WRITE)
+os.close(fd)
+";
+    bpf_map: ["descriptor 9 ", "bpf-map", "close it"], "
+attributes = struct.pack('IIIII', 2, 4, 4, 1, 0) + bytes(52)
+at_nine(call('bpf', 321, 0, attributes, len(attributes)))
+";
+    perf_event: ["descriptor 9 ", "perf_event", "close it"], "
+attributes = struct.pack('IIQ', 1, 112, 1) + bytes(96)
+at_nine(call('perf_event_open', 298, attributes, 0, -1, -1, 0))
+";
+    userfaultfd: ["descriptor 9 ", "userfaultfd", "close it"], "
+at_nine(call('userfaultfd', 323, 1))
+";
+    fanotify: ["descriptor 9 ", "fanotify", "close it"], "
+at_nine(call('fanotify_init', 300, 0, 0))
+";
+    packet_socket: ["descriptor 9 ", "packet", "socket", "close it"], "
+import socket
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+at_nine(s.detach())
+";
+    a_file_of_a_process: ["descriptor 9 (/proc/", "status", "close it"], "
+at_nine(os.open('/proc/self/status', os.O_RDONLY))
+";
+    a_handle_of_another_process: ["descriptor 9 ", "a handle on pid 1", "close it"], "
+at_nine(call('pidfd_open', 434, 1, 0))
+";
+    system_v_shared_memory: ["the mapping at 0x", "System V shared memory", "shmdt"], "
+shm = c.shmget(0, 65536, 0o1600)
+if shm < 0: absent('no System V shared memory')
+c.shmat.restype = ctypes.c_void_p
+c.shmat(shm, None, 0)
+c.shmctl(shm, 0, None)
+";
+    established_tcp: ["descriptor 9 ", "TCP connection from 127.0.0.1:", " to 127.0.0.1:", "--tcp-close"], "
+import socket
+listener = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+at_nine(client.detach())
+";
+    a_child: ["its child ", "(python3)", "belongs to it", "wait until it has ended"], "
+if os.fork() == 0:
+    prctl(1, signal.SIGKILL)
+    while True: signal.pause()
+";
+    a_zombie_child: ["its child ", "belongs to it"], "
+child = os.fork()
+if child == 0: os._exit(7)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+";
+    a_working_directory_that_is_gone: ["its working directory", "has been deleted", "change to a directory"], "
+os.mkdir('gone')
+os.chdir('gone')
+os.rmdir('../gone')
+";
+}
+
+/// The connection that is refused without it is saved as closed with `--tcp-close`.
+#[test]
+fn tcp_close_is_a_way_out() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "
+import socket
+listener = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+";
+    let job = python::rest_after(folder.path(), script).unwrap();
+    ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
+    ckpt::checkpoint(job.pid(), &folder.path().join("image"), &["--tcp-close"]);
+}
+
+/// Every reason is told at once.
+#[test]
+fn all_reasons_together() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "
+first = os.open('/proc/self/status', os.O_RDONLY)
+second = os.open('/proc/self/maps', os.O_RDONLY)
+if os.fork() == 0:
+    prctl(1, signal.SIGKILL)
+    while True: signal.pause()
+";
+    let job = python::rest_after(folder.path(), script).unwrap();
+    let report = ckpt::run(&mut ckpt::command(["check", &job.pid().to_string(), "--json"])).json();
+    assert_eq!(report["refusals"].as_array().map(Vec::len), Some(3), "{report}");
+}
+
+#[test]
+fn nothing_in_the_way() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let job = python::rest_after(folder.path(), "").unwrap();
+    let outcome = ckpt::run(&mut ckpt::command(["check", &job.pid().to_string()])).success();
+    assert_eq!(outcome.stdout, format!("nothing stands in the way of a checkpoint of pid {}\n", job.pid()));
+    let outcome = ckpt::run(&mut ckpt::command(["check", &job.pid().to_string(), "--json"])).success();
+    assert_eq!(outcome.json(), serde_json::json!({ "pid": job.pid(), "refusals": [] }));
+}
+
+#[test]
+fn a_traced_process() {
+    needs_root!();
+    let (folder, tracers) = (tempdir().unwrap(), tempdir().unwrap());
+    let job = python::rest_after(folder.path(), "").unwrap();
+    // PTRACE_SEIZE
+    let script = format!("if c.ptrace(0x4206, {}, 0, 0) != 0: absent('ptrace does not work')", job.pid());
+    let tracer = match python::rest_after(tracers.path(), &script) {
+        Ok(tracer) => tracer,
+        Err(why) => skip!("{why}"),
+    };
+    stays_as_it_is(&job, &[&format!("thread {} ", job.pid()), &format!("traced by pid {}", tracer.pid()), "detach"]);
+    drop(tracer);
+    ckpt::checkpoint(job.pid(), &folder.path().join("image"), &[]);
+}
+
+#[test]
+fn a_main_thread_that_has_ended() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    // exit(2) ends the thread that calls it.
+    let script = "
+threading.Thread(target=lambda: time.sleep(1000)).start()
+print('ready', flush=True)
+c.syscall(60, 0)
+";
+    let job = python::start(folder.path(), &mut python::command(script)).unwrap();
+    while !process::states(job.pid()).contains('Z') {
+        assert!(process::states(job.pid()).len() == 2, "it has ended altogether");
+        // Nothing tells of it.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    stays_as_it_is(&job, &["its main thread has ended", "wait for the others"]);
+}
+
+#[test]
+fn another_pid_namespace() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", python::PYTHON, "-c", &python::resting("")]);
+    let outer = match python::start(folder.path(), &mut command) {
+        Ok(job) => job,
+        Err(why) => skip!("{why}"),
+    };
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", outer.pid())).unwrap();
+    let inner: i32 = children.trim().parse().expect("it has one child");
+    let look = process::look(inner);
+    is_refused(inner, folder.path(), &["its pid namespace", "is not the one that ckpt runs in", "nsenter"]);
+    process::assert_same(&look, &process::look(inner));
+}
+
+/// What only a stopped thread tells: `ckpt check` stops nothing, and so cannot know.
+fn stays_as_it_is_once_stopped(script: &str, words: &[&str]) {
+    let folder = tempdir().unwrap();
+    let job = match python::rest_after(folder.path(), script) {
+        Ok(job) => job,
+        Err(why) => skip!("{why}"),
+    };
+    let (mappings, look) = (maps::read(job.pid()), process::look(job.pid()));
+    let said = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
+    assert!(said.starts_with(&format!("ckpt: cannot checkpoint pid {}: ", job.pid())), "{said}");
+    assert!(words.iter().all(|word| said.contains(word)) && said.lines().count() == 1, "no {words:?}: {said}");
+    assert!(!folder.path().join("image").exists());
+    maps::assert_same(&mappings, &maps::read(job.pid()));
+    process::assert_same(&look, &process::look(job.pid()));
+}
+
+#[test]
+fn system_call_user_dispatch() {
+    needs_root!();
+    // The selector (0) lets every call pass, but the thread is set up for it.
+    let script = "
+selector = ctypes.create_string_buffer(1)
+prctl(59, 1, 0, 0, selector)
+";
+    stays_as_it_is_once_stopped(script, &["it has its system calls dispatched to itself", "run it without"]);
+}
+
+#[test]
+fn a_seccomp_supervisor() {
+    needs_root!();
+    // Whoever has the descriptor is asked about getpriority(2); everything else is allowed.
+    let script = "
+prctl(38, 1, 0, 0, 0)
+code = ctypes.create_string_buffer(
+    struct.pack('HBBI' * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 140, 6, 0, 0, 0x7fc00000, 6, 0, 0, 0x7fff0000))
+os.close(call('seccomp', 317, 1, 8, struct.pack('HxxxxxxQ', 4, ctypes.addressof(code))))
+";
+    stays_as_it_is_once_stopped(script, &["seccomp filter of thread", "asks another process", "without that supervisor"]);
+}
+
+/// Of what is no process that could be saved there is one thing to tell.
+fn is_no_target(pid: i32, words: &[&str]) {
+    let folder = tempdir().unwrap();
+    is_refused(pid, folder.path(), words);
+    let report = ckpt::run(&mut ckpt::command(["check", &pid.to_string(), "--json"])).json();
+    assert_eq!(report["refusals"].as_array().map(Vec::len), Some(1), "{report}");
+}
+
+#[test]
+fn a_zombie() {
+    needs_root!();
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = child.id() as i32;
+    waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+    is_no_target(pid, &["the process has ended", "waits for its parent", "name a running process"]);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_thread_of_the_kernel() {
+    needs_root!();
+    if process::status(2, "Kthread").as_deref() != Some("1") {
+        skip!("no thread of the kernel is to be seen");
+    }
+    is_no_target(2, &["is a thread of the kernel", "name a process"]);
+}
+
+#[test]
+fn a_thread_of_a_process() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "threading.Thread(target=lambda: time.sleep(1000), daemon=True).start()";
+    let job = python::rest_after(folder.path(), script).unwrap();
+    let other = process::tids(job.pid()).into_iter().find(|tid| *tid != job.pid()).expect("it has two threads");
+    is_no_target(other, &[&format!("is a thread of process {}", job.pid()), "name the process"]);
+}
+
+#[test]
+fn no_such_process() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = child.id().to_string();
+    child.wait().unwrap();
+    let folder = tempdir().unwrap();
+    let image = folder.path().join("image");
+    for arguments in [vec!["check", &pid], vec!["checkpoint", &pid, "-o", image.to_str().unwrap()]] {
+        let said = ckpt::run(&mut ckpt::command(&arguments)).failure();
+        assert_eq!(said, format!("ckpt: cannot checkpoint pid {pid}: there is no such process\n"), "{arguments:?}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// The init of a pid namespace, seen from inside: here a shell in one of its own.
+#[test]
+fn init() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut command = Command::new("unshare");
+    let script = r#""$0" check 1 --json; "$0" checkpoint 1 -o image; echo "exit code $?""#;
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]).arg(ckpt::binary());
+    let output = command.current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if stderr.starts_with("unshare:") {
+        skip!("{stderr}");
+    }
+    let sentence = "cannot checkpoint pid 1: the process is the init of this pid namespace";
+    assert!(stderr.starts_with(&format!("ckpt: {sentence}")), "{stderr}");
+    let (json, code) = stdout.split_once('\n').expect("two lines");
+    assert_eq!(code, "exit code 1\n");
+    let report: Value = serde_json::from_str(json).unwrap();
+    assert_eq!(report["refusals"].as_array().map(Vec::len), Some(1), "{report}");
+    assert!(report["refusals"][0]["message"].as_str().unwrap().starts_with(sentence), "{report}");
+    assert!(!folder.path().join("image").exists());
+}
+
+#[test]
+fn ckpt_itself() {
+    let folder = tempdir().unwrap();
+    for (arguments, told) in [("check $$", "stdout"), ("checkpoint $$ -o image", "stderr")] {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec \"$0\" {arguments}")]).arg(ckpt::binary()).current_dir(folder.path());
+        let outcome = ckpt::run(&mut command);
+        assert_eq!(outcome.status.code(), Some(1));
+        let said = if told == "stdout" { outcome.stdout } else { outcome.stderr };
+        assert!(said.contains("the process is ckpt itself; name another pid") && said.lines().count() == 1, "{said}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Those of the programs of our own that are refused nothing: the list of reasons is no list of everything.
+#[test]
+fn programs_with_much_of_everything_are_not_refused() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let job = ckpt_tests::checks::start(folder.path(), program!("filer"), &["tcp-listener-v6"]);
+    ckpt::run(&mut ckpt::command(["check", &job.pid().to_string()])).success();
+}
