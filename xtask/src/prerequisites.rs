@@ -37,6 +37,24 @@ const TABLE: &[Prerequisite<'_>] = &[
         why: "a server with its data and its listening socket is checkpointed",
     },
     Prerequisite {
+        name: "Node.js",
+        probe: Probe::Program("node"),
+        package: "nodejs",
+        why: "a program with workers, a thread pool and a server is checkpointed",
+    },
+    Prerequisite {
+        name: "a JDK",
+        probe: Probe::Program("javac"),
+        package: "default-jdk-headless",
+        why: "a program with threads and a collector of garbage is checkpointed",
+    },
+    Prerequisite {
+        name: "Perl",
+        probe: Probe::Program("perl"),
+        package: "perl",
+        why: "an interpreter that takes signals is checkpointed",
+    },
+    Prerequisite {
         name: "gcc",
         probe: Probe::Program("gcc"),
         package: "gcc",

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
@@ -164,29 +164,68 @@ pub struct OpenFiles {
     files: BTreeMap<ObjRef, OwnedFd>,
 }
 
-/// One past the highest number that any table uses.
-fn above(tables: &[&FdTable]) -> RawFd {
-    tables.iter().flat_map(|t| &t.slots).map(|slot| slot.fd).max().unwrap_or(2).saturating_add(1).max(3)
+/// Numbers for ckpt's own use: no table has them, so nothing is overwritten while descriptors are placed.
+///
+/// They may lie anywhere between those of the tables: some programs keep descriptors just below their limit.
+struct SpareNumbers {
+    taken: BTreeSet<RawFd>,
+    next: RawFd,
 }
 
-fn lift(fd: OwnedFd, above: RawFd) -> Result<OwnedFd> {
-    own::duplicate_above(fd.as_fd(), above)
-        .doing(|| format!("cannot have descriptors above {above}; raise the limit on open files (ulimit -n)"))
+impl SpareNumbers {
+    fn of(tables: &[&FdTable]) -> SpareNumbers {
+        // Standard input, output and error are never spare: messages go there.
+        SpareNumbers { taken: numbers(tables).collect(), next: 3 }
+    }
+
+    fn lift(&mut self, fd: OwnedFd) -> Result<OwnedFd> {
+        loop {
+            while self.taken.contains(&self.next) {
+                self.next += 1;
+            }
+            let lifted = own::duplicate_above(fd.as_fd(), self.next)
+                .doing(|| format!("cannot have a descriptor above {}; raise the limit on open files (ulimit -n)", self.next))?;
+            let number = lifted.as_raw_fd();
+            self.next = number.saturating_add(1);
+            if !self.taken.contains(&number) {
+                return Ok(lifted);
+            }
+        }
+    }
+}
+
+fn numbers(tables: &[&FdTable]) -> impl Iterator<Item = RawFd> {
+    tables.iter().flat_map(|table| &table.slots).map(|slot| slot.fd)
 }
 
 /// Takes descriptors to numbers that no table uses, so that none is overwritten while others are placed.
 pub fn move_up(fds: HashMap<ObjRef, OwnedFd>, tables: &[&FdTable]) -> Result<HashMap<ObjRef, OwnedFd>> {
-    let above = above(tables);
-    fds.into_iter().map(|(objref, fd)| Ok((objref, lift(fd, above)?))).collect()
+    let mut spare = SpareNumbers::of(tables);
+    fds.into_iter().map(|(objref, fd)| Ok((objref, spare.lift(fd)?))).collect()
+}
+
+/// The new task begins with ckpt's own limit, and gets the one of the image once its descriptors are in their places.
+fn raise_limit(tables: &[&FdTable]) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).doing(|| "cannot read the limit on open files")?;
+    let last = numbers(tables).max().unwrap_or(0);
+    let needed = rlim_t::try_from(last)
+        .map_err(|_| Error::Restart(format!("the image has a descriptor with the number {last}")))?
+        // As many again for ckpt's own numbers.
+        .saturating_add(1 + numbers(tables).count() as rlim_t);
+    if needed > hard && setrlimit(Resource::RLIMIT_NOFILE, needed, needed).is_ok() {
+        return Ok(());
+    }
+    // Where that is not allowed, the descriptors may fit nevertheless.
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).doing(|| "cannot raise the limit on open files")?;
+    }
+    Ok(())
 }
 
 /// Makes every open file that the tables refer to, each once, in the order of their numbers.
 pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).doing(|| "cannot read the limit on open files")?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).doing(|| "cannot raise the limit on open files")?;
-    }
-    let above = above(tables);
+    raise_limit(tables)?;
+    let mut spare = SpareNumbers::of(tables);
     let wanted: BTreeSet<ObjRef> = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file).collect();
     let mut files = BTreeMap::new();
     for objref in wanted {
@@ -194,7 +233,7 @@ pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
         let (fd, common) = (file::kind_of(&section)?.restore)(cx, &section)?;
         set_common(fd.as_fd(), &common)?;
         lock::restore(fd.as_fd(), &common)?;
-        files.insert(objref, lift(fd, above)?);
+        files.insert(objref, spare.lift(fd)?);
     }
     Ok(OpenFiles { files })
 }
@@ -219,30 +258,47 @@ fn set_common(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
 
 /// Puts every descriptor of the table in its place in the new task, and closes all others there.
 pub fn place(task: &mut RemoteTask<'_>, table: &FdTable, files: &OpenFiles) -> Result<()> {
-    let mut next = 0;
+    let gaps = gaps(table)?;
     for part in table.slots.chunks(512) {
         let mut batch = Batch::new();
         let mut asked = Vec::new();
         for slot in part {
-            if slot.fd < next {
-                return Err(Error::Restart(format!("the image's descriptor table is out of order at {}", slot.fd)));
-            }
-            if slot.fd > next {
-                asked.push((batch.call(libc::SYS_close_range, [next.into(), (slot.fd - 1).into(), 0.into()]), next));
-            }
             let file = files.get(slot.file)?;
             let flags = if slot.cloexec { libc::O_CLOEXEC } else { 0 };
             asked.push((batch.call(libc::SYS_dup3, [file.as_raw_fd().into(), slot.fd.into(), flags.into()]), slot.fd));
-            next = slot.fd + 1;
         }
         let answers = task.run(batch)?;
         for (id, fd) in asked {
             answers.ret(id).doing(|| format!("cannot place descriptor {fd} in pid {}", task.pid()))?;
         }
     }
-    let all = u64::from(u32::MAX);
-    task.call("cannot close the other descriptors", libc::SYS_close_range, [next.into(), all.into(), 0.into()])?;
+    // Only now: what was to be placed lay between.
+    for part in gaps.chunks(512) {
+        let mut batch = Batch::new();
+        let asked: Vec<_> =
+            part.iter().map(|&(first, last)| batch.call(libc::SYS_close_range, [first.into(), last.into(), 0.into()])).collect();
+        let answers = task.run(batch)?;
+        for id in asked {
+            answers.ret(id).doing(|| "cannot close the other descriptors")?;
+        }
+    }
     Ok(())
+}
+
+/// First and last of every range of numbers that the table does not use.
+fn gaps(table: &FdTable) -> Result<Vec<(u32, u32)>> {
+    let mut gaps = Vec::new();
+    let mut next = 0;
+    for slot in &table.slots {
+        let fd = u32::try_from(slot.fd).ok().filter(|&fd| fd >= next);
+        let fd = fd.ok_or_else(|| Error::Restart(format!("the image's descriptor table is out of order at {}", slot.fd)))?;
+        if fd > next {
+            gaps.push((next, fd - 1));
+        }
+        next = fd + 1;
+    }
+    gaps.push((next, u32::MAX));
+    Ok(gaps)
 }
 
 impl OpenFiles {
@@ -304,4 +360,39 @@ fn restore_owner(task: &mut RemoteTask<'_>, fd: RawFd, common: &OpenFile) -> Res
         task.call(&doing(), libc::SYS_fcntl, [fd.into(), libc::F_SETFL.into(), common.flags.into()])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(numbers: impl IntoIterator<Item = RawFd>) -> FdTable {
+        let slots = numbers.into_iter().map(|fd| FdSlot { fd, file: ObjRef(1), cloexec: false });
+        FdTable { slots: slots.collect() }
+    }
+
+    #[test]
+    fn numbers_are_spare_between_those_of_a_table() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let last = RawFd::try_from(hard).unwrap() - 1;
+        let table = table((0..500).step_by(2).chain([last]));
+        let mut spare = SpareNumbers::of(&[&table]);
+        let mut lifted = Vec::new();
+        for _ in 0..400 {
+            let fd = spare.lift(std::fs::File::open("/dev/null").unwrap().into()).unwrap();
+            assert!(!table.slots.iter().any(|slot| slot.fd == fd.as_raw_fd()), "{fd:?} is taken");
+            assert!(fd.as_raw_fd() > 2);
+            lifted.push(fd);
+        }
+    }
+
+    #[test]
+    fn what_a_table_does_not_use_is_closed() {
+        assert_eq!(gaps(&table([])).unwrap(), [(0, u32::MAX)]);
+        assert_eq!(gaps(&table([0, 1, 5, 9])).unwrap(), [(2, 4), (6, 8), (10, u32::MAX)]);
+        for hostile in [&[1, 0][..], &[3, 3], &[-1], &[0, -5]] {
+            assert!(gaps(&table(hostile.iter().copied())).is_err());
+        }
+        assert_eq!(gaps(&table([RawFd::MAX])).unwrap(), [(0, RawFd::MAX as u32 - 1), (RawFd::MAX as u32 + 1, u32::MAX)]);
+    }
 }

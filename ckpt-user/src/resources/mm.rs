@@ -278,22 +278,28 @@ fn taken_now(task: &RemoteTask<'_>) -> Result<Vec<(u64, u64)>> {
     Ok(maps::read(task.pid())?.iter().map(|m| (m.start.0, m.end.0)).collect())
 }
 
-/// The vdso comes from the kernel; what the image can ask for is that it is the same code at the same address.
+/// The vdso comes from the kernel; what the image can ask for is that it is the same code at the same address. Of its mappings the program
+/// may have unmapped some (Valgrind does): then they go here as well, before anything else takes their place.
 fn map_vdso(task: &mut RemoteTask<'_>, mm: &MmRecord, vmas: &[VmaRecord]) -> Result<()> {
     let of_kernel = |v: &&VmaRecord| matches!(v.backing, Backing::Vdso | Backing::Vvar);
-    let wanted: Vec<(Addr, Addr)> = vmas.iter().filter(of_kernel).map(|v| (v.start, v.end)).collect();
-    let Some(&(first, _)) = wanted.first() else { return Ok(()) };
+    let wanted: Vec<_> = vmas.iter().filter(of_kernel).map(|v| (v.backing == Backing::Vdso, v.start, v.end)).collect();
+    let Some(&(_, first, _)) = wanted.first() else { return Ok(()) };
     task.call("cannot map the vdso", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64.into(), first.into()])?;
     let mappings = maps::read(task.pid())?;
     let kernel = |m: &&Mapping| matches!(m.kind, MappingKind::Vdso | MappingKind::Vvar);
-    let got: Vec<(Addr, Addr)> = mappings.iter().filter(kernel).map(|m| (m.start, m.end)).collect();
-    let checksum = vdso_checksum(&mappings, task.memory())?;
-    if got != wanted || checksum != mm.vdso_checksum {
+    let got: Vec<_> = mappings.iter().filter(kernel).map(|m| (m.kind == MappingKind::Vdso, m.start, m.end)).collect();
+    let has_code = wanted.iter().any(|&(is_code, ..)| is_code);
+    let is_other_code = has_code && vdso_checksum(&mappings, task.memory())? != mm.vdso_checksum;
+    if is_other_code || !wanted.iter().all(|part| got.contains(part)) {
         return Err(Error::Restart(
             "the vdso of this kernel is not the one that the image was made with, and the program may hold addresses inside it; \
              restart on the kernel that `ckpt info` names"
                 .into(),
         ));
+    }
+    for (_, start, end) in got.iter().copied().filter(|part| !wanted.contains(part)) {
+        let len = end.0 - start.0;
+        task.call("cannot unmap what the program had unmapped of the vdso", libc::SYS_munmap, [start.into(), len.into()])?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Netlink sockets that the program asks the kernel through: routes, socket diagnostics, devices, generic families. They hold no state
-//! between a question and its answer but the groups that they listen to.
+//! between a question and its answer but the groups that they listen to. In other families the kernel may keep something for a port (the
+//! audit daemon is known by its own, say); their sockets are saved as long as they have none, since whatever is sent gives them one.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -34,8 +35,8 @@ pub struct NetlinkRecord {
 }
 
 const NETLINK_SOCK_DIAG: i32 = 4;
-/// NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC.
-const FAMILIES: [i32; 4] = [libc::NETLINK_ROUTE, NETLINK_SOCK_DIAG, libc::NETLINK_KOBJECT_UEVENT, libc::NETLINK_GENERIC];
+/// Families whose kernel side keeps nothing for a port.
+const STATELESS: [i32; 4] = [libc::NETLINK_ROUTE, NETLINK_SOCK_DIAG, libc::NETLINK_KOBJECT_UEVENT, libc::NETLINK_GENERIC];
 /// Bytes of the bitmap of groups: more than any family has.
 const GROUPS_ROOM: usize = 4096;
 
@@ -54,7 +55,7 @@ impl FileKind for Netlink {
     type Record = NetlinkRecord;
 
     fn matches(d: &Descriptor<'_>) -> bool {
-        SocketType::of(d).is_some_and(|s| s.domain == libc::AF_NETLINK && FAMILIES.contains(&s.protocol))
+        SocketType::of(d).is_some_and(|s| s.domain == libc::AF_NETLINK)
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NetlinkRecord> {
@@ -74,12 +75,17 @@ impl FileKind for Netlink {
             let reason = "listens to groups of generic netlink, whose numbers change from boot to boot";
             return cx.refuse(d.pid, socket::name(d), reason, "let the program close it first");
         }
+        if !is_plain(socket.protocol, address.port, &groups) {
+            let reason = format!("is {socket} that was used, and what the kernel keeps for it cannot be told");
+            return cx.refuse(d.pid, socket::name(d), reason, "let the program close it first");
+        }
         let options = SocketOptions::collect(cx, d, socket)?;
         Ok(NetlinkRecord { socket, port: address.port, groups, options })
     }
 
     fn restore(_cx: &mut Restorer<'_>, _common: &OpenFile, record: &NetlinkRecord) -> Result<OwnedFd> {
-        if record.socket.domain != libc::AF_NETLINK || !FAMILIES.contains(&record.socket.protocol) {
+        let is_plain = is_plain(record.socket.protocol, record.port, &record.groups);
+        if record.socket.domain != libc::AF_NETLINK || !is_plain {
             return Err(Error::Restart(format!("the image holds {} as a netlink socket", record.socket)));
         }
         let fd = record.socket.create()?;
@@ -95,6 +101,11 @@ impl FileKind for Netlink {
         }
         Ok(fd)
     }
+}
+
+/// Is that all there is to a socket?
+fn is_plain(family: i32, port: u32, groups: &[u32]) -> bool {
+    STATELESS.contains(&family) || (port == 0 && groups.is_empty())
 }
 
 /// The groups that the socket listens to: bit n - 1 stands for group n.
@@ -141,6 +152,13 @@ mod tests {
         let old = raw::create(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_GENERIC).unwrap();
         collect(&[old.as_fd()]).unwrap().restore().unwrap();
         let audit = raw::create(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT).unwrap();
+        let mut cut = collect(&[audit.as_fd()]).unwrap();
+        let new = cut.restore().unwrap().remove(0);
+        assert_eq!(collect(&[new.as_fd()]).unwrap().record::<NetlinkRecord>(0), cut.record(0));
+        cut.edit(0, |record: &mut NetlinkRecord| record.port = 1);
+        assert!(cut.restore().is_err());
+        let address = Address { family: libc::AF_NETLINK as u16, pad: 0, port: 0, groups: 0 };
+        raw::bind(audit.as_fd(), bytemuck::bytes_of(&address)).unwrap();
         let refused = collect(&[audit.as_fd()]).map(|_| ()).unwrap_err().to_string();
         assert!(refused.contains("a netlink raw socket (protocol 9)"), "{refused}");
     }

@@ -99,11 +99,14 @@ impl UnixName {
         };
         let path = path_from(&file.path);
         make_way(&path)?;
+        let made = path_from(&file.folder).join(path_in(&self.address).map(path_from).unwrap_or_default());
+        make_way(&made)?;
         if file.folder.is_empty() {
             raw::bind(fd, &self.address).map_err(|error| socket::cannot_bind(&self.address, error))?;
         } else {
             bind_in(fd, &path_from(&file.folder), &self.address)?;
         }
+        move_to(&made, &path)?;
         let doing = || format!("cannot set the permissions of {}", path.display());
         match lchown(&path, Some(file.owner.0), Some(file.owner.1)) {
             // Without the right to give it away it stays the caller's.
@@ -192,6 +195,16 @@ fn make_way(path: &Path) -> Result<()> {
         }
         _ => Err(Error::Restart(format!("another program has the socket {}; end it first", path.display()))),
     }
+}
+
+/// The file of a socket may have another name than the address: servers bind to a temporary name, and rename the file once all is ready.
+fn move_to(made: &Path, path: &Path) -> Result<()> {
+    let inode = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    // Two spellings may lead to one file.
+    if inode(path).ok() == Some(inode(made).doing(|| format!("cannot look at {}", made.display()))?) {
+        return Ok(());
+    }
+    fs::rename(made, path).doing(|| format!("cannot rename {} to {}", made.display(), path.display()))
 }
 
 /// Binds to a name that counts from `folder`, in a thread with a working directory of its own.

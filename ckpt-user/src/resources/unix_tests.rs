@@ -185,6 +185,22 @@ fn names_of_other_sorts() {
 }
 
 #[test]
+fn a_socket_whose_file_was_renamed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, last] = ["sock.tmp", "sock"].map(|name| folder.path().join(name));
+    let old = UnixListener::bind(&first).unwrap();
+    std::fs::rename(&first, &last).unwrap();
+    let name = raw::local_address(old.as_fd()).unwrap();
+    let cut = collect(&[old.as_fd()]).unwrap();
+    drop(old);
+    let new = cut.restore_soon().remove(0);
+    assert_eq!(raw::local_address(new.as_fd()).unwrap(), name);
+    raw::listen(new.as_fd(), 1).unwrap();
+    UnixStream::connect(&last).unwrap();
+    assert!(!first.exists(), "the first name is left behind");
+}
+
+#[test]
 fn datagrams_to_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
