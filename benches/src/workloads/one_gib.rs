@@ -24,6 +24,11 @@ const READ: &str = "plain copy: process_vm_readv into one buffer";
 const READ_AND_WRITE: &str = "plain copy, each buffer written to a file";
 const WRITE_BACK: &str = "plain copy back: file to process_vm_writev into untouched memory";
 
+/// The names of the processor times of these.
+const READ_CPU: &str = "processor time of the plain copy";
+const READ_AND_WRITE_CPU: &str = "processor time of the plain copy with its writing";
+const WRITE_BACK_CPU: &str = "processor time of the plain copy back";
+
 fn run(bench: &Bench) -> Result<Outcome> {
     let scratch = match saving::scratch(MEBIBYTES)? {
         Ok(scratch) => scratch,
@@ -49,17 +54,28 @@ fn run(bench: &Bench) -> Result<Outcome> {
         (LZ4.restart, READ_AND_WRITE),
         (LZ4.restart, WRITE_BACK),
     ];
-    let ratios = pairs.into_iter().filter_map(|(of, to)| figures.ratio(of, to)).collect();
+    let cpu_pairs = [
+        (RAW.checkpoint_cpu, READ_AND_WRITE_CPU),
+        (LZ4.checkpoint_cpu, READ_AND_WRITE_CPU),
+        (RAW.restart_cpu, WRITE_BACK_CPU),
+        (LZ4.restart_cpu, WRITE_BACK_CPU),
+    ];
+    let pairs = pairs.into_iter().chain(cpu_pairs);
+    let ratios = pairs.filter_map(|(of, to)| figures.ratio(of, to)).collect();
     Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios })
 }
 
 fn plain_copies(bench: &Bench, target: &Target, figures: &mut Figures) -> Result<()> {
     let scratch = crate::scratch::Scratch::with_room_for(MEBIBYTES << 20)?;
     let file = tempfile::tempfile_in(scratch.path()).context("cannot make a file for the copy")?;
-    figures.time(READ, plain::read(target)?);
-    figures.time(READ_AND_WRITE, plain::read_and_write(target, &file)?);
+    let mut took = |name, cpu, took: plain::Took| {
+        figures.time(name, took.wall);
+        figures.time(cpu, took.cpu);
+    };
+    took(READ, READ_CPU, plain::read(target)?);
+    took(READ_AND_WRITE, READ_AND_WRITE_CPU, plain::read_and_write(target, &file)?);
     let empty = Target::start(&bench.programs, scratch.path(), MEBIBYTES, false)?;
-    figures.time(WRITE_BACK, plain::write_back(&empty, &file)?);
+    took(WRITE_BACK, WRITE_BACK_CPU, plain::write_back(&empty, &file)?);
     empty.kill();
     Ok(())
 }

@@ -19,6 +19,8 @@ pub struct Names {
     codec: &'static str,
     /// `ckpt checkpoint`, from its start to its end.
     pub checkpoint: &'static str,
+    /// Processor time of that.
+    pub checkpoint_cpu: &'static str,
     /// Freeze to thaw.
     pub pause: &'static str,
     /// Size of the image.
@@ -27,6 +29,8 @@ pub struct Names {
     pub checkpoint_peak: &'static str,
     /// `ckpt restart --detach`, from its start to its end.
     pub restart: &'static str,
+    /// Processor time of that.
+    pub restart_cpu: &'static str,
     /// Peak memory of `ckpt restart`.
     pub restart_peak: &'static str,
 }
@@ -35,10 +39,12 @@ pub struct Names {
 pub const RAW: Names = Names {
     codec: "raw",
     checkpoint: "checkpoint, raw",
+    checkpoint_cpu: "processor time of checkpoint, raw",
     pause: "freeze time, raw",
     image: "image, raw",
     checkpoint_peak: "peak memory of ckpt checkpoint, raw",
     restart: "restart, raw",
+    restart_cpu: "processor time of restart, raw",
     restart_peak: "peak memory of ckpt restart, raw",
 };
 
@@ -46,10 +52,12 @@ pub const RAW: Names = Names {
 pub const LZ4: Names = Names {
     codec: "lz4",
     checkpoint: "checkpoint, lz4",
+    checkpoint_cpu: "processor time of checkpoint, lz4",
     pause: "freeze time, lz4",
     image: "image, lz4",
     checkpoint_peak: "peak memory of ckpt checkpoint, lz4",
     restart: "restart, lz4",
+    restart_cpu: "processor time of restart, lz4",
     restart_peak: "peak memory of ckpt restart, lz4",
 };
 
@@ -74,6 +82,7 @@ pub fn checkpoint(bench: &Bench, target: &Target, names: &Names, folder: &Path, 
     let report = outcome.json();
     let pause = report["pause_us"].as_u64().context("the report of a checkpoint has no pause_us")?;
     figures.time(names.checkpoint, time);
+    figures.time(names.checkpoint_cpu, outcome.cpu);
     figures.time(names.pause, Duration::from_micros(pause));
     figures.bytes(names.image, image.metadata().context("there is no image")?.len());
     figures.bytes(names.checkpoint_peak, outcome.peak_bytes);
@@ -86,6 +95,7 @@ pub fn restart(bench: &Bench, gone: &Gone, names: &Names, image: &Path, figures:
         command.args(["restart", "--detach", "--json"]).arg(image);
     })?;
     figures.time(names.restart, time);
+    figures.time(names.restart_cpu, outcome.cpu);
     figures.bytes(names.restart_peak, outcome.peak_bytes);
     std::fs::remove_file(image).context("cannot remove an image")?;
     Ok(gone.is_back())
