@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use crate::job::{DEADLINE, Job, adopt_orphans};
-use crate::sys::{pidfd, usage};
+use crate::sys::pidfd;
+use crate::sys::usage::{self, Ended};
 
 /// The program: the one that CKPT_BIN names, else the one that was built together with this test, else one that is built now.
 pub fn binary() -> &'static Path {
@@ -66,6 +68,8 @@ pub struct Outcome {
     pub stderr: String,
     /// The most memory that it had resident.
     pub peak_bytes: u64,
+    /// The time that processors spent on it.
+    pub cpu: Duration,
 }
 
 impl Outcome {
@@ -103,13 +107,13 @@ pub fn run_with_output(command: &mut Command) -> Outcome {
     let mut stderr = tempfile::tempfile().expect("no temporary file");
     let errors = stderr.try_clone().expect("cannot duplicate a descriptor");
     let child = command.stderr(errors).spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-    let (status, peak_bytes) = wait(child, command);
+    let Ended { status, peak_bytes, cpu } = wait(child, command);
     let stderr = text_of(&mut stderr);
     assert!(!stderr.contains("panicked at"), "ckpt panicked: {stderr}");
-    Outcome { status, stdout: String::new(), stderr, peak_bytes }
+    Outcome { status, stdout: String::new(), stderr, peak_bytes, cpu }
 }
 
-fn wait(mut child: Child, command: &Command) -> (ExitStatus, u64) {
+fn wait(mut child: Child, command: &Command) -> Ended {
     let handle = pidfd::open(child.id() as i32).expect("no handle of ckpt");
     let mut event = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
     let ready = poll(&mut event, PollTimeout::try_from(DEADLINE).unwrap_or(PollTimeout::MAX)).expect("cannot poll");

@@ -4,9 +4,21 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
-/// Waits for the child `pid`. Returns its status and the most memory that it had resident, in bytes.
-pub fn wait4(pid: i32) -> io::Result<(ExitStatus, u64)> {
+/// How a child ended, and what it used.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The most memory that it had resident.
+    pub peak_bytes: u64,
+    /// The time that processors spent on it, in its own code and in the kernel.
+    pub cpu: Duration,
+}
+
+/// Waits for the child `pid`.
+pub fn wait4(pid: i32) -> io::Result<Ended> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     loop {
@@ -22,5 +34,10 @@ pub fn wait4(pid: i32) -> io::Result<(ExitStatus, u64)> {
     }
     // SAFETY: the kernel has filled it in; zeroes would be valid, too.
     let usage = unsafe { usage.assume_init() };
-    Ok((ExitStatus::from_raw(status), usage.ru_maxrss as u64 * 1024))
+    let time = |t: libc::timeval| Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64);
+    Ok(Ended {
+        status: ExitStatus::from_raw(status),
+        peak_bytes: usage.ru_maxrss as u64 * 1024,
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+    })
 }

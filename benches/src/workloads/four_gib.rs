@@ -1,0 +1,32 @@
+//! A process of 4 GiB: does ckpt's own memory grow with the process?
+
+use anyhow::Result;
+
+use super::{Bench, Outcome, Workload, saving};
+use crate::figure::Figures;
+
+/// See the module.
+pub const WORKLOAD: Workload = Workload {
+    name: "four-gib",
+    about: "a process of 4 GiB, of the same kind; what it is about is the peak memory of ckpt, which should be that of 1 GiB",
+    run,
+};
+
+const MEBIBYTES: u64 = 4096;
+
+/// Peak memory hardly differs from run to run, and each takes long.
+const MOST_RUNS: u32 = 2;
+
+fn run(bench: &Bench) -> Result<Outcome> {
+    let scratch = match saving::scratch(MEBIBYTES)? {
+        Ok(scratch) => scratch,
+        Err(reason) => return Ok(Outcome::Skipped(reason)),
+    };
+    let mut figures = Figures::default();
+    let runs = bench.runs.min(MOST_RUNS);
+    for round in 1..=runs {
+        eprintln!("  round {round} of {runs}");
+        saving::round(bench, MEBIBYTES, scratch.path(), &mut figures)?;
+    }
+    Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios: Vec::new() })
+}
