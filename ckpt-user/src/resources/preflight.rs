@@ -1,9 +1,8 @@
 //! What is refused of a process as a whole, before it is touched.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 
 use super::task::Subject;
 use super::{Collector, cpu, fs_state, machine, task_registry};
