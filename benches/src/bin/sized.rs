@@ -64,7 +64,7 @@ fn say(text: &str) -> io::Result<()> {
 
 /// What page `n` holds.
 fn write_page(n: usize, page: &mut [u8]) {
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let mut state = n as u64;
         for word in page.as_chunks_mut::<8>().0 {
             *word = noise(&mut state).to_le_bytes();
