@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Refusal, Result};
-use crate::ids::{ImageId, ObjRef, Pid, Tid};
+use crate::ids::{Addr, ImageId, ObjRef, Pid, Tid};
 use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
@@ -24,6 +24,7 @@ use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{self, FrozenProcess};
 use crate::tracee::interrupted::{self, Sleep, WaitTimes};
+use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::{maps, stale};
 use crate::track::ebpf::TaskInspector;
@@ -157,7 +158,7 @@ fn save(pid: Pid, destination: &Destination, options: &Options, progress: Progre
         waits.learn(sleeps(&inspector, pid));
     }
     let injector = stale::enter(&mut frozen)?;
-    mend_interrupted(&mut frozen, &waits)?;
+    mend_interrupted(&mut frozen, injector.memory(), &waits)?;
     let cut = collect(&mut frozen, injector, &waits, options)?;
     let image_id = machine::random_id()?;
     let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
@@ -208,9 +209,10 @@ struct Cut {
 }
 
 /// A stop makes some calls return EINTR; nobody shall see it. Done at once, so that even if ckpt is killed the target does not.
-fn mend_interrupted(frozen: &mut FrozenProcess, waits: &WaitTimes) -> Result<()> {
+fn mend_interrupted(frozen: &mut FrozenProcess, memory: &ProcessMemory, waits: &WaitTimes) -> Result<()> {
     for thread in &mut frozen.threads {
-        let mended = interrupted::mend(&thread.regs, waits.waited_ns(thread.tid));
+        let mended =
+            interrupted::mend(&thread.regs, waits.waited_ns(thread.tid), |at| interrupted::timespec_ns(memory, Addr(at)).ok());
         if mended != thread.regs {
             ptrace::set_regs(thread.tid, &mended).doing(|| format!("cannot set the registers of thread {}", thread.tid))?;
             thread.regs = mended;
@@ -230,10 +232,10 @@ struct Outside {
 fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
     let mappings = maps::read_with_flags(pid)?;
     let mut collected = vma::CollectedVmas::default();
-    let mm = cx.intern(ObjectKey::Task("mm", pid), |cx, mm| {
-        let process_memory = crate::tracee::memory::ProcessMemory::open(pid)?;
+    let mm = cx.intern(ObjectKey::Task(mm::KIND, pid), |cx, mm| {
+        let process_memory = ProcessMemory::open(pid)?;
         collected = vma::collect(cx, pid, mm, &mappings)?;
-        Ok(Section::encode("mm", &mm::collect(cx, pid, &mappings, &process_memory)?)?)
+        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, &mappings, &process_memory)?)?)
     })?;
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
     preflight::directories(cx, pid)?;

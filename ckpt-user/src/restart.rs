@@ -123,6 +123,14 @@ pub fn restart(input: impl Read + Send, options: &Options, progress: Progress<'_
     let target = PageTarget::new(&plan.vmas, plan.memory.mm, plan.entry.pid, &cx)?;
     let stats = pipeline::load(&mut reader, &target, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
 
+    if !stats.owners.contains(&plan.memory.mm) {
+        return Err(Error::Restart("the image holds no pages of the process".to_owned()));
+    }
+    // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
+    if let Err(error) = reader.read_index() {
+        tracing::warn!("the image is whole but for its index: {error}");
+    }
+
     let opened = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd()));
     fd_table::finish(&mut cx, files.iter().chain(opened))?;
     give_state(&mut cx, &mut process, &mut injector, &plan)?;
@@ -172,8 +180,8 @@ fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {
     Ok(Plan {
         entry: entry.clone(),
         state: state.clone(),
-        mm: cx.section(memory.mm)?.decode()?,
-        table: cx.section(memory.files)?.decode()?,
+        mm: cx.record(memory.mm, mm::KIND)?,
+        table: cx.record(memory.files, fd_table::KIND)?,
         memory,
         vmas,
     })

@@ -52,6 +52,7 @@ pub const WAITS: &[Wait] = &[
     wait("pselect-timeout", Until::TimeSpent, 0, libc::SYS_pselect6),
     wait("epoll_wait-timeout", Until::TimeSpent, 0, libc::SYS_epoll_wait),
     wait("epoll_pwait-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait),
+    wait("epoll_pwait2-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait2),
     wait("timerfd", Until::TimeSpent, 8, libc::SYS_read),
     wait("clock_nanosleep-absolute", Until::Moment, 0, libc::SYS_clock_nanosleep),
     wait("futex-absolute", Until::Moment, TIMED_OUT, libc::SYS_futex),
@@ -81,9 +82,6 @@ pub const WAITS: &[Wait] = &[
     wait("sigwaitinfo", Until::Woken, libc::SIGUSR2 as i64, libc::SYS_rt_sigtimedwait),
 ];
 
-/// Calls that the kernel ends with EINTR whenever their thread is stopped (signal(7)), while their time-out is in memory that only the
-/// program may change: they may be interrupted, but not wait for another time or return anything else.
-pub const ENDED_BY_A_STOP: &[Wait] = &[
-    wait("epoll_pwait2-timeout", Until::TimeSpent, 0, libc::SYS_epoll_pwait2),
-    wait("sigtimedwait-timeout", Until::TimeSpent, AGAIN, libc::SYS_rt_sigtimedwait),
-];
+/// Calls that the kernel ends with EINTR whenever their thread is stopped (signal(7)), with a time-out in memory that only the
+/// program may change, and no other call that does the same: they may be interrupted, but not wait for another time or return anything else.
+pub const ENDED_BY_A_STOP: &[Wait] = &[wait("sigtimedwait-timeout", Until::TimeSpent, AGAIN, libc::SYS_rt_sigtimedwait)];

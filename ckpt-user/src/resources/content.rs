@@ -103,8 +103,7 @@ struct Made {
 fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: ContentRef) -> Result<OwnedFd> {
     let owner = record.content;
     let made = cx.shared(owner, |cx| {
-        let section = cx.section(owner)?;
-        let record: ContentRecord = section.decode()?;
+        let record: ContentRecord = cx.record(owner, KIND)?;
         let file = if record.seals.is_some() { make_memfd(&record)? } else { make_unnamed(&record)? };
         let doing = || format!("cannot make {} again", String::from_utf8_lossy(&record.name));
         let mut file = File::from(file);
@@ -160,7 +159,7 @@ fn make_unnamed(record: &ContentRecord) -> Result<OwnedFd> {
 
 /// Seals go on once the contents are in.
 fn seal(cx: &Restorer<'_>, fd: BorrowedFd<'_>, record: ContentRef) -> Result<()> {
-    let record: ContentRecord = cx.section(record.content)?.decode()?;
+    let record: ContentRecord = cx.record(record.content, KIND)?;
     let Some(wanted) = record.seals else { return Ok(()) };
     let doing = || format!("cannot seal the memfd {}", String::from_utf8_lossy(&record.name));
     let now = fcntl(fd, FcntlArg::F_GET_SEALS).doing(doing)?;

@@ -20,6 +20,9 @@ use crate::tracee::maps::{self, Mapping, MappingKind, VmFlags};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::RemoteTask;
 
+/// The name of the section.
+pub const KIND: &str = "mm";
+
 /// What the kernel keeps of an address space beside its mappings (struct prctl_mm_map).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -365,7 +368,7 @@ fn finish_one(batch: &mut Batch, vma: &VmaRecord, asked: &mut Asked) {
         return;
     }
     for &(flag, advice, what) in ADVICE {
-        // Dropping a name of advice that the kernel gives by itself to droppable memory.
+        // Droppable memory has all its advice from the kernel.
         if vma.flags.contains(flag) && !vma.flags.contains(VmFlags::DROPPABLE) {
             asked.push((batch.call(libc::SYS_madvise, [start.into(), len.into(), advice.into()]), what, start));
         }

@@ -269,20 +269,21 @@ fn find_pages(
 
 /// The pages of this mapping whose shared memory was not seen through an earlier mapping.
 fn unseen(seen: &mut Vec<(u64, PageRange)>, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
-    let first = offset / PAGE_SIZE;
-    let mut fresh: Vec<PageRange> = Vec::new();
-    for n in 0..at.count {
-        let inner = first + n;
-        if seen.iter().any(|(of, pages)| *of == id && (pages.start..pages.end()).contains(&inner)) {
-            continue;
-        }
-        match fresh.last_mut() {
-            Some(run) if run.end() == at.start + n => run.count += 1,
-            _ => fresh.push(PageRange { start: at.start + n, count: 1 }),
-        }
+    let inner = PageRange { start: offset / PAGE_SIZE, count: at.count };
+    let mut fresh = vec![inner];
+    for (_, before) in seen.iter().filter(|(of, _)| *of == id) {
+        fresh = fresh.into_iter().flat_map(|run| without(run, *before)).collect();
     }
-    seen.push((id, PageRange { start: first, count: at.count }));
-    fresh
+    seen.push((id, inner));
+    fresh.into_iter().map(|run| PageRange { start: at.start + (run.start - inner.start), ..run }).collect()
+}
+
+/// What `pages` holds beside `other`: before it, and after it.
+fn without(pages: PageRange, other: PageRange) -> impl Iterator<Item = PageRange> {
+    let piece = |start: u64, end: u64| (start < end).then(|| PageRange { start, count: end - start });
+    let before = piece(pages.start, pages.end().min(other.start));
+    let after = piece(pages.start.max(other.end()), pages.end());
+    before.into_iter().chain(after)
 }
 
 /// Which of `pages` of shared anonymous memory hold data, as the file behind it tells; all of them where we may not ask it.
@@ -312,5 +313,10 @@ mod tests {
         assert_eq!(unseen(&mut seen, 7, 0, range(100, 4)), vec![range(100, 4)]);
         assert_eq!(unseen(&mut seen, 7, 2 * PAGE_SIZE, range(200, 4)), vec![range(202, 2)]);
         assert_eq!(unseen(&mut seen, 8, 0, range(300, 1)), vec![range(300, 1)]);
+        // Around what was seen, which the next one finds to be all of it.
+        assert_eq!(unseen(&mut seen, 8, 0, range(400, 1)), vec![]);
+        assert_eq!(unseen(&mut seen, 9, 3 * PAGE_SIZE, range(500, 2)), vec![range(500, 2)]);
+        assert_eq!(unseen(&mut seen, 9, 0, range(600, 9)), vec![range(600, 3), range(605, 4)]);
+        assert_eq!(unseen(&mut seen, 9, PAGE_SIZE, range(700, 8)), vec![]);
     }
 }

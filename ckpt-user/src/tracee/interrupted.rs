@@ -138,8 +138,8 @@ fn is_timeless(pointer: u64) -> bool {
 }
 
 /// The registers with which a stopped thread should go on: those it has, unless it is about to see an EINTR that only the stop
-/// has caused.
-pub fn mend(regs: &Regs, waited_ns: u64) -> Regs {
+/// has caused. `timeout_at` reads a time-out, in nanoseconds, from the thread's memory.
+pub fn mend(regs: &Regs, waited_ns: u64, timeout_at: impl FnOnce(u64) -> Option<u64>) -> Regs {
     let mut out = *regs;
     if regs.rax as i64 != i64::from(-libc::EINTR) || (regs.orig_rax as i64) < 0 {
         return out;
@@ -154,7 +154,15 @@ pub fn mend(regs: &Regs, waited_ns: u64) -> Regs {
             }
             true
         }
-        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => is_timeless(regs.r10),
+        // The same arguments, but for a time-out in memory, which is the program's: made again as the older call.
+        libc::SYS_epoll_pwait2 if !is_timeless(regs.r10) => {
+            let Some(timeout_ns) = timeout_at(regs.r10) else { return out };
+            out.orig_rax = libc::SYS_epoll_pwait as u64;
+            out.r10 = timeout_ns.saturating_sub(waited_ns).div_ceil(1_000_000).min(i32::MAX as u64);
+            true
+        }
+        libc::SYS_epoll_pwait2 => true,
+        libc::SYS_semtimedop => is_timeless(regs.r10),
         libc::SYS_rt_sigtimedwait => is_timeless(regs.rdx),
         libc::SYS_io_getevents => is_timeless(regs.r8),
         libc::SYS_semop | libc::SYS_accept | libc::SYS_accept4 | libc::SYS_recvfrom | libc::SYS_recvmsg => true,
@@ -231,7 +239,8 @@ fn written_rest(memory: &ProcessMemory, rest: Addr) -> Result<Option<u64>> {
     if rest == Addr(0) { Ok(None) } else { timespec_ns(memory, rest).map(Some) }
 }
 
-fn timespec_ns(memory: &ProcessMemory, at: Addr) -> Result<u64> {
+/// A struct timespec of the thread's, in nanoseconds.
+pub fn timespec_ns(memory: &ProcessMemory, at: Addr) -> Result<u64> {
     let [seconds, nanoseconds]: [i64; 2] = memory.read_value(at)?;
     Ok((seconds.max(0) as u64).saturating_mul(1_000_000_000).saturating_add(nanoseconds.max(0) as u64))
 }
@@ -258,12 +267,27 @@ mod tests {
     fn an_epoll_wait_goes_on_with_the_time_that_is_left() {
         let mut waiting = regs(libc::SYS_epoll_wait, -4);
         waiting.r10 = 1000;
-        let mended = mend(&waiting, 400_500_000);
+        let mended = mend(&waiting, 400_500_000, |_| None);
         assert_eq!((mended.rax as i64, mended.r10), (ERESTARTNOHAND, 600));
         waiting.r10 = -1i32 as u32 as u64;
-        assert_eq!(mend(&waiting, 5_000_000_000).r10, waiting.r10, "no time-out stays none");
-        assert_eq!(mend(&regs(libc::SYS_read, -4), 0).rax as i64, -4, "a call that may have done something is left alone");
-        assert_eq!(mend(&regs(-1, -4), 0).rax as i64, -4, "not in a system call");
+        assert_eq!(mend(&waiting, 5_000_000_000, |_| None).r10, waiting.r10, "no time-out stays none");
+        assert_eq!(
+            mend(&regs(libc::SYS_read, -4), 0, |_| None).rax as i64,
+            -4,
+            "a call that may have done something is left alone"
+        );
+        assert_eq!(mend(&regs(-1, -4), 0, |_| None).rax as i64, -4, "not in a system call");
+    }
+
+    #[test]
+    fn a_time_out_in_memory_moves_into_a_register() {
+        let mut waiting = regs(libc::SYS_epoll_pwait2, -4);
+        waiting.r10 = 0x1000;
+        let mended = mend(&waiting, 400, |at| (at == 0x1000).then_some(2_000_000));
+        assert_eq!((mended.orig_rax as i64, mended.r10, mended.rax as i64), (libc::SYS_epoll_pwait, 2, ERESTARTNOHAND));
+        assert_eq!(mend(&waiting, 400, |_| None), waiting, "it cannot be read: EINTR");
+        waiting.r10 = 0;
+        assert_eq!(mend(&waiting, 400, |_| None).orig_rax as i64, libc::SYS_epoll_pwait2);
     }
 
     #[test]
