@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -80,18 +81,22 @@ fn script() -> PathBuf {
     root().join("xtask/demo/computation.py")
 }
 
-/// A child whose output is read line by line.
+/// A child whose output is read line by line. What it says on its standard error is passed on: given ours, it might hold open a file that
+/// we write to as well, and a restart refuses files that have changed.
 struct Computation {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    errors: JoinHandle<io::Result<u64>>,
 }
 
 impl Computation {
     fn start(command: &mut Command) -> Result<Computation> {
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
         let stdout = child.stdout.take().context("the child has no standard output")?;
-        Ok(Computation { child, lines: BufReader::new(stdout).lines() })
+        let mut errors = child.stderr.take().context("the child has no standard error")?;
+        let errors = thread::spawn(move || io::copy(&mut errors, &mut io::stderr()));
+        Ok(Computation { child, errors, lines: BufReader::new(stdout).lines() })
     }
 
     /// Shows what it prints until a line is `enough` or it closes its output. Returns its result, if it told it.
@@ -110,7 +115,11 @@ impl Computation {
     }
 
     fn end_with_any_status(mut self) -> Result<ExitStatus> {
-        self.child.wait().context("cannot wait for the computation")
+        let status = self.child.wait().context("cannot wait for the computation")?;
+        match self.errors.join() {
+            Ok(copied) => copied.context("cannot pass on what the computation says").map(|_| status),
+            Err(_) => bail!("the thread that passes on what the computation says has panicked"),
+        }
     }
 
     fn end(self) -> Result<()> {
