@@ -112,7 +112,7 @@ fn a_file_that_has_grown_is_cut_back() {
     let (folder, job) = whose_log_has_grown();
     let job = ckpt::restart(&job, &folder.path().join("image"), &["--files", "rollback"]);
     assert_eq!(fs::read_to_string(folder.path().join("log")).unwrap(), "line 1\n");
-    assert_eq!(fs::read_to_string(folder.path().join("log.ckpt-tail-1")).unwrap(), "line 2\n");
+    assert_eq!(fs::read_to_string(folder.path().join("log.ckpt-kept-1")).unwrap(), "line 2\n");
     append(&job, "line 1\nline 2\n");
 }
 
@@ -122,7 +122,7 @@ fn a_file_that_has_grown_is_kept() {
     let (folder, job) = whose_log_has_grown();
     let job = ckpt::restart(&job, &folder.path().join("image"), &["--files", "keep"]);
     append(&job, "line 1\nline 2\nline 2\n");
-    assert!(!folder.path().join("log.ckpt-tail-1").exists());
+    assert!(!folder.path().join("log.ckpt-kept-1").exists());
 }
 
 /// Cut back is only what has grown.

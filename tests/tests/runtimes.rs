@@ -23,12 +23,16 @@ fn node_with_workers_a_thread_pool_and_a_server() {
     survives("workers.js", &["node"]);
 }
 
-/// The second collector stops the program's threads by memory that they may not read, and has every object three times in the address space.
-/// One after the other: a virtual machine that starts removes the files with the figures of others that have ended (/tmp/hsperfdata_*),
-/// also of those that are to be restarted.
+/// A virtual machine that starts removes the files with the figures of others that have ended (/tmp/hsperfdata_*), also of those that are
+/// to be restarted.
 #[test]
-fn java_with_two_collectors() {
+fn java() {
     survives("Pool.java", &["java", "-Xmx128m", "-XX:+UseG1GC"]);
+}
+
+/// This collector stops the program's threads by memory that they may not read, and has every object three times in the address space.
+#[test]
+fn java_with_coloured_pointers() {
     survives("Pool.java", &["java", "-Xmx256m", "-XX:+UseZGC"]);
 }
 

@@ -1,11 +1,12 @@
 //! A file that stays where it is and is opened again by name: is it still the one that the program knew?
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use nix::sys::stat::FileStat;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,15 @@ pub struct NamedFile {
     /// The build id of an ELF file: with it, a copy elsewhere counts as the same.
     #[serde(with = "serde_bytes")]
     pub build_id: Vec<u8>,
+    /// Its user and group.
+    pub owner: (u32, u32),
+    /// What it held, where that is a small part of the program's memory.
+    #[serde(with = "serde_bytes")]
+    pub contents: Option<Vec<u8>>,
 }
+
+/// Up to this size, the contents of a file that is mapped to be written are saved, too.
+const SMALL: u64 = 1 << 20;
 
 /// Flags that open(2) must be told again.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE
@@ -49,7 +58,7 @@ const OPEN_FLAGS: i32 = libc::O_ACCMODE
 
 impl NamedFile {
     /// Takes down what is known of the file behind `link` (what /proc/PID/fd/N points to).
-    pub fn new(link: &OsString, stat: &FileStat, own: std::os::fd::BorrowedFd<'_>) -> NamedFile {
+    pub fn new(link: &OsString, stat: &FileStat, own: BorrowedFd<'_>) -> NamedFile {
         NamedFile {
             path: link.as_bytes().to_vec(),
             size: stat.st_size as u64,
@@ -57,7 +66,22 @@ impl NamedFile {
             mode: stat.st_mode,
             inode: (stat.st_dev, stat.st_ino),
             build_id: build_id::of(own).unwrap_or_default(),
+            owner: (stat.st_uid, stat.st_gid),
+            contents: None,
         }
+    }
+
+    /// Takes down its contents, too, if they are few: a file that a program maps to share or to publish something (as Java does in
+    /// /tmp) is easily cleaned away before the restart.
+    pub fn with_contents(mut self, own: BorrowedFd<'_>) -> Result<NamedFile> {
+        if self.size <= SMALL {
+            let doing = || format!("cannot read {}", self.path().display());
+            let mut contents = vec![0; self.size as usize];
+            let file = File::from(own.try_clone_to_owned().doing(doing)?);
+            file.read_exact_at(&mut contents, 0).doing(doing)?;
+            self.contents = Some(contents);
+        }
+        Ok(self)
     }
 
     /// The path.
@@ -73,11 +97,32 @@ impl NamedFile {
     /// Opens it again with `flags`, if it is what it was, or what `--files` allows.
     pub fn open(&self, cx: &mut Restorer<'_>, flags: i32) -> Result<OwnedFd> {
         let path = self.path();
-        let file = open(&path, flags).doing(|| format!("cannot open {} again", path.display()))?;
+        let file = match (open(&path, flags), &self.contents) {
+            (Err(error), Some(contents)) if error.kind() == std::io::ErrorKind::NotFound => self.make_again(&path, contents)?,
+            (opened, _) => opened.doing(|| format!("cannot open {} again", path.display()))?,
+        };
         if self.mode & libc::S_IFMT == libc::S_IFREG && flags & libc::O_PATH == 0 {
             self.check(cx, &path, &file, flags)?;
         }
         Ok(file.into())
+    }
+
+    fn make_again(&self, path: &Path, contents: &[u8]) -> Result<File> {
+        let doing = || format!("cannot make {} again, which is gone", path.display());
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).doing(doing)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).doing(doing)?;
+        file.write_all_at(contents, 0).doing(doing)?;
+        // Only root may give files away; whoever restarts a program as another user has it as one of their own.
+        if let Err(error) = fchown(&file, Some(self.owner.0), Some(self.owner.1)) {
+            tracing::warn!("{} belongs to another user than before: {error}", path.display());
+        }
+        file.set_permissions(Permissions::from_mode(self.mode & 0o7777)).doing(doing)?;
+        let time = UNIX_EPOCH + Duration::new(self.mtime.0.max(0) as u64, self.mtime.1.clamp(0, 999_999_999) as u32);
+        file.set_modified(time).doing(doing)?;
+        tracing::warn!("{} was gone; it is there again as it was at the checkpoint", path.display());
+        Ok(file)
     }
 
     fn check(&self, cx: &mut Restorer<'_>, path: &Path, file: &File, flags: i32) -> Result<()> {
@@ -98,14 +143,19 @@ impl NamedFile {
             cx.defer(move || cut_back(&path, size));
             return Ok(());
         }
+        if let (Some(contents), FilesPolicy::Rollback) = (&self.contents, cx.options.files) {
+            let (path, contents) = (path.to_owned(), contents.clone());
+            cx.defer(move || put_back(&path, &contents));
+            return Ok(());
+        }
         let what = match now.size().cmp(&self.size) {
             std::cmp::Ordering::Equal => format!("was written to after the checkpoint (its size is still {} bytes)", self.size),
             _ => format!("had {} bytes at the checkpoint and has {} now", self.size, now.size()),
         };
-        let advice = if grown {
-            "--files rollback cuts it back, --files keep takes it as it is"
-        } else {
-            "--files keep takes it as it is"
+        let advice = match (&self.contents, grown) {
+            (Some(_), _) => "--files rollback puts back what it held, --files keep takes it as it is",
+            (None, true) => "--files rollback cuts it back, --files keep takes it as it is",
+            (None, false) => "--files keep takes it as it is",
         };
         Err(Error::Restart(format!("the file {} {what}; {advice}", path.display())))
     }
@@ -145,12 +195,25 @@ fn cut_back(path: &Path, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// "NAME.ckpt-tail-1", or the first number that is free.
+/// Gives a file the contents that it had. Those that it has are kept beside it.
+fn put_back(path: &Path, contents: &[u8]) -> Result<()> {
+    let doing = || format!("cannot put back the contents of {}", path.display());
+    let (kept_path, mut kept) = create_beside(path).doing(doing)?;
+    let mut file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
+    std::io::copy(&mut file, &mut kept).doing(doing)?;
+    kept.sync_all().doing(doing)?;
+    file.set_len(contents.len() as u64).doing(doing)?;
+    file.write_all_at(contents, 0).doing(doing)?;
+    tracing::warn!("{} holds again what it held; what it had become is in {}", path.display(), kept_path.display());
+    Ok(())
+}
+
+/// "NAME.ckpt-kept-1", or the first number that is free.
 fn create_beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
     let mut n = 1;
     loop {
         let mut name = path.as_os_str().to_owned();
-        name.push(format!(".ckpt-tail-{n}"));
+        name.push(format!(".ckpt-kept-{n}"));
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => n += 1,
             other => return other.map(|file| (name.into(), file)),
@@ -160,7 +223,38 @@ fn create_beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn a_small_file_that_is_gone_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("folder").join("figures");
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "mapped").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let file = File::open(&path).unwrap();
+        let before = file.metadata().unwrap();
+        let stat = nix::sys::stat::fstat(&file).unwrap();
+        let record = NamedFile::new(&path.clone().into_os_string(), &stat, file.as_fd()).with_contents(file.as_fd()).unwrap();
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        record.make_again(&path, record.contents.as_deref().unwrap()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"mapped");
+        let after = std::fs::metadata(&path).unwrap();
+        let facts = |m: &std::fs::Metadata| (m.mode(), m.uid(), m.gid(), m.mtime(), m.mtime_nsec());
+        assert_eq!(facts(&after), facts(&before));
+    }
+
+    #[test]
+    fn what_is_replaced_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("figures");
+        std::fs::write(&path, "newer and longer").unwrap();
+        put_back(&path, b"older").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"older");
+        assert_eq!(std::fs::read(folder.path().join("figures.ckpt-kept-1")).unwrap(), b"newer and longer");
+    }
 
     #[test]
     fn what_is_cut_off_is_kept() {
@@ -169,7 +263,7 @@ mod tests {
         std::fs::write(&path, "kept and cut").unwrap();
         cut_back(&path, 4).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
-        assert_eq!(std::fs::read(folder.path().join("log.ckpt-tail-1")).unwrap(), b" and cut");
+        assert_eq!(std::fs::read(folder.path().join("log.ckpt-kept-1")).unwrap(), b" and cut");
         cut_back(&path, 4).unwrap();
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "nothing to cut, nothing kept");
     }

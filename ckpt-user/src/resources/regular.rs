@@ -31,7 +31,8 @@ impl FileKind for Regular {
                 "give it back its name, or remove the others",
             );
         }
-        Ok(file)
+        let mapped_to_be_written = d.fd < 0 && d.info.flags & libc::O_ACCMODE == libc::O_RDWR;
+        if mapped_to_be_written { file.with_contents(d.own) } else { Ok(file) }
     }
 
     fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &NamedFile) -> Result<OwnedFd> {
