@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use rangemap::RangeSet;
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Refusal, Result};
@@ -13,7 +14,7 @@ use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
 use crate::image::{Codec, ImageWriter, TrailerInfo};
-use crate::pipeline::{self, DumpOptions, DumpStats, Extent, ExtentKind};
+use crate::pipeline::{self, Changes, DumpOptions, DumpStats, Extent, ExtentKind, KnownPages};
 use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
 use crate::resources::memory::{MemoryRecord, MemorySource};
 use crate::resources::task::Subject;
@@ -24,10 +25,13 @@ use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{self, FrozenProcess};
 use crate::tracee::interrupted::{self, Sleep, WaitTimes};
+use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
-use crate::tracee::{maps, stale};
+use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
+use crate::track::hash::PageHashes;
+use crate::track::{self, DirtyTracker};
 
 /// What happens to the target once its image is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -97,46 +101,133 @@ pub struct Report {
 /// Pages done, of pages to do.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// Checkpoints the process `pid` with all its threads.
-///
-/// Errors: [`Error::Refused`] and [`Error::RefusedAll`] when something cannot be saved (the target was not changed), and whatever the
-/// kernel refuses. The target runs on after every error.
-pub fn checkpoint(pid: Pid, destination: Destination, options: &Options, progress: Progress<'_>) -> Result<Report> {
-    let began = Instant::now();
-    preflight::process(pid)?;
-    let saved = preflight::while_it_lives(pid, || save(pid, &destination, options, progress))?;
-    let Saved { frozen, frozen_at, image_id, trailer, stats } = saved;
-    let thread_count = frozen.threads.len();
-    // Stopping and killing wait until the image is safe; running on need not.
-    let mut held = Some(frozen);
-    if options.after == After::Continue {
-        held.take().map_or(Ok(()), FrozenProcess::thaw)?;
+/// A process that is checkpointed, once or again and again.
+#[derive(Debug)]
+pub struct Target {
+    pid: Pid,
+    options: Options,
+    inspector: Inspector,
+    since: Since,
+}
+
+/// How it is known what has changed since another image.
+#[derive(Debug)]
+enum Since {
+    /// It is not: every image is whole.
+    Nothing,
+    /// Watched from the first image on.
+    Tracked(Tracking),
+    /// By the hashes of that image's pages.
+    Hashed(ParentRef, PageHashes),
+}
+
+/// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
+#[derive(Debug)]
+enum Inspector {
+    NotNeededYet,
+    Loaded(TaskInspector),
+    NotHere,
+}
+
+impl Target {
+    /// The process `pid`, whose images are all whole.
+    pub fn new(pid: Pid, options: Options) -> Target {
+        Target { pid, options, inspector: Inspector::NotNeededYet, since: Since::Nothing }
     }
-    let mut pause = frozen_at.elapsed();
-    destination.commit()?;
-    if let Some(frozen) = held {
-        if options.after == After::Kill {
-            frozen.kill()?;
-        } else {
-            signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
-            frozen.thaw()?;
+
+    /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
+    pub fn tracked(pid: Pid, options: Options) -> Target {
+        Target { since: Since::Tracked(Tracking::default()), ..Target::new(pid, options) }
+    }
+
+    /// The process `pid`, whose images are increments of `parent`, the pages of which have these hashes.
+    pub fn since(parent: ParentRef, hashes: PageHashes, pid: Pid, options: Options) -> Target {
+        Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, options) }
+    }
+
+    /// Checkpoints the process with all its threads.
+    ///
+    /// Errors: [`Error::Refused`] and [`Error::RefusedAll`] when something cannot be saved (the target was not changed), and whatever the
+    /// kernel refuses. The target runs on after every error, and the next image holds what this one should have.
+    pub fn checkpoint(&mut self, destination: Destination, progress: Progress<'_>) -> Result<Report> {
+        let began = Instant::now();
+        let (pid, after) = (self.pid, self.options.after);
+        preflight::process(pid)?;
+        let saved = preflight::while_it_lives(pid, || self.save(&destination, progress))?;
+        let Saved { frozen, frozen_at, image_id, parent, trailer, stats, held: pages, pages_total } = saved;
+        let thread_count = frozen.threads.len();
+        // Stopping and killing wait until the image is safe; running on need not.
+        let mut held = Some(frozen);
+        if after == After::Continue {
+            held.take().map_or(Ok(()), FrozenProcess::thaw)?;
         }
-        pause = frozen_at.elapsed();
+        let mut pause = frozen_at.elapsed();
+        destination.commit()?;
+        let tracker = self.since.name();
+        if let Since::Tracked(tracking) = &mut self.since {
+            tracking.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, pages);
+        }
+        if let Some(frozen) = held {
+            if after == After::Kill {
+                frozen.kill()?;
+            } else {
+                signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+                frozen.thaw()?;
+            }
+            pause = frozen_at.elapsed();
+        }
+        Ok(Report {
+            pid,
+            image_id,
+            parent_id: parent.map(|parent| parent.image_id),
+            pause_us: pause.as_micros() as u64,
+            drain_us: 0,
+            total_us: began.elapsed().as_micros() as u64,
+            pages_total,
+            pages_written: stats.pages_data,
+            pages_zero: stats.pages_zero,
+            bytes: trailer.bytes,
+            tracker,
+            threads: thread_count,
+        })
     }
-    Ok(Report {
-        pid,
-        image_id,
-        parent_id: None,
-        pause_us: pause.as_micros() as u64,
-        drain_us: 0,
-        total_us: began.elapsed().as_micros() as u64,
-        pages_total: stats.pages_data + stats.pages_zero + stats.pages_hole,
-        pages_written: stats.pages_data,
-        pages_zero: stats.pages_zero,
-        bytes: trailer.bytes,
-        tracker: "none",
-        threads: thread_count,
-    })
+
+    fn save(&mut self, destination: &Destination, progress: Progress<'_>) -> Result<Saved> {
+        let pid = self.pid;
+        let threads = freeze::threads(pid)?;
+        let mut waits = WaitTimes::read(pid, &threads);
+        self.load_inspector(&threads);
+        let frozen_at = Instant::now();
+        let mut frozen = FrozenProcess::freeze(pid, self.options.freeze_timeout)?;
+        if let Inspector::Loaded(inspector) = &self.inspector {
+            waits.learn(sleeps(inspector, pid));
+        }
+        let injector = stale::enter(&mut frozen)?;
+        mend_interrupted(&mut frozen, injector.memory(), &waits)?;
+        let mut cut = collect(&mut frozen, injector, &waits, &self.options, &mut self.since)?;
+        let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
+        let held = pipeline::pages_of(&cut.extents, cut.mm);
+        let parent = self.since.shrink(&mut cut);
+        let image_id = machine::random_id()?;
+        let known = if let Since::Hashed(_, hashes) = &self.since { Some(hashes as &dyn KnownPages) } else { None };
+        let dump = DumpOptions { codec: self.options.codec, known, ..DumpOptions::default() };
+        let (trailer, stats) = write(&cut, &header(image_id, parent, dump.codec)?, destination, &dump, progress)?;
+        Ok(Saved { frozen, frozen_at, image_id, parent, trailer, stats, held, pages_total })
+    }
+
+    /// For threads whose time that is left only the kernel knows.
+    fn load_inspector(&mut self, threads: &[Tid]) {
+        let needed = || threads.iter().any(|&tid| interrupted::keeps_its_time(self.pid, tid));
+        if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
+            self.inspector = TaskInspector::load().map_or_else(
+                |error| {
+                    tracing::info!("waits are measured without eBPF: {error}");
+                    Inspector::NotHere
+                },
+                Inspector::Loaded,
+            );
+        }
+    }
 }
 
 /// A target that is stopped, with everything of it written.
@@ -144,34 +235,80 @@ struct Saved {
     frozen: FrozenProcess,
     frozen_at: Instant,
     image_id: ImageId,
+    parent: Option<ParentRef>,
     trailer: TrailerInfo,
     stats: DumpStats,
+    /// Pages of the memory that the image or its parents hold.
+    held: RangeSet<u64>,
+    pages_total: u64,
 }
 
-fn save(pid: Pid, destination: &Destination, options: &Options, progress: Progress<'_>) -> Result<Saved> {
-    let threads = freeze::threads(pid)?;
-    let mut waits = WaitTimes::read(pid, &threads);
-    let inspector = inspector(pid, &threads);
-    let frozen_at = Instant::now();
-    let mut frozen = FrozenProcess::freeze(pid, options.freeze_timeout)?;
-    if let Some(inspector) = inspector {
-        waits.learn(sleeps(&inspector, pid));
+impl Since {
+    fn name(&self) -> &'static str {
+        match self {
+            Since::Nothing => "none",
+            Since::Tracked(tracking) => tracking.tracker.as_ref().map_or("none", |tracker| tracker.name()),
+            Since::Hashed(..) => "hash",
+        }
     }
-    let injector = stale::enter(&mut frozen)?;
-    mend_interrupted(&mut frozen, injector.memory(), &waits)?;
-    let cut = collect(&mut frozen, injector, &waits, options)?;
-    let image_id = machine::random_id()?;
-    let (trailer, stats) = write(&cut, image_id, destination, options, progress)?;
-    Ok(Saved { frozen, frozen_at, image_id, trailer, stats })
+
+    /// Takes out of a cut what the last image holds. `None`: there is none.
+    fn shrink(&mut self, cut: &mut Cut) -> Option<ParentRef> {
+        let mapped: RangeSet<u64> = cut.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
+        let of_hashes;
+        let (parent, written, held) = match self {
+            Since::Nothing => return None,
+            Since::Tracked(tracking) => {
+                let (parent, held) = tracking.parent.as_ref()?;
+                (*parent, &tracking.written, held)
+            }
+            Since::Hashed(parent, hashes) => {
+                hashes.rename(cut.mm);
+                of_hashes = hashes.pages().collect();
+                // Every page is read, and compared then.
+                (*parent, &mapped, &of_hashes)
+            }
+        };
+        let changes = Changes { owner: cut.mm, written, held, mapped: &mapped };
+        cut.extents = pipeline::increment(&cut.extents, &changes);
+        Some(parent)
+    }
 }
 
-/// For threads whose time that is left only the kernel knows. Loading it takes a while, so it is done before the freeze.
-fn inspector(pid: Pid, threads: &[Tid]) -> Option<TaskInspector> {
-    if !threads.iter().any(|&tid| interrupted::keeps_its_time(pid, tid)) {
-        return None;
+/// What has become of the memory since the last image.
+#[derive(Debug, Default)]
+struct Tracking {
+    tracker: Option<Box<dyn DirtyTracker>>,
+    parent: Option<(ParentRef, RangeSet<u64>)>,
+    /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
+    written: RangeSet<u64>,
+}
+
+impl Tracking {
+    /// At a cut: what was written since the last one. A tracker that fails has lost sight of the memory (another program runs in it, say),
+    /// so the image will be whole, and a new one begins.
+    fn cut(&mut self, task: &mut RemoteTask<'_>, mappings: &[Mapping]) -> Result<()> {
+        if let Some(tracker) = &mut self.tracker {
+            match tracker.cut(mappings) {
+                Ok(written) => {
+                    self.written.extend(written);
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!("the next image is a whole one: {error}"),
+            }
+        }
+        *self = Tracking::default();
+        let mut tracker = track::start(task)?;
+        tracker.cut(mappings)?;
+        self.tracker = Some(tracker);
+        Ok(())
     }
-    let loaded = TaskInspector::load();
-    loaded.inspect_err(|error| tracing::info!("waits are measured without eBPF: {error}")).ok()
+
+    /// An image is on disk that holds all of it.
+    fn commit(&mut self, image: ParentRef, held: RangeSet<u64>) {
+        self.parent = Some((image, held));
+        self.written.clear();
+    }
 }
 
 fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
@@ -199,6 +336,7 @@ pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
 
 /// Everything that an image of the target holds but the contents of its pages.
 struct Cut {
+    mm: ObjRef,
     tasks: TaskTable,
     container: Container,
     objects: Vec<Object>,
@@ -224,6 +362,7 @@ fn mend_interrupted(frozen: &mut FrozenProcess, memory: &ProcessMemory, waits: &
 /// What can be collected without the task's help.
 struct Outside {
     mm: ObjRef,
+    mappings: Vec<Mapping>,
     vmas: Vec<VmaRecord>,
     extents: Vec<Extent>,
     fds: Option<ObjRef>,
@@ -239,10 +378,16 @@ fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
     })?;
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
     preflight::directories(cx, pid)?;
-    Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
+    Ok(Outside { mm, mappings, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
-fn collect(frozen: &mut FrozenProcess, mut injector: Injector, waits: &WaitTimes, options: &Options) -> Result<Cut> {
+fn collect(
+    frozen: &mut FrozenProcess,
+    mut injector: Injector,
+    waits: &WaitTimes,
+    options: &Options,
+    since: &mut Since,
+) -> Result<Cut> {
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid)?;
@@ -251,11 +396,15 @@ fn collect(frozen: &mut FrozenProcess, mut injector: Injector, waits: &WaitTimes
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     };
     let (sections, threads) = collect_inside(&mut cx, frozen, &mut injector, waits, &outside, fds)?;
+    if let Since::Tracked(tracking) = since {
+        tracking.cut(&mut RemoteTask::new(&mut injector, frozen.leader()), &outside.mappings)?;
+    }
     injector.remove(frozen.leader())?;
     let Collected { objects, contents } = cx.finish()?;
     let mut extents = outside.extents;
     extents.extend(contents.iter().flat_map(content_extents));
     Ok(Cut {
+        mm: outside.mm,
         tasks: task_table(frozen)?,
         container: machine::container(pid)?,
         objects,
@@ -333,13 +482,13 @@ fn task_table(frozen: &FrozenProcess) -> Result<TaskTable> {
 
 fn write(
     cut: &Cut,
-    image_id: ImageId,
+    header: &Header,
     destination: &Destination,
-    options: &Options,
+    dump: &DumpOptions<'_>,
     progress: Progress<'_>,
 ) -> Result<(TrailerInfo, DumpStats)> {
     let mut writer = ImageWriter::to_file(destination.writer())?;
-    match write_records(cut, image_id, &mut writer, options, progress) {
+    match write_records(cut, header, &mut writer, dump, progress) {
         Ok(stats) => Ok((writer.finish()?, stats)),
         Err(error) => {
             // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
@@ -353,12 +502,12 @@ fn write(
 
 fn write_records(
     cut: &Cut,
-    image_id: ImageId,
+    header: &Header,
     writer: &mut ImageWriter<'_>,
-    options: &Options,
+    dump: &DumpOptions<'_>,
     progress: Progress<'_>,
 ) -> Result<DumpStats> {
-    writer.header(&header(image_id, None, options.codec)?)?;
+    writer.header(header)?;
     writer.container(&cut.container)?;
     writer.tasks(&cut.tasks)?;
     for object in &cut.objects {
@@ -369,8 +518,7 @@ fn write_records(
         writer.vma(vma)?;
     }
     let all = pipeline::pages_to_read(&cut.extents);
-    let dump = DumpOptions { codec: options.codec, ..DumpOptions::default() };
-    pipeline::dump(&cut.extents, &cut.source, writer, &dump, &|done| progress(done, all))
+    pipeline::dump(&cut.extents, &cut.source, writer, dump, &|done| progress(done, all))
 }
 
 fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<Header> {

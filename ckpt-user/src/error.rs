@@ -51,6 +51,15 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] ImageError),
 
+    /// A parent of the image cannot be used.
+    #[error("parent {older} of the image: {source}")]
+    Parent {
+        /// Which: 1 is its own parent, 2 the parent of that.
+        older: usize,
+        /// Why.
+        source: Box<Error>,
+    },
+
     /// The image is whole, but this machine or this caller cannot bring it back.
     #[error("cannot restart: {0}")]
     Restart(String),

@@ -1,10 +1,10 @@
 //! `ckpt`: incremental checkpoint and restart of running Linux processes, in user space, on a stock kernel.
 //!
-//! The three stories are [`checkpoint`], [`restart`] and (with a folder of images) `watch`; each reads top to bottom and calls
+//! The three stories are [`checkpoint`], [`restart`] and (with a folder of images) [`watch`]; each reads top to bottom and calls
 //! down into the layers below it, never up:
 //!
 //! ```text
-//! cli -> checkpoint, restart -> resources, pipeline, track -> tracee, image -> sys
+//! cli -> checkpoint, restart, watch -> resources, pipeline, track -> tracee, image -> sys
 //! ```
 //!
 //! The image layer knows nothing of ptrace, the tracee layer nothing of images, and nothing in this library prints.
@@ -25,5 +25,6 @@ pub mod store;
 pub mod sys;
 pub mod tracee;
 pub mod track;
+pub mod watch;
 
 pub use error::{Error, Refusal, Result};

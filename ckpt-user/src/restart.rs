@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{Section, TaskEntry, TaskKind, TaskState};
+use crate::image::model::{ParentRef, Section, TaskEntry, TaskKind, TaskState};
 use crate::image::{ImageReader, Metadata, read_metadata};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
@@ -25,6 +25,7 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
 use crate::resources::{Restorer, machine, task_registry};
+use crate::store::Overlay;
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -97,15 +98,20 @@ struct Plan {
     table: FdTable,
 }
 
-/// Builds the process of an image, up to the point where it would run.
+/// Something to read an image from.
+pub type Input = Box<dyn Read + Send>;
+
+/// Builds the process of an image, up to the point where it would run. `parents`: if it is an increment, its parent, the parent of that, and so
+/// on up to a whole image.
 ///
 /// Errors: an image that is damaged or asks for the impossible, a file that is not what it was, a pid in use, missing rights. No process
 /// is left behind.
-pub fn restart(input: impl Read + Send, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
+pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
     let began = Instant::now();
-    let mut reader = ImageReader::new(input)?;
+    let mut reader = ImageReader::new(image)?;
     let mut metadata = read_metadata(&mut reader)?;
     check_machine(&metadata)?;
+    check_parent(metadata.header.parent, !parents.is_empty())?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
     let plan = plan(&cx, &metadata)?;
 
@@ -121,11 +127,14 @@ pub fn restart(input: impl Read + Send, options: &Options, progress: Progress<'_
     make_threads(&mut process, &mut injector, &plan)?;
 
     let target = PageTarget::new(&plan.vmas, plan.memory.mm, plan.entry.pid, &cx)?;
-    let stats = pipeline::load(&mut reader, &target, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
+    let mapped_pages = plan.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
+    let mut overlay = Overlay::new(&target, plan.memory.mm, mapped_pages);
+    let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
 
     if !stats.owners.contains(&plan.memory.mm) {
         return Err(Error::Restart("the image holds no pages of the process".to_owned()));
     }
+    load_parents(metadata.header.parent, parents, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
     if let Err(error) = reader.read_index() {
         tracing::warn!("the image is whole but for its index: {error}");
@@ -155,10 +164,45 @@ fn check_machine(metadata: &Metadata) -> Result<()> {
             theirs & !ours
         )));
     }
-    if let Some(parent) = metadata.header.parent {
-        return Err(Error::Restart(format!("the image is an increment of image {}, which must be given too", parent.image_id)));
-    }
     Ok(())
+}
+
+fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
+    match parent {
+        Some(parent) if !given => {
+            Err(Error::Restart(format!("the image is an increment of image {}, which must be given too", parent.image_id)))
+        }
+        None if given => Err(Error::Restart("the image is a whole one and has no parent".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// Fills in the pages of which newer images say nothing.
+fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
+    for (n, parent) in parents.into_iter().enumerate() {
+        check_parent(wanted, true)?;
+        let (found, its_parent) =
+            load_parent(parent, overlay).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
+        if found != wanted {
+            return Err(Error::Restart(format!("the images do not belong together: {wanted:?} is wanted, {found:?} was given")));
+        }
+        wanted = its_parent;
+    }
+    check_parent(wanted, false)
+}
+
+/// Who it is, and who its own parent is.
+fn load_parent(image: Input, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
+    let mut reader = ImageReader::new(image)?;
+    let metadata = read_metadata(&mut reader)?;
+    let [state] = metadata.task_states.as_slice() else {
+        return Err(Error::Restart("the image does not hold one process".to_owned()));
+    };
+    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
+    overlay.next_image(memory.mm);
+    let stats = pipeline::load(&mut reader, overlay, &LoadOptions::default(), &|_| {})?;
+    let itself = metadata.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
+    Ok((itself, metadata.header.parent))
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

@@ -7,7 +7,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{self, getpgrp, tcgetpgrp, tcsetpgrp};
@@ -57,7 +60,7 @@ impl StandIn {
         let mut set: SigSet = FORWARDED.iter().copied().collect();
         set.add(Signal::SIGCHLD);
         set.thread_block().doing(|| "cannot block signals")?;
-        let flags = SfdFlags::SFD_CLOEXEC;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&set, flags).doing(|| "cannot make a descriptor for signals")?;
         let mut terminal = Terminal::own();
         if let Some(terminal) = &mut terminal {
@@ -71,18 +74,34 @@ impl StandIn {
     /// Waits until the job ends.
     pub fn run(mut self) -> Result<Ended> {
         loop {
+            if let Some(ended) = self.check()? {
+                return Ok(ended);
+            }
+            match poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).doing(|| "cannot wait for signals"),
+            }
+        }
+    }
+
+    /// Does what is to be done about everything that has happened, without waiting. Has the job ended?
+    ///
+    /// Not while this process traces the job: its stops would be taken for its own.
+    pub fn check(&mut self) -> Result<Option<Ended>> {
+        loop {
             while let Some(change) = child::poll(self.job).doing(|| format!("cannot wait for pid {}", self.job))? {
                 match change {
-                    Change::Exited(status) => return Ok(Ended::Exited(status)),
-                    Change::Killed(signal) => return Ok(Ended::Killed(signal)),
+                    Change::Exited(status) => return Ok(Some(Ended::Exited(status))),
+                    Change::Killed(signal) => return Ok(Some(Ended::Killed(signal))),
                     Change::Stopped(signal) => self.follow_stop(signal)?,
                     Change::Continued => self.stopped = false,
                 }
             }
             match self.signals.read_signal() {
                 Ok(Some(info)) => self.pass_on(&info)?,
-                Ok(None) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error).doing(|| "cannot wait for signals"),
+                Ok(None) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).doing(|| "cannot read signals"),
             }
         }
     }
@@ -110,6 +129,13 @@ impl StandIn {
         terminal.take_back()?;
         // Our whole group, as the terminal would: the shell waits for every process of a pipeline.
         signal::kill(Pid(-getpgrp().as_raw()), libc::SIGSTOP).doing(|| "cannot stop ckpt like its job")
+    }
+}
+
+/// Readable when there is something to [`StandIn::check`].
+impl AsFd for StandIn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
     }
 }
 

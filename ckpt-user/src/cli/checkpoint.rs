@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ckpt::checkpoint::{self, After, Options, Report};
+use ckpt::checkpoint::{After, Options, Report, Target};
 use ckpt::ids::{PAGE_SIZE, Pid};
 use ckpt::image::Codec;
 use ckpt::resources::collector::CollectOptions;
@@ -46,12 +46,22 @@ pub struct Args {
     json: bool,
 }
 
+/// The codecs by the names of the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum CodecName {
+pub enum CodecName {
     /// LZ4: faster than most disks
     Lz4,
     /// Not at all
     Raw,
+}
+
+impl From<CodecName> for Codec {
+    fn from(name: CodecName) -> Codec {
+        match name {
+            CodecName::Lz4 => Codec::Lz4,
+            CodecName::Raw => Codec::Raw,
+        }
+    }
 }
 
 impl Args {
@@ -61,16 +71,13 @@ impl Args {
         let destination = if to_stdout { self.stdout()? } else { Destination::file(&self.output)? };
         let options = Options {
             after: self.after,
-            codec: match self.codec {
-                CodecName::Lz4 => Codec::Lz4,
-                CodecName::Raw => Codec::Raw,
-            },
+            codec: self.codec.into(),
             freeze_timeout: self.freeze_timeout,
             collect: CollectOptions { tcp_close: self.tcp_close },
         };
         tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
         let progress = Progress::new("reading pages");
-        let result = checkpoint::checkpoint(self.pid, destination, &options, &|done, all| progress.show(done, all));
+        let result = Target::new(self.pid, options).checkpoint(destination, &|done, all| progress.show(done, all));
         drop(progress);
         let report = result.map_err(|error| Failure::about(&self.output, error))?;
         let summary = self.summary(&report);

@@ -22,6 +22,10 @@ pub enum Failure {
         source: ImageError,
     },
 
+    /// A restart point whose images do not make a whole.
+    #[error("{0}")]
+    Damaged(String),
+
     /// A file or descriptor that the user named cannot be used.
     #[error("{doing}: {source}")]
     File {

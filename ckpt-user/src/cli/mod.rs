@@ -11,10 +11,13 @@ mod input;
 mod log;
 mod man;
 mod output;
+mod points;
 mod progress;
 mod restart;
 mod spool;
+mod status;
 mod thaw;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -39,6 +42,7 @@ struct Args {
 enum Command {
     Checkpoint(checkpoint::Args),
     Restart(restart::Args),
+    Watch(watch::Args),
     Info(info::Args),
     Check(check::Args),
     Thaw(thaw::Args),
@@ -61,6 +65,7 @@ impl Command {
         match self {
             Command::Checkpoint(args) => args.log.as_deref(),
             Command::Restart(args) => args.log.as_deref(),
+            Command::Watch(args) => args.log.as_deref(),
             _ => None,
         }
     }
@@ -69,6 +74,7 @@ impl Command {
         match self {
             Command::Checkpoint(args) => args.run(),
             Command::Restart(args) => args.run(),
+            Command::Watch(args) => args.run(),
             Command::Info(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Thaw(args) => args.run(),

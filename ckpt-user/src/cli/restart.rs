@@ -14,7 +14,7 @@ use ckpt::stand_in::{Ended, StandIn};
 use ckpt::sys::{child, pidfd};
 
 use super::progress::Progress;
-use super::{Failure, input, output, spool};
+use super::{Failure, input, output, points, spool};
 
 /// Bring a process back from its image, where it was, with its process id.
 ///
@@ -22,9 +22,12 @@ use super::{Failure, input, output, spool};
 /// sockets to others are not in the image: it gets the standard input, output and error of ckpt, and others by --inherit-fd.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image; `-` is standard input
-    #[arg(value_name = "FILE")]
+    /// The image, or a folder of images, of which the newest whole one is taken; `-` is standard input
+    #[arg(value_name = "FILE|DIR")]
     image: PathBuf,
+    /// Of a folder: take this image, by its number or the beginning of its id
+    #[arg(long, value_name = "ID")]
+    at: Option<String>,
     /// Let the job go on by itself, as a child of init
     #[arg(long)]
     detach: bool,
@@ -34,9 +37,9 @@ pub struct Args {
     /// Leave the job stopped; `ckpt thaw PID` (or SIGCONT) lets it run
     #[arg(long)]
     frozen: bool,
-    /// What to do about files that are not as they were
-    #[arg(long, value_enum, default_value = "fail", value_name = "POLICY")]
-    files: FilesPolicy,
+    /// What to do about files that are not as they were (default: `fail`, and `rollback` for a folder)
+    #[arg(long, value_enum, value_name = "POLICY")]
+    files: Option<FilesPolicy>,
     /// Use descriptor M of ckpt (N, if not given) as descriptor N of the job, if that led outside
     #[arg(long, value_name = "N[=M]")]
     inherit_fd: Vec<Inherit>,
@@ -71,15 +74,30 @@ impl FromStr for Inherit {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
-        let image = spool::until_pid_is_free(input::open(&self.image)?, &self.image.display().to_string())?;
-        let restore = RestoreOptions { files: self.files, inherit: self.inherited()?, ambient: ambient()? };
+        let is_folder = self.image.is_dir();
+        if self.at.is_some() && !is_folder {
+            return Err(Failure::Usage("--at chooses an image of a folder".to_owned()));
+        }
+        // The job of a folder went on after its images were made, and its files with it.
+        let default = if is_folder { FilesPolicy::Rollback } else { FilesPolicy::Fail };
+        let files = self.files.unwrap_or(default);
+        let restore = RestoreOptions { files, inherit: self.inherited()?, ambient: ambient()? };
         let options = Options { detach: self.detach, frozen: self.frozen, restore };
         tracing::info!("restart from {}: {options:?}", self.image.display());
-        let progress = Progress::new("filling pages");
-        let result = restart::restart(image, &options, &|done, all| progress.show(done, all));
-        drop(progress);
-        let restarted = result.map_err(|error| Failure::about(&self.image, error))?;
+        let restarted = if is_folder {
+            points::restart_newest(&self.image, self.at.as_deref(), &options)?
+        } else {
+            self.restart_image(&options)?
+        };
         if self.detach { self.let_go(restarted) } else { self.stand_in(restarted) }
+    }
+
+    fn restart_image(&self, options: &Options) -> Result<Restarted, Failure> {
+        let image = spool::until_pid_is_free(input::open(&self.image)?, &self.image.display().to_string())?;
+        let progress = Progress::new("filling pages");
+        let result = restart::restart(image, Vec::new(), options, &|done, all| progress.show(done, all));
+        drop(progress);
+        Ok(result?)
     }
 
     fn let_go(&self, restarted: Restarted) -> Result<ExitCode, Failure> {

@@ -1,5 +1,6 @@
 //! From a source into an image.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -7,24 +8,33 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::plan::{self, Extent, Piece, Pieces};
 use super::stop::Stop;
-use super::{MAX_WORKERS, PageSource, default_workers, zero};
+use super::{KnownPages, MAX_WORKERS, PageSource, default_workers, zero};
 use crate::error::Result;
 use crate::ids::PAGE_SIZE;
 use crate::image::chunk::{ChunkBuffer, RunKind, SealedChunk};
 use crate::image::{Codec, ImageWriter, PageCounts, codec};
 
 /// How to dump.
-#[derive(Clone, Copy, Debug)]
-pub struct DumpOptions {
+#[derive(Clone, Copy)]
+pub struct DumpOptions<'a> {
     /// How to store pages. With LZ4, a chunk that does not shrink is stored raw.
     pub codec: Codec,
     /// Threads that read and compress: 1 to [`MAX_WORKERS`].
     pub workers: usize,
+    /// Pages that are left out.
+    pub known: Option<&'a dyn KnownPages>,
 }
 
-impl Default for DumpOptions {
-    fn default() -> DumpOptions {
-        DumpOptions { codec: Codec::default(), workers: default_workers() }
+impl Default for DumpOptions<'_> {
+    fn default() -> Self {
+        DumpOptions { codec: Codec::default(), workers: default_workers(), known: None }
+    }
+}
+
+impl fmt::Debug for DumpOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DumpOptions { codec, workers, known } = self;
+        write!(f, "DumpOptions {{ codec: {codec:?}, workers: {workers}, known: {} }}", known.is_some())
     }
 }
 
@@ -73,14 +83,15 @@ pub fn dump(
     plan: &[Extent],
     source: &dyn PageSource,
     writer: &mut ImageWriter<'_>,
-    options: &DumpOptions,
+    options: &DumpOptions<'_>,
     progress: &dyn Fn(u64),
 ) -> Result<DumpStats> {
     let owners = plan::check(plan)?;
     let writer = &*writer;
     let workers = options.workers.clamp(1, MAX_WORKERS);
     let stop = Stop::default();
-    let shared = Shared { pieces: Mutex::new(Pieces::of(plan)), source, writer, codec: options.codec, stop: &stop };
+    let shared =
+        Shared { pieces: Mutex::new(Pieces::of(plan)), source, writer, codec: options.codec, known: options.known, stop: &stop };
     let stats = thread::scope(|scope| {
         // A worker holds one buffer to read into and one to compress into, and as many again may wait to be written.
         let (give, idle) = bounded(3 * workers + 2);
@@ -106,6 +117,7 @@ struct Shared<'a> {
     source: &'a dyn PageSource,
     writer: &'a ImageWriter<'a>,
     codec: Codec,
+    known: Option<&'a dyn KnownPages>,
     stop: &'a Stop,
 }
 
@@ -176,7 +188,8 @@ impl Worker<'_> {
         if read > 0 {
             self.shared.source.read(piece.owner, &ranges, bytes)?;
         }
-        let (runs, kept) = zero::squeeze(&piece.runs, bytes);
+        let known = |page: u64, bytes: &[u8]| self.shared.known.is_some_and(|k| k.is_known(piece.owner, page, bytes));
+        let (runs, kept) = zero::squeeze(&piece.runs, bytes, known);
         let block = match self.shared.codec {
             Codec::Lz4 if kept > 0 => codec::pack(&bytes[..kept], packed.data()),
             _ => None,

@@ -9,6 +9,7 @@
 //! the call.
 
 mod dump;
+mod increment;
 mod load;
 mod plan;
 mod stop;
@@ -18,6 +19,7 @@ mod zero;
 mod tests;
 
 pub use dump::{DumpOptions, DumpStats, dump};
+pub use increment::{Changes, increment, pages_of};
 pub use load::{LoadOptions, LoadStats, load};
 pub use plan::{Extent, ExtentKind, pages_to_read};
 
@@ -37,6 +39,12 @@ pub trait PageSource: Sync {
     /// Reads pages of `owner`, range after range, into `buf`, which is exactly as long as they are. At most 256 pages in at most 256
     /// ranges are asked for at once. Several threads call it at the same time.
     fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()>;
+}
+
+/// Knows pages that need not be saved, because a parent image holds the very same. Several threads call it at the same time.
+pub trait KnownPages: Sync {
+    /// Is this what the page of `owner` holds in the parent?
+    fn is_known(&self, owner: ObjRef, page: u64, bytes: &[u8]) -> bool;
 }
 
 /// Takes pages: the memory of a new task, a new file. Several threads call it at the same time; no page of an owner comes twice.

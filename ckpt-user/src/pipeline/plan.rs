@@ -49,8 +49,8 @@ pub(super) fn check(plan: &[Extent]) -> Result<Vec<ObjRef>> {
         }
         if pages.count > 0 {
             let run = Run { pages, kind: RunKind::Data };
-            seen.admit(owner, &[run], Place::default()).map_err(|_| {
-                Error::Unexpected(format!("pages of {pages:?} of object {owner} are to be saved twice: this is an error in ckpt"))
+            seen.admit(owner, &[run], Place::default()).map_err(|why| {
+                Error::Unexpected(format!("the pages {pages:?} of object {owner} cannot be saved, by an error in ckpt: {why}"))
             })?;
         }
     }

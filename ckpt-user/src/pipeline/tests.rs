@@ -101,8 +101,8 @@ fn extent(owner: u32, start: u64, count: u64, kind: ExtentKind) -> Extent {
     Extent { owner: ObjRef(owner), pages: PageRange { start, count }, kind }
 }
 
-fn options(codec: Codec, workers: usize) -> DumpOptions {
-    DumpOptions { codec, workers }
+fn options(codec: Codec, workers: usize) -> DumpOptions<'static> {
+    DumpOptions { codec, workers, known: None }
 }
 
 fn dump_to(out: impl Write + Send, plan: &[Extent], codec: Codec, workers: usize) -> DumpStats {

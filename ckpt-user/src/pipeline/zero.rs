@@ -1,4 +1,4 @@
-//! Finding the pages that are all zeros, and leaving them out.
+//! Finding the pages whose contents need not be stored, and leaving those out.
 
 use crate::ids::{PAGE_SIZE, PageRange};
 use crate::image::chunk::{Run, RunKind};
@@ -10,9 +10,23 @@ fn is_zero(page: &[u8]) -> bool {
     page.as_chunks::<128>().0.iter().all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Takes the pages that are all zeros out of `bytes`, which holds the pages of the data runs one after another, and moves the others
-/// together at its front. Returns the runs as they are then, and the bytes left.
-pub(super) fn squeeze(planned: &[Run], bytes: &mut [u8]) -> (Vec<Run>, usize) {
+/// What becomes of a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Zero,
+    /// It is in a parent image.
+    Known,
+}
+
+/// Takes the pages that are all zeros out of `bytes`, which holds the pages of the data runs one after another, those that are `known`, too,
+/// and moves the others together at its front. Returns the runs as they are then, and the bytes left.
+pub(super) fn squeeze(planned: &[Run], bytes: &mut [u8], known: impl Fn(u64, &[u8]) -> bool) -> (Vec<Run>, usize) {
+    let fate = |page: u64, bytes: &[u8]| match () {
+        () if known(page, bytes) => Fate::Known,
+        () if is_zero(bytes) => Fate::Zero,
+        () => Fate::Kept,
+    };
     let mut runs: Vec<Run> = Vec::with_capacity(planned.len());
     let (mut from, mut kept) = (0, 0);
     for run in planned {
@@ -23,20 +37,25 @@ pub(super) fn squeeze(planned: &[Run], bytes: &mut [u8]) -> (Vec<Run>, usize) {
         // Alike pages side by side are handled together.
         let mut pages = run.pages;
         while pages.count > 0 {
-            let zero = is_zero(&bytes[from..from + PAGE]);
+            let fate_of = |n: usize| fate(pages.start + n as u64, &bytes[from + n * PAGE..from + (n + 1) * PAGE]);
+            let first = fate_of(0);
             let mut alike = 1;
-            while alike < pages.count as usize && is_zero(&bytes[from + alike * PAGE..from + (alike + 1) * PAGE]) == zero {
+            while alike < pages.count as usize && fate_of(alike) == first {
                 alike += 1;
             }
             let len = alike * PAGE;
-            if !zero {
+            if first == Fate::Kept {
                 if from != kept {
                     bytes.copy_within(from..from + len, kept);
                 }
                 kept += len;
             }
-            let kind = if zero { RunKind::Zero } else { RunKind::Data };
-            push(&mut runs, Run { pages: PageRange { start: pages.start, count: alike as u64 }, kind });
+            let here = PageRange { start: pages.start, count: alike as u64 };
+            match first {
+                Fate::Kept => push(&mut runs, Run { pages: here, kind: RunKind::Data }),
+                Fate::Zero => push(&mut runs, Run { pages: here, kind: RunKind::Zero }),
+                Fate::Known => {}
+            }
             from += len;
             pages = PageRange { start: pages.start + alike as u64, count: pages.count - alike as u64 };
         }
@@ -83,7 +102,7 @@ mod tests {
                 }
                 next += count + gap;
             }
-            let (squeezed, kept) = squeeze(&runs, &mut bytes);
+            let (squeezed, kept) = squeeze(&runs, &mut bytes, |_, _| false);
             let mut pages = bytes[..kept].chunks(PAGE);
             let mut found = Vec::new();
             for run in &squeezed {

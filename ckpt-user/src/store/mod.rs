@@ -1,5 +1,9 @@
-//! Where images are kept: whole, under their final name, or not at all.
+//! Where images are kept: whole, under their final name, or not at all; and chains of them.
 
 mod destination;
+mod folder;
+mod overlay;
 
 pub use destination::Destination;
+pub use folder::{Entry, Folder, Lock, chain};
+pub use overlay::Overlay;

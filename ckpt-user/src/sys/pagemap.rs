@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use bitflags::bitflags;
+use rangemap::RangeSet;
 
 use crate::error::{Doing, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
@@ -60,6 +61,11 @@ struct Region {
 const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
 
+/// PAGE_IS_WRITTEN, and flags of the request.
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
+
 const REGIONS_PER_CALL: usize = 1024;
 
 /// The page tables of one process.
@@ -92,6 +98,44 @@ impl PageMap {
     pub fn walk(&self, range: PageRange, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
         let result = if self.has_scan { self.scan(range, &mut found) } else { self.read(range, &mut found) };
         result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))
+    }
+
+    /// Adds the pages of `range` that were written since they were last protected to `written`, and protects those again: as one step for
+    /// each page, so that no write is missed. Only for memory that is registered ([`super::userfaultfd`]).
+    pub fn take_written(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
+        let result = self.take(range, written);
+        result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+    }
+
+    fn take(&self, range: PageRange, written: &mut RangeSet<u64>) -> io::Result<()> {
+        let mut regions = vec![Region::default(); REGIONS_PER_CALL];
+        let end = range.end() * PAGE_SIZE;
+        let mut start = range.start * PAGE_SIZE;
+        while start < end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                start,
+                end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: regions.len() as u64,
+                category_mask: PAGE_IS_WRITTEN,
+                return_mask: PAGE_IS_WRITTEN,
+                ..ScanArg::default()
+            };
+            // SAFETY: as in `scan`.
+            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            if n < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let found = &regions[..n as usize];
+            written.extend(found.iter().map(|region| region.start / PAGE_SIZE..region.end / PAGE_SIZE));
+            match found.last() {
+                Some(last) if found.len() == regions.len() && last.end > start => start = last.end,
+                _ => break,
+            }
+        }
+        Ok(())
     }
 
     fn scan(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {

@@ -33,18 +33,24 @@ pub fn exists(process: BorrowedFd<'_>) -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
+/// Has the process ended, all of it?
+pub fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
+    wait(process, libc::POLLIN, Duration::ZERO)
+}
+
 /// Waits until a dead process was collected by its parent, or `at_most` has passed.
 pub fn wait_for_burial(process: BorrowedFd<'_>, at_most: Duration) -> io::Result<()> {
     // No events: a dead process is always readable, and POLLHUP needs not be asked for.
-    wait(process, 0, at_most)
+    wait(process, 0, at_most).map(drop)
 }
 
-fn wait(process: BorrowedFd<'_>, events: i16, at_most: Duration) -> io::Result<()> {
+/// Did one of the events come in time?
+fn wait(process: BorrowedFd<'_>, events: i16, at_most: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: process.as_raw_fd(), events, revents: 0 };
     let timeout = libc::timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
     // SAFETY: one pollfd, a time-out that outlives the call, no signal mask.
     match unsafe { libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null()) } {
         -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+        n => Ok(n > 0),
     }
 }

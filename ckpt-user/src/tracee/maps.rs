@@ -57,7 +57,7 @@ bitflags! {
         const NO_HUGE_PAGE = 1 << 10;
         /// mg: MADV_MERGEABLE.
         const MERGEABLE = 1 << 11;
-        /// um, uw or ui: registered with a userfaultfd.
+        /// um or ui: registered with a userfaultfd, whose owner handles faults. (uw, write protection, is what ckpt itself uses.)
         const USERFAULTFD = 1 << 12;
         /// ss: a shadow stack.
         const SHADOW_STACK = 1 << 13;
@@ -92,7 +92,7 @@ impl VmFlags {
             "hg" => VmFlags::HUGE_PAGE,
             "nh" => VmFlags::NO_HUGE_PAGE,
             "mg" => VmFlags::MERGEABLE,
-            "um" | "uw" | "ui" => VmFlags::USERFAULTFD,
+            "um" | "ui" => VmFlags::USERFAULTFD,
             "ss" => VmFlags::SHADOW_STACK,
             "sl" => VmFlags::SEALED,
             "dp" => VmFlags::DROPPABLE,

@@ -1,3 +1,31 @@
 //! What changed in a process, and what its threads wait for, as the kernel sees it.
 
 pub mod ebpf;
+pub mod hash;
+pub mod scan;
+
+use std::fmt::Debug;
+
+use rangemap::RangeSet;
+
+use crate::error::Result;
+use crate::tracee::maps::Mapping;
+use crate::tracee::remote::RemoteTask;
+
+/// Finds out which pages of one address space were written.
+pub trait DirtyTracker: Debug + Send {
+    /// Its name in reports.
+    fn name(&self) -> &'static str;
+
+    /// At a cut, with every thread of the process stopped: the numbers of the pages that were written since the last cut (at the first one, of
+    /// every page that is there). From now on watches for the next cut. What it cannot watch counts as written, each time. `mappings` as
+    /// [`crate::tracee::maps::read_with_flags`] gives them.
+    ///
+    /// Errors: it has lost sight of the address space, and another tracker must begin.
+    fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>>;
+}
+
+/// Begins to track the address space of a stopped thread, with the best that this machine has.
+pub fn start(task: &mut RemoteTask<'_>) -> Result<Box<dyn DirtyTracker>> {
+    Ok(Box::new(scan::ScanTracker::start(task)?))
+}

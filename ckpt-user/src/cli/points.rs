@@ -1,0 +1,74 @@
+//! The restart points of a folder, and going back to an earlier one when an image turns out to be damaged.
+
+use std::fs::File;
+use std::path::Path;
+
+use ckpt::Error;
+use ckpt::restart::{self, Input, Options, Restarted};
+use ckpt::store::{Entry, Folder, chain};
+
+use super::Failure;
+use super::progress::Progress;
+
+/// Restarts the newest point of the folder whose images are whole, or the one that `at` names: a number, or the beginning of an image id.
+pub fn restart_newest(folder: &Path, at: Option<&str>, options: &Options) -> Result<Restarted, Failure> {
+    let entries = Folder::open(folder).scan()?;
+    let chosen = match at {
+        Some(at) => vec![find(&entries, at, folder)?],
+        None => (0..entries.len()).rev().collect(),
+    };
+    let mut damaged = None;
+    for point in chosen {
+        match restart_point(&entries, point, options) {
+            Err(failure @ (Failure::Image { .. } | Failure::Damaged(_))) => {
+                // An older point may be whole.
+                if let Some(earlier) = damaged.replace(failure) {
+                    tracing::warn!("{earlier}");
+                }
+            }
+            Ok(restarted) => {
+                if let Some(failure) = &damaged {
+                    tracing::warn!("{failure}; restarted from the older {}", entries[point].path.display());
+                }
+                return Ok(restarted);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Err(damaged.unwrap_or_else(|| Failure::Damaged(format!("the folder {} holds no images", folder.display()))))
+}
+
+fn find(entries: &[Entry], at: &str, folder: &Path) -> Result<usize, Failure> {
+    let by_number = entries.iter().position(|entry| at.parse() == Ok(entry.number));
+    let has_id = |entry: &&Entry| {
+        let id = entry.header.as_ref().ok().and_then(|header| header.image_id);
+        id.is_some_and(|id| id.to_string().starts_with(at))
+    };
+    let by_id: Vec<&Entry> = entries.iter().filter(has_id).collect();
+    match (by_number, by_id.as_slice()) {
+        (Some(position), _) => Ok(position),
+        (None, [only]) => Ok(entries.iter().position(|entry| entry.number == only.number).unwrap_or_default()),
+        (None, []) => Err(Failure::Usage(format!("no image in {} has the number or id {at}", folder.display()))),
+        (None, _) => Err(Failure::Usage(format!("more than one image in {} has an id that begins with {at}", folder.display()))),
+    }
+}
+
+fn restart_point(entries: &[Entry], point: usize, options: &Options) -> Result<Restarted, Failure> {
+    let images = chain(entries, point).map_err(Failure::Damaged)?;
+    let mut inputs = Vec::new();
+    for entry in &images {
+        let file =
+            File::open(&entry.path).map_err(|error| Failure::file(format!("cannot open {}", entry.path.display()), error))?;
+        inputs.push(Box::new(file) as Input);
+    }
+    let parents = inputs.split_off(1);
+    let Some(newest) = inputs.pop() else { return Err(Failure::Damaged("an empty chain".to_owned())) };
+    tracing::info!("restart from {} and {} parents", images[0].path.display(), parents.len());
+    let progress = Progress::new("filling pages");
+    let result = restart::restart(newest, parents, options, &|done, all| progress.show(done, all));
+    drop(progress);
+    result.map_err(|error| match error {
+        Error::Parent { older, source } => Failure::about(&images[older].path, *source),
+        other => Failure::about(&images[0].path, other),
+    })
+}

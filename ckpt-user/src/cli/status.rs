@@ -1,0 +1,47 @@
+//! The status line of a watch, on a terminal; nothing in a pipe.
+
+use ckpt::checkpoint::Report;
+use ckpt::ids::PAGE_SIZE;
+use indicatif::{ProgressBar, ProgressDrawTarget};
+
+use super::output;
+
+/// One line on standard error, which goes away when it is cleared.
+#[derive(Debug)]
+pub struct Status {
+    bar: ProgressBar,
+}
+
+impl Status {
+    /// Invisible unless standard error is a terminal and it is wanted.
+    pub fn new(wanted: bool) -> Status {
+        let target = if wanted { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if let Ok(style) = indicatif::ProgressStyle::with_template("{msg}") {
+            bar.set_style(style);
+        }
+        Status { bar }
+    }
+
+    /// What the last checkpoint was.
+    pub fn show(&self, number: u64, report: &Report) {
+        let kind = if report.parent_id.is_some() { "increment" } else { "whole image" };
+        self.bar.set_message(format!(
+            "checkpoint {number}: pause {}, {} written, {kind} of {}",
+            output::micros(report.pause_us),
+            output::bytes(report.pages_written * PAGE_SIZE),
+            output::bytes(report.bytes),
+        ));
+        self.bar.tick();
+    }
+
+    /// Says something else above the line.
+    pub fn above(&self, say: impl FnOnce()) {
+        self.bar.suspend(say);
+    }
+
+    /// Takes the line away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,98 @@
+//! Asynchronous write protection by userfaultfd, read and armed again by PAGEMAP_SCAN (Linux 6.7): what was written is what is not
+//! protected any more.
+//!
+//! The descriptor is made in the process, whose address space it then belongs to, and lives here. When it is closed, by us or because ckpt
+//! was killed, the kernel forgets all of it. Every cut registers what is not registered: new mappings, and those that have lost it (mremap,
+//! munmap and mmap at one place). Their pages are not protected, so they count as written without further ado.
+
+use std::os::fd::AsFd;
+
+use rangemap::RangeSet;
+
+use super::DirtyTracker;
+use crate::error::{Doing, Error, Result};
+use crate::ids::{PageRange, Pid};
+use crate::sys::pagemap::PageMap;
+use crate::sys::pidfd;
+use crate::sys::userfaultfd::{USER_MODE_ONLY, WriteNotes};
+use crate::tracee::maps::{Mapping, MappingKind};
+use crate::tracee::remote::RemoteTask;
+
+/// See the module.
+#[derive(Debug)]
+pub struct ScanTracker {
+    pid: Pid,
+    notes: WriteNotes,
+    page_map: PageMap,
+}
+
+impl ScanTracker {
+    /// Makes the descriptor in the process of a stopped thread.
+    ///
+    /// Errors: the kernel has no asynchronous write protection, or lets nobody scan.
+    pub fn start(task: &mut RemoteTask<'_>) -> Result<ScanTracker> {
+        let pid = task.pid();
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+        let fd = task.call("cannot make a userfaultfd", libc::SYS_userfaultfd, [flags.into()])?;
+        let doing = || format!("cannot fetch the userfaultfd of pid {pid}");
+        let fetched = pidfd::open(pid).and_then(|process| pidfd::get_fd(process.as_fd(), fd as i32));
+        task.call("cannot close the userfaultfd again", libc::SYS_close, [fd.into()])?;
+        let notes = WriteNotes::begin(fetched.doing(doing)?);
+        let notes = notes.doing(|| "this kernel has no asynchronous write protection (Linux 6.7 has it)")?;
+        let page_map = PageMap::open(pid)?;
+        if !page_map.has_scan() {
+            return Err(Error::Unexpected("this kernel has no PAGEMAP_SCAN (Linux 6.7 has it)".to_owned()));
+        }
+        Ok(ScanTracker { pid, notes, page_map })
+    }
+
+    /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
+    fn is_noted(&self, mapping: &Mapping) -> Result<bool> {
+        let private = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::AnonymousHuge | MappingKind::File);
+        if !private || mapping.shared {
+            return Ok(false);
+        }
+        // Also if it is registered already: that it is, in smaps, does not tell with whom, and another ckpt may watch the process, too.
+        match self.notes.register(mapping.pages()) {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINVAL | libc::EPERM)) => {
+                tracing::info!("{} of pid {} cannot be tracked: {e}", mapping.describe(), self.pid);
+                Ok(false)
+            }
+            Err(e) => Err(e).doing(|| format!("cannot track {} of pid {}", mapping.describe(), self.pid)),
+        }
+    }
+}
+
+impl DirtyTracker for ScanTracker {
+    fn name(&self) -> &'static str {
+        "scan"
+    }
+
+    fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
+        let mut written = RangeSet::new();
+        // Runs of mappings side by side are scanned at once.
+        let mut noted: Option<PageRange> = None;
+        for mapping in mappings {
+            let pages = mapping.pages();
+            if !self.is_noted(mapping)? {
+                if pages.count > 0 {
+                    written.insert(pages.start..pages.end());
+                }
+                continue;
+            }
+            match &mut noted {
+                Some(run) if run.end() == pages.start => run.count += pages.count,
+                _ => {
+                    if let Some(run) = noted.replace(pages) {
+                        self.page_map.take_written(run, &mut written)?;
+                    }
+                }
+            }
+        }
+        if let Some(run) = noted {
+            self.page_map.take_written(run, &mut written)?;
+        }
+        Ok(written)
+    }
+}

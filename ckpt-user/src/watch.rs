@@ -1,0 +1,259 @@
+//! The story of a watch: a job is checkpointed again and again into a folder, until it ends or the watch is to end.
+//!
+//! Only the first image is whole, the others are increments. A checkpoint that fails leaves the job running and the older images good; the
+//! next one holds what it should have. Between checkpoints one thread waits for everything at once: the time of the next, the end of the
+//! job, signals. Checkpoints are made on that thread too, for a tracer must not change.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use serde::Serialize;
+
+use crate::checkpoint::{self, Progress, Report, Target};
+use crate::error::{Doing, Error, Result};
+use crate::ids::Pid;
+use crate::stand_in::{Ended, StandIn};
+use crate::store::{Folder, Lock};
+use crate::sys::pidfd;
+use crate::sys::readiness::Waiting;
+
+/// When the next checkpoint is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interval {
+    /// This long after the last one began.
+    Fixed(Duration),
+    /// So long that what checkpoints cost and what a failure loses are least together, by Young's formula: the root of twice the cost of a
+    /// checkpoint times the mean time between failures.
+    Auto {
+        /// That mean time.
+        mtbf: Duration,
+    },
+}
+
+/// Before anything is known of the cost of a checkpoint.
+const FIRST_AUTO: Duration = Duration::from_secs(10);
+/// Not more often than this.
+const SHORTEST_AUTO: Duration = Duration::from_millis(100);
+
+impl Interval {
+    /// From one checkpoint, which has cost the job `cost`, to the next.
+    pub fn after(self, cost: Option<Duration>) -> Duration {
+        match (self, cost) {
+            (Interval::Fixed(interval), _) => interval,
+            (Interval::Auto { .. }, None) => FIRST_AUTO,
+            (Interval::Auto { mtbf }, Some(cost)) => {
+                let seconds = (2.0 * cost.as_secs_f64() * mtbf.as_secs_f64()).sqrt();
+                Duration::from_secs_f64(seconds.min(mtbf.as_secs_f64())).max(SHORTEST_AUTO)
+            }
+        }
+    }
+}
+
+/// What the user can choose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of each checkpoint.
+    pub checkpoint: checkpoint::Options,
+    /// When.
+    pub interval: Interval,
+}
+
+/// What is watched.
+#[derive(Debug)]
+pub enum Job {
+    /// A child of ours, for which we stand in.
+    Ours(StandIn),
+    /// A process of somebody else's.
+    Theirs(Stranger),
+}
+
+/// A process that runs whether it is watched or not. SIGINT, SIGTERM and SIGHUP end the watch.
+#[derive(Debug)]
+pub struct Stranger {
+    process: OwnedFd,
+    signals: SignalFd,
+}
+
+impl Stranger {
+    /// Finds it. From now on the signals that end the watch do nothing else to this process.
+    pub fn find(pid: Pid) -> Result<Stranger> {
+        let process = match pidfd::open(pid) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(Error::Unexpected(format!("cannot watch pid {pid}: there is no such process")));
+            }
+            other => other.doing(|| format!("cannot get a handle of pid {pid}"))?,
+        };
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        set.thread_block().doing(|| "cannot block signals")?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+        Ok(Stranger { process, signals: signals.doing(|| "cannot make a descriptor for signals")? })
+    }
+
+    fn check(&mut self) -> Result<Option<End>> {
+        if self.signals.read_signal().doing(|| "cannot read a signal")?.is_some() {
+            return Ok(Some(End::Asked));
+        }
+        let ended = pidfd::has_ended(self.process.as_fd()).doing(|| "cannot look at the job")?;
+        Ok(ended.then_some(End::Gone))
+    }
+}
+
+/// Why a watch has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Our child has ended like this.
+    Job(Ended),
+    /// The process of somebody else's has ended.
+    Gone,
+    /// A signal has asked for it.
+    Asked,
+}
+
+impl Job {
+    /// What has happened, without waiting.
+    fn check(&mut self) -> Result<Option<End>> {
+        match self {
+            Job::Ours(child) => Ok(child.check()?.map(End::Job)),
+            Job::Theirs(process) => process.check(),
+        }
+    }
+
+    /// One of these is readable then.
+    fn descriptors(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+        match self {
+            Job::Ours(child) => (child.as_fd(), child.as_fd()),
+            Job::Theirs(process) => (process.process.as_fd(), process.signals.as_fd()),
+        }
+    }
+}
+
+/// What a watch tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An image is in the folder, under this number.
+    Checkpoint(u64, &'a Report),
+    /// A checkpoint has failed; the job runs on.
+    Failed(&'a Error),
+}
+
+/// The longest pause that is told apart, in microseconds: an hour.
+const LONGEST_US: u64 = 3_600_000_000;
+
+/// All checkpoints of a watch together.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Checkpoints that failed.
+    pub failed: u64,
+    /// Bytes of their images.
+    pub bytes: u64,
+    /// Half of the pauses were not longer, in microseconds.
+    pub pause_p50_us: u64,
+    /// Of 100 pauses, 99 were not longer.
+    pub pause_p99_us: u64,
+    /// The longest.
+    pub pause_max_us: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Watch {
+    folder: Folder,
+    lock: Lock,
+    target: Target,
+    options: Options,
+    pauses: Histogram<u64>,
+    bytes: u64,
+    failed: u64,
+}
+
+impl Watch {
+    /// Watches `pid`, with the images in `folder`, which is made if it is not there.
+    ///
+    /// Errors: another ckpt works with the folder.
+    pub fn new(pid: Pid, folder: &Path, options: Options) -> Result<Watch> {
+        let folder = Folder::create(folder)?;
+        let lock = folder.lock()?;
+        folder.clean(&lock)?;
+        let target = Target::tracked(pid, options.checkpoint.clone());
+        let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
+            .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
+        Ok(Watch { folder, lock, target, options, pauses, bytes: 0, failed: 0 })
+    }
+
+    /// Checkpoints the job until it ends or the watch is to.
+    pub fn run(&mut self, job: &mut Job, tell: &mut dyn FnMut(Event<'_>), progress: Progress<'_>) -> Result<End> {
+        let waiting = Waiting::new().doing(|| "cannot prepare to wait")?;
+        let mut due = Instant::now();
+        loop {
+            if let Some(end) = job.check()? {
+                return Ok(end);
+            }
+            if Instant::now() < due {
+                let (one, other) = job.descriptors();
+                waiting.for_either(one, other, due).doing(|| "cannot wait for the job")?;
+                continue;
+            }
+            let began = Instant::now();
+            let cost = match self.checkpoint(progress) {
+                Ok((number, report)) => {
+                    tell(Event::Checkpoint(number, &report));
+                    Some(Duration::from_micros(report.pause_us))
+                }
+                Err(Error::Gone(_)) => None,
+                Err(error) => {
+                    self.failed += 1;
+                    tell(Event::Failed(&error));
+                    None
+                }
+            };
+            due = began + self.options.interval.after(cost);
+        }
+    }
+
+    fn checkpoint(&mut self, progress: Progress<'_>) -> Result<(u64, Report)> {
+        let (number, destination) = self.folder.next(&self.lock)?;
+        let report = self.target.checkpoint(destination, progress)?;
+        self.bytes += report.bytes;
+        // Longer pauses than the histogram can hold count as the longest that it can.
+        self.pauses.saturating_record(report.pause_us);
+        Ok((number, report))
+    }
+
+    /// All of them together.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            checkpoints: self.pauses.len(),
+            failed: self.failed,
+            bytes: self.bytes,
+            pause_p50_us: self.pauses.value_at_quantile(0.5),
+            pause_p99_us: self.pauses.value_at_quantile(0.99),
+            pause_max_us: self.pauses.max(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_follows_the_cost() {
+        let seconds = Duration::from_secs;
+        assert_eq!(Interval::Fixed(seconds(30)).after(Some(seconds(5))), seconds(30));
+        let auto = Interval::Auto { mtbf: seconds(20_000) };
+        assert_eq!(auto.after(Some(seconds(1))), seconds(200));
+        assert_eq!(auto.after(None), FIRST_AUTO);
+        assert_eq!(auto.after(Some(Duration::ZERO)), SHORTEST_AUTO);
+        assert_eq!(
+            Interval::Auto { mtbf: seconds(1) }.after(Some(seconds(100))),
+            seconds(1),
+            "not longer than the time between failures"
+        );
+    }
+}
