@@ -9,6 +9,7 @@ pub mod ckpt;
 pub mod identity;
 pub mod image;
 pub mod job;
+pub mod laps;
 pub mod maps;
 pub mod moments;
 pub mod process;

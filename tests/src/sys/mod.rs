@@ -5,3 +5,4 @@ pub mod pidfd;
 pub mod raw;
 pub mod session;
 pub mod usage;
+pub mod writes;

@@ -1,0 +1,84 @@
+//! The tests' side of `lapper`: starting it, and having it verify every page that it has.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::job::Job;
+use crate::skip;
+
+/// Ways in which memory is written, moved, dropped and made anew: the words of `lapper`. Those that let a lap last longer than the time
+/// between two checkpoints are here with those that do not.
+pub const MODES: &[&str] = &[
+    "512 store",
+    "512 store slow",
+    "512 read",
+    "512 read slow",
+    "256 direct",
+    "256 vmwritev slow",
+    "512 vmwritev store",
+    "512 dontneed",
+    "512 dontneed slow",
+    "512 mremap",
+    "512 mremap slow",
+    "512 remap",
+    "512 remap slow",
+    "512 brk slow",
+    "512 brk dontneed",
+    "2048 huge",
+    "2048 huge dontneed",
+    "512 shared",
+    "512 shared dontneed slow",
+    "512 threads 3 store read",
+    "512 threads 3 mremap remap dontneed slow",
+    "512 threads 4 store read direct vmwritev mremap remap dontneed brk",
+];
+
+/// Starts `program`, which is `lapper`, with these words (parted by spaces), in `folder`, and waits until its first lap. What this
+/// machine does not have is noted as skipped.
+pub fn start(folder: &Path, program: &str, words: &str) -> Job {
+    let mut command = Command::new(program);
+    let job = Job::start(folder, command.args(words.split(' ')).current_dir(folder));
+    job.wait_for_line("ready");
+    for why in job.output().lines().filter_map(|line| line.strip_prefix("absent ")) {
+        skip::note("lapper", why);
+    }
+    job
+}
+
+/// The lap that it has finished last.
+pub fn lap(job: &Job) -> u64 {
+    numbers(&job.output(), "lap ").last().copied().unwrap_or(0)
+}
+
+/// Has it verify every page, in a lap that begins after now.
+pub fn verify(job: &Job) {
+    let output = job.output();
+    let begun = numbers(&output, "lap ").last().map_or(1, |lap| lap + 1);
+    let mut answers = numbers(&output, "verified ").len();
+    loop {
+        job.signal(Signal::SIGUSR1);
+        let output = job.wait_for("a verified lap", |output| numbers(output, "verified ").len() > answers);
+        let verified = numbers(&output, "verified ");
+        if verified.last().is_some_and(|lap| *lap > begun) {
+            return;
+        }
+        // That was the lap in which the signal came, or a promise from before an image was made.
+        answers = verified.len();
+    }
+}
+
+/// The numbers in all whole lines that begin so.
+fn numbers(output: &str, beginning: &str) -> Vec<u64> {
+    let whole = output.rfind('\n').map_or("", |end| &output[..end]);
+    whole.lines().filter_map(|line| line.strip_prefix(beginning)?.parse().ok()).collect()
+}
+
+/// Has it verify once more, and end.
+pub fn finish(mut job: Job) {
+    verify(&job);
+    job.signal(Signal::SIGTERM);
+    let output = job.succeed();
+    assert_eq!(output.lines().last(), Some("good"));
+}

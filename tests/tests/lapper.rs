@@ -1,0 +1,88 @@
+//! Memory that knows what each of its pages must hold, however they are written: checkpointed, killed and restarted at any moment.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use ckpt_tests::ckpt;
+use ckpt_tests::laps::{self, MODES};
+use ckpt_tests::moments::Moments;
+use ckpt_tests::sys::memory::PAGE;
+use ckpt_tests::{needs_root, program};
+use nix::sys::signal::Signal;
+use tempfile::tempdir;
+
+/// Goes through those modes whose numbers give this rest.
+fn some_modes_go_on(rest: usize) {
+    needs_root!();
+    let moments = Moments::new();
+    for words in MODES.iter().skip(rest).step_by(4) {
+        println!("lapper {words}");
+        let folder = tempdir().unwrap();
+        let image = folder.path().join("image");
+        let mut job = laps::start(folder.path(), program!("lapper"), words);
+        for _ in 0..3 {
+            moments.let_pass(Duration::from_millis(60), 0.0, 1.0);
+            ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+            job = ckpt::restart(&job, &image, &[]);
+            laps::verify(&job);
+        }
+        laps::finish(job);
+    }
+}
+
+#[test]
+fn every_fourth_mode_goes_on() {
+    some_modes_go_on(0);
+}
+
+#[test]
+fn every_fourth_mode_from_the_second_goes_on() {
+    some_modes_go_on(1);
+}
+
+#[test]
+fn every_fourth_mode_from_the_third_goes_on() {
+    some_modes_go_on(2);
+}
+
+#[test]
+fn every_fourth_mode_from_the_fourth_goes_on() {
+    some_modes_go_on(3);
+}
+
+/// The program under test is itself tested: one wrong byte anywhere ends it, and it says where.
+#[test]
+fn a_wrong_byte_is_found() {
+    needs_root!();
+    // A quarter of a thread's pages: nothing else has the size of one or several of them.
+    const PART: usize = 257 * PAGE;
+    let moments = Moments::new();
+    for words in ["1028", "1028 remap shared", "1028 dontneed mremap", "4112 threads 4"] {
+        let folder = tempdir().unwrap();
+        let mut job = laps::start(folder.path(), program!("lapper"), words);
+        job.wait_for_line("lap 3");
+        job.signal(Signal::SIGSTOP);
+        job.wait_until_stopped();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", job.pid())).unwrap();
+        let range = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let at = |text| usize::from_str_radix(text, 16).ok();
+            Some((at(start)?, at(end)?))
+        };
+        let mut writable = maps.lines().filter(|line| line.contains(" rw-")).filter_map(range);
+        let pages = writable.find(|(start, end)| (end - start).is_multiple_of(PART));
+        let (start, end) = pages.unwrap_or_else(|| panic!("no pages:\n{maps}"));
+        let at = start as u64 + moments.below((end - start) as u64);
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{}/mem", job.pid())).unwrap();
+        let mut byte = [0];
+        memory.read_exact_at(&mut byte, at).unwrap();
+        memory.write_all_at(&[byte[0] ^ 16], at).unwrap();
+        job.signal(Signal::SIGCONT);
+        assert_eq!(job.wait().code(), Some(1), "lapper {words} has not noticed a wrong byte at {at:#x}");
+        let said = job.output();
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("inconsistent: ") && last.contains(", page "), "it does not say where: {last}");
+        assert!(last.contains("1 bytes differ") && last.contains(&format!("{:#04x} found", byte[0] ^ 16)), "{last}");
+    }
+}
