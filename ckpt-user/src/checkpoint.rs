@@ -254,8 +254,7 @@ impl Since {
 
     /// Takes out of a cut what the last image holds. `None`: there is none.
     fn shrink(&mut self, cut: &mut Cut) -> Option<ParentRef> {
-        let mapped: RangeSet<u64> = cut.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
-        let of_hashes;
+        let (mapped, of_hashes): (RangeSet<u64>, RangeSet<u64>);
         let (parent, written, held) = match self {
             Since::Nothing => return None,
             Since::Tracked(tracking) => {
@@ -264,12 +263,13 @@ impl Since {
             }
             Since::Hashed(parent, hashes) => {
                 hashes.rename(cut.mm);
+                mapped = cut.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
                 of_hashes = hashes.pages().collect();
                 // Every page is read, and compared then.
                 (*parent, &mapped, &of_hashes)
             }
         };
-        let changes = Changes { owner: cut.mm, written, held, mapped: &mapped };
+        let changes = Changes { owner: cut.mm, written, held };
         cut.extents = pipeline::increment(&cut.extents, &changes);
         Some(parent)
     }

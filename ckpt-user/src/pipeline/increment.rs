@@ -14,8 +14,6 @@ pub struct Changes<'a> {
     pub written: &'a RangeSet<u64>,
     /// Pages that the parent, or one of its own, holds.
     pub held: &'a RangeSet<u64>,
-    /// Where mappings are now.
-    pub mapped: &'a RangeSet<u64>,
 }
 
 /// The pages of `owner` that a plan gives contents.
@@ -25,7 +23,7 @@ pub fn pages_of(plan: &[Extent], owner: ObjRef) -> RangeSet<u64> {
 }
 
 /// The plan of an increment, from that of a whole image. What the parent does not hold is taken, written or not; what it holds and the
-/// whole plan has no longer becomes a hole, where something is mapped still. Other owners are whole.
+/// whole plan has no longer becomes a hole, mapped or not: something may be mapped there again later. Other owners are whole.
 pub fn increment(whole: &[Extent], changes: &Changes<'_>) -> Vec<Extent> {
     let owner = changes.owner;
     let mut plan = Vec::new();
@@ -40,10 +38,8 @@ pub fn increment(whole: &[Extent], changes: &Changes<'_>) -> Vec<Extent> {
         plan.extend(taken.iter().map(|run| Extent { owner, pages: range(run), kind: extent.kind }));
     }
     let there = pages_of(whole, owner);
-    for mapped in changes.mapped.iter() {
-        for held in changes.held.overlapping(mapped).map(|h| clip(h, mapped)) {
-            plan.extend(there.gaps(&held).map(|run| Extent { owner, pages: range(&run), kind: ExtentKind::Hole }));
-        }
+    for held in changes.held.iter() {
+        plan.extend(there.gaps(held).map(|run| Extent { owner, pages: range(&run), kind: ExtentKind::Hole }));
     }
     // So that it is in the image even if nothing has changed.
     plan.push(Extent { owner, pages: PageRange { start: 0, count: 0 }, kind: ExtentKind::Read });
@@ -84,7 +80,6 @@ mod tests {
         /// Images applied one after the other give the last state, if everything that differs counts as written.
         #[test]
         fn a_chain_of_increments_is_the_last_state(states in models(), spurious in prop::collection::vec(0..40u64, 0..5)) {
-            let mapped: RangeSet<u64> = std::iter::once(0..40).collect();
             let (mut memory, mut before) = (Model::new(), Model::new());
             for (n, now) in states.iter().enumerate() {
                 let whole = plan_of(now);
@@ -94,7 +89,7 @@ mod tests {
                     let differs = now.iter().filter(|(page, value)| before.get(page) != Some(value)).map(|(&page, _)| page);
                     let written = differs.chain(spurious.iter().copied()).map(|page| page..page + 1).collect();
                     let held = pages_of(&plan_of(&before), MEMORY);
-                    increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held, mapped: &mapped })
+                    increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held })
                 };
                 for extent in plan {
                     for page in extent.pages.start..extent.pages.end() {
@@ -111,11 +106,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unmapped_leaves_no_hole_and_what_did_not_change_is_not_there() {
+    fn what_did_not_change_is_not_there() {
         let whole = plan_of(&Model::from([(1, 0), (2, 0)]));
         let set = |pages: std::ops::Range<u64>| std::iter::once(pages).collect::<RangeSet<u64>>();
-        let (written, held, mapped) = (set(2..3), set(1..9), set(0..5));
-        let plan = increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held, mapped: &mapped });
+        let (written, held) = (set(2..3), set(1..5));
+        let plan = increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held });
         let of = |kind| plan.iter().filter(move |e| e.kind == kind && e.pages.count > 0).map(|e| (e.pages.start, e.pages.count));
         assert_eq!(of(ExtentKind::Read).collect::<Vec<_>>(), [(2, 1)]);
         assert_eq!(of(ExtentKind::Hole).collect::<Vec<_>>(), [(3, 2)]);

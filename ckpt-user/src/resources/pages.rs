@@ -151,7 +151,8 @@ impl PageSink for PageTarget {
         Ok(())
     }
 
-    fn hole(&self, owner: ObjRef, range: PageRange) -> Result<()> {
-        if owner == self.mm { self.parts(range).map(drop) } else { self.content(owner).map(drop) }
+    fn hole(&self, owner: ObjRef, _: PageRange) -> Result<()> {
+        // In memory a hole may also be where nothing is mapped (any more): it hides what the parents of an increment have there.
+        if owner == self.mm { Ok(()) } else { self.content(owner).map(drop) }
     }
 }
