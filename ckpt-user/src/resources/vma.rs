@@ -136,7 +136,7 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping
                 end: mapping.end,
                 prot: mapping.prot,
                 shared: mapping.shared,
-                flags: mapping.flags,
+                flags: mapping.flags - VmFlags::WRITES_NOTED,
                 backing,
                 page_size: mapping.page_size,
                 anon_name: anon_name(mapping),

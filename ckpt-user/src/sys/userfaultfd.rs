@@ -16,9 +16,10 @@ const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 const WP_UNPOPULATED: u64 = 1 << 13;
 const WP_ASYNC: u64 = 1 << 15;
 const REGISTER_MODE_WP: u64 = 1 << 1;
-/// _IOWR(0xaa, 0x3f, struct uffdio_api) and _IOWR(0xaa, 0x00, struct uffdio_register).
+/// _IOWR(0xaa, 0x3f, struct uffdio_api), _IOWR(0xaa, 0x00, struct uffdio_register), _IOWR(0xaa, 0x06, struct uffdio_writeprotect).
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
 /// struct uffdio_register.
 #[repr(C)]
@@ -50,6 +51,14 @@ impl WriteNotes {
         let mut register = Register { start: pages.addr().0, len: pages.bytes(), mode: REGISTER_MODE_WP, ioctls: 0 };
         // SAFETY: the request takes this struct, which outlives the call.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) })
+    }
+
+    /// Takes away whatever protection these registered pages have, so that all of them count as written.
+    pub fn unprotect(&self, pages: PageRange) -> io::Result<()> {
+        // struct uffdio_writeprotect: start, length, and a mode of 0, which is to end it.
+        let mut range = [pages.addr().0, pages.bytes(), 0];
+        // SAFETY: the request takes a struct of three 64-bit numbers, which outlives the call.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut range) })
     }
 }
 

@@ -57,7 +57,7 @@ bitflags! {
         const NO_HUGE_PAGE = 1 << 10;
         /// mg: MADV_MERGEABLE.
         const MERGEABLE = 1 << 11;
-        /// um or ui: registered with a userfaultfd, whose owner handles faults. (uw, write protection, is what ckpt itself uses.)
+        /// um or ui: registered with a userfaultfd, whose owner handles faults.
         const USERFAULTFD = 1 << 12;
         /// ss: a shadow stack.
         const SHADOW_STACK = 1 << 13;
@@ -73,6 +73,8 @@ bitflags! {
         const LOCK_ON_FAULT = 1 << 18;
         /// mw: may be made writable; tells how the file behind a shared mapping was opened.
         const MAY_WRITE = 1 << 19;
+        /// uw: registered with a userfaultfd for write protection, as ckpt itself does to learn of writes.
+        const WRITES_NOTED = 1 << 20;
     }
 }
 
@@ -93,6 +95,7 @@ impl VmFlags {
             "nh" => VmFlags::NO_HUGE_PAGE,
             "mg" => VmFlags::MERGEABLE,
             "um" | "ui" => VmFlags::USERFAULTFD,
+            "uw" => VmFlags::WRITES_NOTED,
             "ss" => VmFlags::SHADOW_STACK,
             "sl" => VmFlags::SEALED,
             "dp" => VmFlags::DROPPABLE,

@@ -15,7 +15,7 @@ use crate::ids::{PageRange, Pid};
 use crate::sys::pagemap::PageMap;
 use crate::sys::pidfd;
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WriteNotes};
-use crate::tracee::maps::{Mapping, MappingKind};
+use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -53,13 +53,21 @@ impl ScanTracker {
             return Ok(false);
         }
         // Also if it is registered already: that it is, in smaps, does not tell with whom, and another ckpt may watch the process, too.
+        let was_registered = mapping.flags.contains(VmFlags::WRITES_NOTED);
+        let doing = || format!("cannot track {} of pid {}", mapping.describe(), self.pid);
         match self.notes.register(mapping.pages()) {
-            Ok(()) => Ok(true),
+            Ok(()) if was_registered => Ok(true),
+            Ok(()) => {
+                // Where mremap has moved memory beside other memory, both have lost their registration, but page tables may still say
+                // "protected" of pages that anybody could write since.
+                self.notes.unprotect(mapping.pages()).doing(doing)?;
+                Ok(true)
+            }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINVAL | libc::EPERM)) => {
                 tracing::info!("{} of pid {} cannot be tracked: {e}", mapping.describe(), self.pid);
                 Ok(false)
             }
-            Err(e) => Err(e).doing(|| format!("cannot track {} of pid {}", mapping.describe(), self.pid)),
+            Err(e) => Err(e).doing(doing),
         }
     }
 }
