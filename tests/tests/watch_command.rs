@@ -141,7 +141,8 @@ fn a_folder_is_restarted_in_the_foreground() {
     job.wait();
     let mut foreground = ckpt::restart_in_foreground(&job, &folder.path().join("images"), &[]);
     foreground.wait_until_running();
-    laps::verify(&Job::adopt(job.pid(), job.folder()));
+    let running = Job::adopt(job.pid(), job.folder());
+    laps::verify(&running);
     foreground.ckpt().signal(Signal::SIGTERM);
     assert_eq!(foreground.end().code(), Some(0));
     assert_eq!(job.output().lines().last(), Some("good"));

@@ -242,9 +242,9 @@ fn a_job_that_ends() {
     job.signal(Signal::SIGTERM);
     job.succeed();
     watch.wait();
-    let mut watch = Watch::start(&ckpt::restart(&job, &dir, &[]), &dir, "20ms", &[]);
+    job = ckpt::restart(&job, &dir, &[]);
+    let mut watch = Watch::start(&job, &dir, "20ms", &[]);
     watch.wait_for(2);
-    let mut job = Job::adopt(job.pid(), job.folder());
     job.kill();
     watch.wait();
     laps::finish(ckpt::restart(&job, &dir, &[]));
