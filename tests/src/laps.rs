@@ -8,32 +8,47 @@ use nix::sys::signal::Signal;
 use crate::job::Job;
 use crate::skip;
 
-/// Ways in which memory is written, moved, dropped and made anew: the words of `lapper`. Those that let a lap last longer than the time
-/// between two checkpoints are here with those that do not.
-pub const MODES: &[&str] = &[
-    "512 store",
-    "512 store slow",
-    "512 read",
-    "512 read slow",
-    "256 direct",
-    "256 vmwritev slow",
-    "512 vmwritev store",
-    "512 dontneed",
-    "512 dontneed slow",
-    "512 mremap",
-    "512 mremap slow",
-    "512 remap",
-    "512 remap slow",
-    "512 brk slow",
-    "512 brk dontneed",
-    "2048 huge",
-    "2048 huge dontneed",
-    "512 shared",
-    "512 shared dontneed slow",
-    "512 threads 3 store read",
-    "512 threads 3 mremap remap dontneed slow",
-    "512 threads 4 store read direct vmwritev mremap remap dontneed brk",
-];
+/// A test for each way in which memory is written, moved, dropped and made anew, which calls `$run` with the words of `lapper`. There are
+/// some whose laps take longer than the time between two checkpoints, and some with many laps in that.
+#[macro_export]
+macro_rules! each_mode {
+    ($run:ident) => {
+        $crate::each_mode! { $run:
+            stores "512 store",
+            slow_stores "512 store slow",
+            reads "512 read",
+            slow_reads "512 read slow",
+            direct_reads "256 direct",
+            slow_direct_reads "256 direct slow",
+            writes_of_others "512 vmwritev store",
+            slow_writes_of_others "512 vmwritev slow",
+            dropped_pages "512 dontneed",
+            slowly_dropped_pages "512 dontneed slow",
+            moving_memory "512 mremap",
+            slowly_moving_memory "512 mremap slow",
+            memory_mapped_anew "512 remap",
+            memory_slowly_mapped_anew "512 remap slow",
+            a_heap "512 brk dontneed",
+            a_slow_heap "512 brk slow",
+            huge_pages "2048 huge",
+            dropped_huge_pages "2048 huge dontneed mremap",
+            shared_memory "512 shared",
+            slow_shared_memory "512 shared dontneed remap slow",
+            threads "512 threads 3 store read",
+            slow_threads "512 threads 3 mremap remap dontneed slow",
+            everything_at_once "1024 threads 4 store read direct vmwritev mremap remap dontneed brk huge",
+        }
+    };
+    ($run:ident: $($name:ident $words:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                ckpt_tests::needs_root!();
+                $run($words);
+            }
+        )*
+    };
+}
 
 /// Starts `program`, which is `lapper`, with these words (parted by spaces), in `folder`, and waits until its first lap. What this
 /// machine does not have is noted as skipped.

@@ -20,6 +20,7 @@ pub mod static_program;
 pub mod story;
 pub mod sys;
 pub mod waits;
+pub mod watched;
 
 /// The path of one of the programs in `src/bin/`.
 #[macro_export]

@@ -5,51 +5,27 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use ckpt_tests::ckpt;
-use ckpt_tests::laps::{self, MODES};
+use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::sys::memory::PAGE;
-use ckpt_tests::{needs_root, program};
+use ckpt_tests::{each_mode, needs_root, program};
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
 
-/// Goes through those modes whose numbers give this rest.
-fn some_modes_go_on(rest: usize) {
-    needs_root!();
-    let moments = Moments::new();
-    for words in MODES.iter().skip(rest).step_by(4) {
-        println!("lapper {words}");
-        let folder = tempdir().unwrap();
-        let image = folder.path().join("image");
-        let mut job = laps::start(folder.path(), program!("lapper"), words);
-        for _ in 0..3 {
-            moments.let_pass(Duration::from_millis(60), 0.0, 1.0);
-            ckpt::checkpoint_and_kill(&mut job, &image, &[]);
-            job = ckpt::restart(&job, &image, &[]);
-            laps::verify(&job);
-        }
-        laps::finish(job);
+fn goes_on(words: &str) {
+    let (moments, folder) = (Moments::new(), tempdir().unwrap());
+    let image = folder.path().join("image");
+    let mut job = laps::start(folder.path(), program!("lapper"), words);
+    for _ in 0..3 {
+        moments.let_pass(Duration::from_millis(60), 0.0, 1.0);
+        ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+        job = ckpt::restart(&job, &image, &[]);
+        laps::verify(&job);
     }
+    laps::finish(job);
 }
 
-#[test]
-fn every_fourth_mode_goes_on() {
-    some_modes_go_on(0);
-}
-
-#[test]
-fn every_fourth_mode_from_the_second_goes_on() {
-    some_modes_go_on(1);
-}
-
-#[test]
-fn every_fourth_mode_from_the_third_goes_on() {
-    some_modes_go_on(2);
-}
-
-#[test]
-fn every_fourth_mode_from_the_fourth_goes_on() {
-    some_modes_go_on(3);
-}
+each_mode!(goes_on);
 
 /// The program under test is itself tested: one wrong byte anywhere ends it, and it says where.
 #[test]

@@ -1,0 +1,141 @@
+//! `ckpt watch` of a job that verifies its own memory: brought back from the folder after any crash; increments; what is kept.
+
+use std::fs;
+
+use ckpt_tests::ckpt;
+use ckpt_tests::job::Job;
+use ckpt_tests::laps;
+use ckpt_tests::moments::Moments;
+use ckpt_tests::watched::{self, Watch, is_increment, number};
+use ckpt_tests::{each_mode, needs_root, program};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+fn start(words: &str) -> (TempDir, Job) {
+    let folder = tempdir().unwrap();
+    let job = laps::start(folder.path(), program!("lapper"), words);
+    (folder, job)
+}
+
+/// Often and seldom, in the same folder.
+fn survives_crashes(words: &str) {
+    let moments = Moments::new();
+    let (_folder, mut job) = start(words);
+    for (interval, times) in [("200ms", 2), ("20ms", 3)] {
+        job = watched::survives_crashes(job, interval, times, &moments, laps::verify);
+    }
+    laps::finish(job);
+}
+
+each_mode!(survives_crashes);
+
+#[test]
+fn the_end_of_a_watch_leaves_the_job_alone() {
+    needs_root!();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (folder, job) = start("512 threads 2");
+        let mut watch = Watch::start(&job, &folder.path().join("images"), "20ms", &[]);
+        watch.wait_for(3);
+        watch.ckpt().signal(signal);
+        assert_eq!(watch.wait().code(), Some(0), "{}", watch.ckpt().output());
+        laps::finish(job);
+    }
+}
+
+/// What was not written in between is in no increment.
+#[test]
+fn increments_are_small() {
+    needs_root!();
+    let (folder, mut job) = start("8192 slow");
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "50ms", &[]);
+    watch.wait_for(8);
+    let checkpoints = watch.end();
+    let (increments, full): (Vec<&Value>, Vec<&Value>) = checkpoints.iter().partition(|checkpoint| is_increment(checkpoint));
+    assert!(!increments.is_empty() && !full.is_empty(), "{checkpoints:#?}");
+    let least = |all: &[&Value], key| all.iter().map(|checkpoint| number(checkpoint, key)).min().unwrap_or_default();
+    for key in ["bytes", "pages_written"] {
+        let (small, large) = (least(&increments, key), least(&full, key));
+        assert!(small * 4 < large, "{key} of the smallest increment is {small}, and of a full image {large}");
+    }
+    for increment in increments {
+        let (pages, bytes) = (number(increment, "pages_written"), number(increment, "bytes"));
+        assert!(bytes < pages * 4096 * 102 / 100 + (16 << 10), "{bytes} bytes for {pages} pages: {increment}");
+        assert!(number(increment, "pages_total") >= 8192, "{increment}");
+    }
+    job.kill();
+    laps::finish(ckpt::restart(&job, &dir, &[]));
+}
+
+/// Each object tells of the image that has the same place among the images, and names the one before.
+#[test]
+fn the_lines_are_true() {
+    needs_root!();
+    let (folder, job) = start("512 slow");
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "50ms", &[]);
+    watch.wait_for(4);
+    let checkpoints = watch.end();
+    let images = watched::images(&dir);
+    assert_eq!(images.len(), checkpoints.len(), "{images:?}");
+    for (n, (image, checkpoint)) in images.iter().zip(&checkpoints).enumerate() {
+        assert_eq!(number(checkpoint, "bytes"), fs::metadata(image).unwrap().len(), "{checkpoint}");
+        assert_eq!(checkpoint["image_id"], id_of(image));
+        assert_eq!(is_increment(checkpoint), n > 0, "only the first is full: {checkpoints:#?}");
+        if n > 0 {
+            assert_eq!(checkpoint["parent_id"], checkpoints[n - 1]["image_id"]);
+        }
+        for key in ["pause_us", "total_us", "pages_total", "pages_written"] {
+            number(checkpoint, key);
+        }
+        assert!(checkpoint["tracker"].is_string(), "{checkpoint}");
+    }
+    ckpt::run(ckpt::command(["info", "--verify"]).arg(&dir)).success();
+    let shown = ckpt::run(ckpt::command(["info"]).arg(&dir)).success().stdout;
+    for image in &images {
+        // As a table: by number or by name.
+        let number = image.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(shown.contains(number.trim_start_matches('0')), "{} is not shown:\n{shown}", image.display());
+    }
+    laps::finish(job);
+}
+
+fn id_of(image: &std::path::Path) -> Value {
+    let info = ckpt::run(ckpt::command(["info", "--json"]).arg(image)).success().json();
+    info["header"]["image_id"].clone()
+}
+
+/// Only so many moments are kept, and each of them is whole: also an older one, after which the job is watched on in the same folder.
+#[test]
+fn what_is_kept() {
+    needs_root!();
+    const KEPT: usize = 3;
+    let moments = Moments::new();
+    let (folder, mut job) = start("1024 slow");
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "20ms", &["--keep", &KEPT.to_string()]);
+    for count in [5, 10, 15, 20] {
+        watch.wait_for(count);
+        let images = watched::images(&dir);
+        // One may just have been made, and others be about to be merged.
+        assert!(images.len() <= 2 * KEPT + 2, "after {count} checkpoints there are {images:?}");
+    }
+    watch.end();
+    job.kill();
+    let images = watched::images(&dir);
+    assert!((1..=KEPT + 1).contains(&images.len()), "{images:?} are left");
+    job = ckpt::restart(&job, &dir, &[]);
+    laps::verify(&job);
+    job.kill();
+    for image in images.iter().rev() {
+        let id = id_of(image);
+        job = ckpt::restart(&job, &dir, &["--at", id.as_str().unwrap(), "--files", "rollback"]);
+        laps::verify(&job);
+        job.kill();
+    }
+    // From the oldest moment on there is a second future.
+    job = ckpt::restart(&job, &dir, &["--at", id_of(&images[0]).as_str().unwrap()]);
+    let job = watched::survives_crashes(job, "20ms", 2, &moments, laps::verify);
+    laps::finish(job);
+}
