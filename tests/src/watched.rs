@@ -144,6 +144,13 @@ pub fn images(dir: &Path) -> Vec<PathBuf> {
     images
 }
 
+/// The images of a folder must be whole: the newest ones, as there may be many.
+pub fn verify_images(dir: &Path) {
+    for image in images(dir).iter().rev().take(24) {
+        ckpt::run(ckpt::command(["info", "--verify"]).arg(image)).success();
+    }
+}
+
 /// Goes through the life of a job whose machine fails `times` times: watched, killed together with ckpt at any moment, brought back from the
 /// folder, and watched anew. `verify` says whether it goes on as it should. There must be increments.
 pub fn survives_crashes(mut job: Job, interval: &str, times: u32, moments: &Moments, verify: impl Fn(&Job)) -> Job {

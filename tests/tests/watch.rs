@@ -91,10 +91,22 @@ fn the_lines_are_true() {
         }
         assert!(checkpoint["tracker"].is_string(), "{checkpoint}");
     }
+    watched::verify_images(&dir);
+    laps::finish(job);
+}
+
+/// `ckpt info` of a folder shows its images, by number or by name.
+#[test]
+fn a_folder_is_shown() {
+    needs_root!();
+    let (folder, job) = start("256 slow");
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "50ms", &[]);
+    watch.wait_for(3);
+    watch.end();
     ckpt::run(ckpt::command(["info", "--verify"]).arg(&dir)).success();
     let shown = ckpt::run(ckpt::command(["info"]).arg(&dir)).success().stdout;
-    for image in &images {
-        // As a table: by number or by name.
+    for image in watched::images(&dir) {
         let number = image.file_stem().unwrap().to_string_lossy().into_owned();
         assert!(shown.contains(number.trim_start_matches('0')), "{} is not shown:\n{shown}", image.display());
     }
