@@ -95,59 +95,7 @@ fn the_lines_are_true() {
     laps::finish(job);
 }
 
-/// `ckpt info` of a folder shows its images, by number or by name.
-#[test]
-fn a_folder_is_shown() {
-    needs_root!();
-    let (folder, job) = start("256 slow");
-    let dir = folder.path().join("images");
-    let watch = Watch::start(&job, &dir, "50ms", &[]);
-    watch.wait_for(3);
-    watch.end();
-    ckpt::run(ckpt::command(["info", "--verify"]).arg(&dir)).success();
-    let shown = ckpt::run(ckpt::command(["info"]).arg(&dir)).success().stdout;
-    for image in watched::images(&dir) {
-        let number = image.file_stem().unwrap().to_string_lossy().into_owned();
-        assert!(shown.contains(number.trim_start_matches('0')), "{} is not shown:\n{shown}", image.display());
-    }
-    laps::finish(job);
-}
-
 fn id_of(image: &std::path::Path) -> Value {
     let info = ckpt::run(ckpt::command(["info", "--json"]).arg(image)).success().json();
     info["header"]["image_id"].clone()
-}
-
-/// Only so many moments are kept, and each of them is whole: also an older one, after which the job is watched on in the same folder.
-#[test]
-fn what_is_kept() {
-    needs_root!();
-    const KEPT: usize = 3;
-    let moments = Moments::new();
-    let (folder, mut job) = start("1024 slow");
-    let dir = folder.path().join("images");
-    let watch = Watch::start(&job, &dir, "20ms", &["--keep", &KEPT.to_string()]);
-    for count in [5, 10, 15, 20] {
-        watch.wait_for(count);
-        let images = watched::images(&dir);
-        // One may just have been made, and others be about to be merged.
-        assert!(images.len() <= 2 * KEPT + 2, "after {count} checkpoints there are {images:?}");
-    }
-    watch.end();
-    job.kill();
-    let images = watched::images(&dir);
-    assert!((1..=KEPT + 1).contains(&images.len()), "{images:?} are left");
-    job = ckpt::restart(&job, &dir, &[]);
-    laps::verify(&job);
-    job.kill();
-    for image in images.iter().rev() {
-        let id = id_of(image);
-        job = ckpt::restart(&job, &dir, &["--at", id.as_str().unwrap(), "--files", "rollback"]);
-        laps::verify(&job);
-        job.kill();
-    }
-    // From the oldest moment on there is a second future.
-    job = ckpt::restart(&job, &dir, &["--at", id_of(&images[0]).as_str().unwrap()]);
-    let job = watched::survives_crashes(job, "20ms", 2, &moments, laps::verify);
-    laps::finish(job);
 }

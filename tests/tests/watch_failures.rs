@@ -83,11 +83,6 @@ fn ckpt_is_killed_and_a_slow_job_goes_on() {
     ckpt_is_killed_at_any_instant("512 slow brk", &[], 30);
 }
 
-#[test]
-fn ckpt_is_killed_while_it_merges() {
-    ckpt_is_killed_at_any_instant("256 store dontneed mremap", &["--keep", "2"], 40);
-}
-
 /// The folder is good at every instant, too: what a crash has left is brought back, again and again.
 fn crashes_at_any_instant(more: &[&str]) {
     needs_root!();
@@ -111,11 +106,6 @@ fn crashes_at_any_instant(more: &[&str]) {
 #[test]
 fn a_crash_at_any_instant() {
     crashes_at_any_instant(&[]);
-}
-
-#[test]
-fn a_crash_while_images_are_merged() {
-    crashes_at_any_instant(&["--keep", "2"]);
 }
 
 #[test]
@@ -181,43 +171,6 @@ fn a_full_disk() {
         laps::verify(&restarted);
         restarted.kill();
     }
-}
-
-/// Room that comes back is used: pages that belonged to a checkpoint that failed are in the next one.
-#[test]
-fn a_disk_that_is_full_for_a_while() {
-    needs_root!();
-    let disk = match ScratchDisk::new(32 << 20) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
-    let (_folder, mut job) = start("1024 dontneed slow");
-    let dir = disk.path().join("images");
-    let ballast = disk.path().join("ballast");
-    let mut watch = Watch::start(&job, &dir, "20ms", &["--keep", "2"]);
-    for _ in 0..3 {
-        watch.wait_for(2);
-        // As much as there is room for.
-        let filled = fs::write(&ballast, vec![1; 64 << 20]);
-        assert!(filled.is_err(), "the disk is not small");
-        watch.wait_until_it_says(&["No space left on device"]);
-        laps::verify(&job);
-        fs::remove_file(&ballast).unwrap();
-        if watch.ckpt().is_alive() {
-            let count = watch.checkpoints().len();
-            watch.wait_for(count + 2);
-        } else {
-            watch = Watch::start(&job, &dir, "20ms", &["--keep", "2"]);
-            watch.wait_for(2);
-        }
-        watch.kill();
-        job.kill();
-        job = ckpt::restart(&job, &dir, &[]);
-        laps::verify(&job);
-        watch = Watch::start(&job, &dir, "20ms", &["--keep", "2"]);
-    }
-    watch.kill();
-    laps::finish(job);
 }
 
 #[test]

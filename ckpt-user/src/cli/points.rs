@@ -1,9 +1,11 @@
 //! The restart points of a folder, and going back to an earlier one when an image turns out to be damaged.
 
 use std::fs::File;
+use std::io::Seek;
 use std::path::Path;
 
 use ckpt::Error;
+use ckpt::image::{ImageError, ImageReader, verify};
 use ckpt::restart::{self, Input, Options, Restarted};
 use ckpt::store::{Entry, Folder, chain};
 
@@ -53,12 +55,19 @@ fn find(entries: &[Entry], at: &str, folder: &Path) -> Result<usize, Failure> {
     }
 }
 
+fn check(file: &mut File) -> Result<(), ImageError> {
+    verify(&mut ImageReader::new(&mut *file)?)?;
+    file.rewind().map_err(|source| ImageError::Read { offset: 0, source })
+}
+
 fn restart_point(entries: &[Entry], point: usize, options: &Options) -> Result<Restarted, Failure> {
     let images = chain(entries, point).map_err(Failure::Damaged)?;
     let mut inputs = Vec::new();
     for entry in &images {
-        let file =
-            File::open(&entry.path).map_err(|error| Failure::file(format!("cannot open {}", entry.path.display()), error))?;
+        let opened = File::open(&entry.path);
+        let mut file = opened.map_err(|error| Failure::file(format!("cannot open {}", entry.path.display()), error))?;
+        // All of it, before anything is done: going back to an older point must find the world as it was.
+        check(&mut file).map_err(|source| Failure::Image { path: entry.path.display().to_string(), source })?;
         inputs.push(Box::new(file) as Input);
     }
     let parents = inputs.split_off(1);
