@@ -156,11 +156,15 @@ fn no_image_at_all() {
 fn files_that_cannot_be_read() {
     let folder = tempdir().unwrap();
     let missing = folder.path().join("missing");
-    for (path, word) in [(missing.as_path(), "No such file or directory"), (folder.path(), "Is a directory")] {
-        for command in ["info", "restart"] {
-            let said = ckpt::run(ckpt::command([command]).arg(path)).failure();
-            is_about(path, &said, &[word]);
-        }
+    let cases = [
+        ("info", missing.as_path(), "No such file or directory"),
+        ("restart", missing.as_path(), "No such file or directory"),
+        ("info", folder.path(), "Is a directory"),
+        ("restart", folder.path(), "holds no images"),
+    ];
+    for (command, path, word) in cases {
+        let said = ckpt::run(ckpt::command([command]).arg(path)).failure();
+        is_about(path, &said, &[word]);
     }
 }
 
