@@ -56,6 +56,9 @@ fn signals_are_passed_on() {
         "for s in HUP INT QUIT USR1 USR2; do trap \"echo $s\" $s; done; trap 'exit 9' TERM; echo ready; while :; do :; done";
     let mut watch = watch(folder.path(), "20ms", &["sh", "-c", script]);
     watch.wait_for_line("ready");
+    // By then ckpt stands in for it.
+    let first = folder.path().join("images/000001.ckpt");
+    watch.wait_for("the first checkpoint", |_| first.exists());
     for signal in signals {
         watch.signal(signal);
         watch.wait_for_line(signal.as_str().trim_start_matches("SIG"));
