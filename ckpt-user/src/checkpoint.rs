@@ -3,6 +3,8 @@
 //! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
 //! guards: whatever fails, the target runs on, and no image appears.
 
+mod since;
+
 use std::time::{Duration, Instant};
 
 use rangemap::RangeSet;
@@ -14,13 +16,14 @@ use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
 use crate::image::{Codec, ImageWriter, TrailerInfo};
-use crate::pipeline::{self, Changes, DumpOptions, DumpStats, Extent, ExtentKind, KnownPages};
+use crate::pipeline::{self, DumpOptions, DumpStats, Extent, ExtentKind};
 use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
 use crate::resources::memory::{MemoryRecord, MemorySource};
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, VmaRecord};
 use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry};
 use crate::store::Destination;
+use crate::sys::procfs::Status;
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{self, FrozenProcess};
@@ -31,7 +34,7 @@ use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
-use crate::track::{self, DirtyTracker};
+use since::Since;
 
 /// What happens to the target once its image is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -110,17 +113,6 @@ pub struct Target {
     since: Since,
 }
 
-/// How it is known what has changed since another image.
-#[derive(Debug)]
-enum Since {
-    /// It is not: every image is whole.
-    Nothing,
-    /// Watched from the first image on.
-    Tracked(Tracking),
-    /// By the hashes of that image's pages.
-    Hashed(ParentRef, PageHashes),
-}
-
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
 #[derive(Debug)]
 enum Inspector {
@@ -137,7 +129,7 @@ impl Target {
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
     pub fn tracked(pid: Pid, options: Options) -> Target {
-        Target { since: Since::Tracked(Tracking::default()), ..Target::new(pid, options) }
+        Target { since: Since::Tracked(since::Tracking::default()), ..Target::new(pid, options) }
     }
 
     /// The process `pid`, whose images are increments of `parent`, the pages of which have these hashes.
@@ -164,9 +156,7 @@ impl Target {
         let mut pause = frozen_at.elapsed();
         destination.commit()?;
         let tracker = self.since.name();
-        if let Since::Tracked(tracking) = &mut self.since {
-            tracking.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, pages);
-        }
+        self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, pages);
         if let Some(frozen) = held {
             if after == After::Kill {
                 frozen.kill()?;
@@ -207,10 +197,9 @@ impl Target {
         let mut cut = collect(&mut frozen, injector, &waits, &self.options, &mut self.since)?;
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
         let held = pipeline::pages_of(&cut.extents, cut.mm);
-        let parent = self.since.shrink(&mut cut);
+        let parent = self.since.shrink(cut.mm, &cut.vmas, &mut cut.extents);
         let image_id = machine::random_id()?;
-        let known = if let Since::Hashed(_, hashes) = &self.since { Some(hashes as &dyn KnownPages) } else { None };
-        let dump = DumpOptions { codec: self.options.codec, known, ..DumpOptions::default() };
+        let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
         let (trailer, stats) = write(&cut, &header(image_id, parent, dump.codec)?, destination, &dump, progress)?;
         Ok(Saved { frozen, frozen_at, image_id, parent, trailer, stats, held, pages_total })
     }
@@ -241,74 +230,6 @@ struct Saved {
     /// Pages of the memory that the image or its parents hold.
     held: RangeSet<u64>,
     pages_total: u64,
-}
-
-impl Since {
-    fn name(&self) -> &'static str {
-        match self {
-            Since::Nothing => "none",
-            Since::Tracked(tracking) => tracking.tracker.as_ref().map_or("none", |tracker| tracker.name()),
-            Since::Hashed(..) => "hash",
-        }
-    }
-
-    /// Takes out of a cut what the last image holds. `None`: there is none.
-    fn shrink(&mut self, cut: &mut Cut) -> Option<ParentRef> {
-        let (mapped, of_hashes): (RangeSet<u64>, RangeSet<u64>);
-        let (parent, written, held) = match self {
-            Since::Nothing => return None,
-            Since::Tracked(tracking) => {
-                let (parent, held) = tracking.parent.as_ref()?;
-                (*parent, &tracking.written, held)
-            }
-            Since::Hashed(parent, hashes) => {
-                hashes.rename(cut.mm);
-                mapped = cut.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
-                of_hashes = hashes.pages().collect();
-                // Every page is read, and compared then.
-                (*parent, &mapped, &of_hashes)
-            }
-        };
-        let changes = Changes { owner: cut.mm, written, held };
-        cut.extents = pipeline::increment(&cut.extents, &changes);
-        Some(parent)
-    }
-}
-
-/// What has become of the memory since the last image.
-#[derive(Debug, Default)]
-struct Tracking {
-    tracker: Option<Box<dyn DirtyTracker>>,
-    parent: Option<(ParentRef, RangeSet<u64>)>,
-    /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
-    written: RangeSet<u64>,
-}
-
-impl Tracking {
-    /// At a cut: what was written since the last one. A tracker that fails has lost sight of the memory (another program runs in it, say),
-    /// so the image will be whole, and a new one begins.
-    fn cut(&mut self, task: &mut RemoteTask<'_>, mappings: &[Mapping]) -> Result<()> {
-        if let Some(tracker) = &mut self.tracker {
-            match tracker.cut(mappings) {
-                Ok(written) => {
-                    self.written.extend(written);
-                    return Ok(());
-                }
-                Err(error) => tracing::warn!("the next image is a whole one: {error}"),
-            }
-        }
-        *self = Tracking::default();
-        let mut tracker = track::start(task)?;
-        tracker.cut(mappings)?;
-        self.tracker = Some(tracker);
-        Ok(())
-    }
-
-    /// An image is on disk that holds all of it.
-    fn commit(&mut self, image: ParentRef, held: RangeSet<u64>) {
-        self.parent = Some((image, held));
-        self.written.clear();
-    }
 }
 
 fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
@@ -391,14 +312,12 @@ fn collect(
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid)?;
-    preflight::threads(&mut cx, frozen)?;
+    let statuses = preflight::threads(&mut cx, frozen)?;
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     };
-    let (sections, threads) = collect_inside(&mut cx, frozen, &mut injector, waits, &outside, fds)?;
-    if let Since::Tracked(tracking) = since {
-        tracking.cut(&mut RemoteTask::new(&mut injector, frozen.leader()), &outside.mappings)?;
-    }
+    let (sections, threads) = collect_inside(&mut cx, frozen, &statuses, &mut injector, waits, &outside, fds)?;
+    since.cut(&mut RemoteTask::new(&mut injector, frozen.leader()), &outside.mappings)?;
     injector.remove(frozen.leader())?;
     let Collected { objects, contents } = cx.finish()?;
     let mut extents = outside.extents;
@@ -423,6 +342,7 @@ fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
 fn collect_inside(
     cx: &mut Collector<'_>,
     frozen: &mut FrozenProcess,
+    statuses: &[Status],
     injector: &mut Injector,
     waits: &WaitTimes,
     outside: &Outside,
@@ -431,9 +351,8 @@ fn collect_inside(
     let pid = frozen.pid;
     let mut process_sections = Vec::new();
     let mut threads = Vec::new();
-    for (n, thread) in frozen.threads.iter_mut().enumerate() {
-        let status = procfs::status(pid, thread.tid)?;
-        let who = Subject { pid, tid: thread.tid, status: &status };
+    for (n, (thread, status)) in frozen.threads.iter_mut().zip(statuses).enumerate() {
+        let who = Subject { pid, tid: thread.tid, status };
         let mut batch = Batch::new();
         let of_process = if n == 0 { task_registry::PROCESS_RESOURCES } else { &[] };
         let mut asked = Vec::new();

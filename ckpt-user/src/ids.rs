@@ -1,6 +1,7 @@
 //! The small types that carry meaning through every layer: who, where, which object, which image.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,24 @@ impl PageRange {
     pub fn addr(self) -> Addr {
         Addr(self.start * PAGE_SIZE)
     }
+}
+
+impl PageRange {
+    /// The page numbers themselves.
+    pub fn numbers(self) -> Range<u64> {
+        self.start..self.end()
+    }
+}
+
+impl From<Range<u64>> for PageRange {
+    fn from(numbers: Range<u64>) -> PageRange {
+        PageRange { start: numbers.start, count: numbers.end.saturating_sub(numbers.start) }
+    }
+}
+
+/// What two ranges have in common: an empty one, if that is nothing.
+pub fn common(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
+    a.start.max(b.start)..a.end.min(b.end)
 }
 
 /// The number of an object in an image: 1, 2, 3, ... in order of appearance (SEED S15). 0 is no object.

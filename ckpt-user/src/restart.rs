@@ -127,7 +127,7 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     make_threads(&mut process, &mut injector, &plan)?;
 
     let target = PageTarget::new(&plan.vmas, plan.memory.mm, plan.entry.pid, &cx)?;
-    let mapped_pages = plan.vmas.iter().map(|vma| vma.pages().start..vma.pages().end()).collect();
+    let mapped_pages = plan.vmas.iter().map(|vma| vma.pages().numbers()).collect();
     let mut overlay = Overlay::new(&target, plan.memory.mm, mapped_pages);
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
 

@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 
-use crate::checkpoint::{self, Progress, Report, Target};
+use crate::checkpoint::{self, Report, Target};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::stand_in::{Ended, StandIn};
@@ -187,7 +187,7 @@ impl Watch {
     }
 
     /// Checkpoints the job until it ends or the watch is to.
-    pub fn run(&mut self, job: &mut Job, tell: &mut dyn FnMut(Event<'_>), progress: Progress<'_>) -> Result<End> {
+    pub fn run(&mut self, job: &mut Job, tell: &mut dyn FnMut(Event<'_>)) -> Result<End> {
         let waiting = Waiting::new().doing(|| "cannot prepare to wait")?;
         let mut due = Instant::now();
         loop {
@@ -200,7 +200,7 @@ impl Watch {
                 continue;
             }
             let began = Instant::now();
-            let cost = match self.checkpoint(progress) {
+            let cost = match self.checkpoint() {
                 Ok((number, report)) => {
                     tell(Event::Checkpoint(number, &report));
                     Some(Duration::from_micros(report.pause_us))
@@ -216,9 +216,9 @@ impl Watch {
         }
     }
 
-    fn checkpoint(&mut self, progress: Progress<'_>) -> Result<(u64, Report)> {
+    fn checkpoint(&mut self) -> Result<(u64, Report)> {
         let (number, destination) = self.folder.next(&self.lock)?;
-        let report = self.target.checkpoint(destination, progress)?;
+        let report = self.target.checkpoint(destination, &|_, _| {})?;
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);

@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use ckpt_tests::moments::Moments;
 use nix::sys::signal::{SigSet, Signal};
 
 const PAGE: usize = 4096;
@@ -65,22 +66,13 @@ fn say(text: &str) -> io::Result<()> {
 /// What page `n` holds.
 fn write_page(n: usize, page: &mut [u8]) {
     if n.is_multiple_of(2) {
-        let mut state = n as u64;
+        let noise = Moments::with_seed(n as u64);
         for word in page.as_chunks_mut::<8>().0 {
-            *word = noise(&mut state).to_le_bytes();
+            *word = noise.bits().to_le_bytes();
         }
     } else {
         for (k, line) in page.chunks_exact_mut(32).enumerate() {
             line.copy_from_slice(format!("page {n:10} line {:10}\n", k + 1).as_bytes());
         }
     }
-}
-
-/// SplitMix64.
-fn noise(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::{Bench, Outcome, Workload, saving};
-use crate::figure::Figures;
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -18,15 +17,5 @@ const MEBIBYTES: u64 = 4096;
 const MOST_RUNS: u32 = 2;
 
 fn run(bench: &Bench) -> Result<Outcome> {
-    let scratch = match saving::scratch(MEBIBYTES)? {
-        Ok(scratch) => scratch,
-        Err(reason) => return Ok(Outcome::Skipped(reason)),
-    };
-    let mut figures = Figures::default();
-    let runs = bench.runs.min(MOST_RUNS);
-    for round in 1..=runs {
-        eprintln!("  round {round} of {runs}");
-        saving::round(bench, MEBIBYTES, scratch.path(), &mut figures)?;
-    }
-    Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios: Vec::new() })
+    saving::rounds(bench, MEBIBYTES, bench.runs.min(MOST_RUNS))
 }

@@ -39,7 +39,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         eprintln!("  round {round} of {}", bench.runs);
         let target = Target::start(&bench.programs, scratch.path(), MEBIBYTES, true)?;
         plain_copies(bench, &target, &mut figures)?;
-        saving::round_of(bench, target, scratch.path(), &mut figures)?;
+        saving::round(bench, target, scratch.path(), &mut figures)?;
     }
     let pairs = [
         (RAW.checkpoint, READ),

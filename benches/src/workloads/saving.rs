@@ -101,14 +101,23 @@ pub fn restart(bench: &Bench, gone: &Gone, names: &Names, image: &Path, figures:
     Ok(gone.is_back())
 }
 
-/// A process of that size, checkpointed and restarted with each codec, and looked at afterwards.
-pub fn round(bench: &Bench, mebibytes: u64, folder: &Path, figures: &mut Figures) -> Result<()> {
-    let target = Target::start(&bench.programs, folder, mebibytes, true)?;
-    round_of(bench, target, folder, figures)
+/// So many rounds, each with a process of that size of its own.
+pub fn rounds(bench: &Bench, mebibytes: u64, runs: u32) -> Result<super::Outcome> {
+    let scratch = match scratch(mebibytes)? {
+        Ok(scratch) => scratch,
+        Err(reason) => return Ok(super::Outcome::Skipped(reason)),
+    };
+    let mut figures = Figures::default();
+    for round in 1..=runs {
+        eprintln!("  round {round} of {runs}");
+        let target = Target::start(&bench.programs, scratch.path(), mebibytes, true)?;
+        self::round(bench, target, scratch.path(), &mut figures)?;
+    }
+    Ok(super::Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios: Vec::new() })
 }
 
-/// The same with a process that is there.
-pub fn round_of(bench: &Bench, target: Target, folder: &Path, figures: &mut Figures) -> Result<()> {
+/// A process checkpointed and restarted with each codec, and looked at afterwards.
+pub fn round(bench: &Bench, target: Target, folder: &Path, figures: &mut Figures) -> Result<()> {
     let raw = checkpoint(bench, &target, &RAW, folder, figures)?;
     let lz4 = checkpoint(bench, &target, &LZ4, folder, figures)?;
     let back = restart(bench, &target.kill(), &RAW, &raw, figures)?;

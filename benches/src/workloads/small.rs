@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::{Bench, Outcome, Workload, saving};
-use crate::figure::Figures;
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -15,14 +14,5 @@ pub const WORKLOAD: Workload = Workload {
 const MEBIBYTES: u64 = 8;
 
 fn run(bench: &Bench) -> Result<Outcome> {
-    let scratch = match saving::scratch(MEBIBYTES)? {
-        Ok(scratch) => scratch,
-        Err(reason) => return Ok(Outcome::Skipped(reason)),
-    };
-    let mut figures = Figures::default();
-    for round in 1..=bench.runs {
-        eprintln!("  round {round} of {}", bench.runs);
-        saving::round(bench, MEBIBYTES, scratch.path(), &mut figures)?;
-    }
-    Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios: Vec::new() })
+    saving::rounds(bench, MEBIBYTES, bench.runs)
 }

@@ -9,6 +9,7 @@ use super::Row;
 use crate::error::Error;
 use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
 use crate::sys::pagemap::PageMap;
+use crate::sys::userfaultfd::{WP_ASYNC, WP_UNPOPULATED};
 use crate::sys::vm::{self, Piece};
 use crate::sys::{kcmp, pidfd, probe, ptrace, ptrace_state};
 use crate::track::ebpf::TaskInspector;
@@ -292,8 +293,6 @@ fn map_files() -> io::Result<String> {
 }
 
 fn write_protection() -> io::Result<String> {
-    const WP_UNPOPULATED: u64 = 1 << 13;
-    const WP_ASYNC: u64 = 1 << 15;
     let features = probe::userfaultfd()?;
     if features & (WP_UNPOPULATED | WP_ASYNC) == WP_UNPOPULATED | WP_ASYNC {
         Ok(format!("features {features:#x}"))

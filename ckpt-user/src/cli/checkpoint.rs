@@ -3,15 +3,13 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use ckpt::checkpoint::{After, Options, Report, Target};
+use ckpt::checkpoint::{After, Report, Target};
 use ckpt::ids::{PAGE_SIZE, Pid};
-use ckpt::image::Codec;
-use ckpt::resources::collector::CollectOptions;
 use ckpt::store::Destination;
 
 use super::progress::Progress;
+use super::saving::Saving;
 use super::{Failure, output, parse_pid};
 
 /// Save a running process, with all its threads, to an image.
@@ -29,15 +27,8 @@ pub struct Args {
     /// What happens to the process once the image is on disk
     #[arg(long, value_enum, default_value = "continue", value_name = "WHAT")]
     after: After,
-    /// How the pages are compressed
-    #[arg(long, value_enum, default_value = "lz4", value_name = "CODEC")]
-    codec: CodecName,
-    /// Save established TCP connections as closed ones, instead of refusing
-    #[arg(long)]
-    tcp_close: bool,
-    /// How long to wait for all threads to stop; after that the process runs on, and the checkpoint has failed
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "DURATION")]
-    freeze_timeout: Duration,
+    #[command(flatten)]
+    saving: Saving,
     /// Append everything that is done to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -46,35 +37,12 @@ pub struct Args {
     json: bool,
 }
 
-/// The codecs by the names of the command line.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum CodecName {
-    /// LZ4: faster than most disks
-    Lz4,
-    /// Not at all
-    Raw,
-}
-
-impl From<CodecName> for Codec {
-    fn from(name: CodecName) -> Codec {
-        match name {
-            CodecName::Lz4 => Codec::Lz4,
-            CodecName::Raw => Codec::Raw,
-        }
-    }
-}
-
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
         let to_stdout = self.output == Path::new("-");
         let destination = if to_stdout { self.stdout()? } else { Destination::file(&self.output)? };
-        let options = Options {
-            after: self.after,
-            codec: self.codec.into(),
-            freeze_timeout: self.freeze_timeout,
-            collect: CollectOptions { tcp_close: self.tcp_close },
-        };
+        let options = self.saving.options(self.after);
         tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
         let progress = Progress::new("reading pages");
         let result = Target::new(self.pid, options).checkpoint(destination, &|done, all| progress.show(done, all));

@@ -14,6 +14,7 @@ mod output;
 mod points;
 mod progress;
 mod restart;
+mod saving;
 mod spool;
 mod status;
 mod thaw;

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use ckpt::checkpoint::{Options, Report};
+use ckpt::checkpoint::{After, Report};
 use ckpt::ids::Pid;
-use ckpt::resources::collector::CollectOptions;
 use ckpt::stand_in::{Ended, StandIn};
 use ckpt::sys::child;
 use ckpt::watch::{self, End, Event, Interval, Job, Stranger, Summary, Watch};
 use serde::Serialize;
 
-use super::checkpoint::CodecName;
+use super::saving::Saving;
 use super::status::Status;
 use super::{Failure, output, parse_pid};
 
@@ -37,15 +36,8 @@ pub struct Args {
     /// For `--interval auto`: how long it takes on average until the job or its machine fails
     #[arg(long, value_parser = humantime::parse_duration, default_value = "1day", value_name = "DURATION")]
     mtbf: Duration,
-    /// How the pages are compressed
-    #[arg(long, value_enum, default_value = "lz4", value_name = "CODEC")]
-    codec: CodecName,
-    /// Save established TCP connections as closed ones, instead of refusing
-    #[arg(long)]
-    tcp_close: bool,
-    /// How long to wait for all threads to stop; after that the job runs on, and the checkpoint has failed
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "DURATION")]
-    freeze_timeout: Duration,
+    #[command(flatten)]
+    saving: Saving,
     /// Append everything that is done to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -87,26 +79,14 @@ impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let (pid, mut job) = self.job()?;
         tracing::info!("watch of pid {pid}: {self:?}");
-        let options = watch::Options {
-            checkpoint: Options {
-                codec: self.codec.into(),
-                freeze_timeout: self.freeze_timeout,
-                collect: CollectOptions { tcp_close: self.tcp_close },
-                ..Options::default()
-            },
-            interval: self.interval(),
-        };
+        let options = watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval() };
         let status = Status::new(!self.json);
         let mut watch = Watch::new(pid, &self.dir, options)?;
         let mut printed = Ok(());
-        let end = watch.run(
-            &mut job,
-            &mut |event| {
-                let told = self.tell(&status, &event);
-                printed = std::mem::replace(&mut printed, Ok(())).and(told);
-            },
-            &|_, _| {},
-        )?;
+        let end = watch.run(&mut job, &mut |event| {
+            let told = self.tell(&status, &event);
+            printed = std::mem::replace(&mut printed, Ok(())).and(told);
+        })?;
         status.clear();
         printed?;
         self.summarize(pid, end, &watch.summary());

@@ -3,7 +3,7 @@
 use rangemap::RangeSet;
 
 use super::{Extent, ExtentKind};
-use crate::ids::{ObjRef, PageRange};
+use crate::ids::{ObjRef, PageRange, common};
 
 /// What is known of the memory `owner` since the parent of an increment was made.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub struct Changes<'a> {
 /// The pages of `owner` that a plan gives contents.
 pub fn pages_of(plan: &[Extent], owner: ObjRef) -> RangeSet<u64> {
     let with_contents = |e: &&Extent| e.owner == owner && e.kind != ExtentKind::Hole && e.pages.count > 0;
-    plan.iter().filter(with_contents).map(|e| e.pages.start..e.pages.end()).collect()
+    plan.iter().filter(with_contents).map(|e| e.pages.numbers()).collect()
 }
 
 /// The plan of an increment, from that of a whole image. What the parent does not hold is taken, written or not; what it holds and the
@@ -32,26 +32,18 @@ pub fn increment(whole: &[Extent], changes: &Changes<'_>) -> Vec<Extent> {
             plan.push(*extent);
             continue;
         }
-        let pages = extent.pages.start..extent.pages.end();
-        let fresh = changes.held.gaps(&pages).chain(changes.written.overlapping(&pages).map(|w| clip(w, &pages)));
+        let pages = extent.pages.numbers();
+        let fresh = changes.held.gaps(&pages).chain(changes.written.overlapping(&pages).map(|w| common(w, &pages)));
         let taken: RangeSet<u64> = fresh.collect();
-        plan.extend(taken.iter().map(|run| Extent { owner, pages: range(run), kind: extent.kind }));
+        plan.extend(taken.iter().map(|run| Extent { owner, pages: run.clone().into(), kind: extent.kind }));
     }
     let there = pages_of(whole, owner);
     for held in changes.held.iter() {
-        plan.extend(there.gaps(held).map(|run| Extent { owner, pages: range(&run), kind: ExtentKind::Hole }));
+        plan.extend(there.gaps(held).map(|run| Extent { owner, pages: run.into(), kind: ExtentKind::Hole }));
     }
     // So that it is in the image even if nothing has changed.
     plan.push(Extent { owner, pages: PageRange { start: 0, count: 0 }, kind: ExtentKind::Read });
     plan
-}
-
-fn clip(run: &std::ops::Range<u64>, to: &std::ops::Range<u64>) -> std::ops::Range<u64> {
-    run.start.max(to.start)..run.end.min(to.end)
-}
-
-fn range(run: &std::ops::Range<u64>) -> PageRange {
-    PageRange { start: run.start, count: run.end - run.start }
 }
 
 #[cfg(test)]
@@ -92,7 +84,7 @@ mod tests {
                     increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held })
                 };
                 for extent in plan {
-                    for page in extent.pages.start..extent.pages.end() {
+                    for page in extent.pages.numbers() {
                         match extent.kind {
                             ExtentKind::Hole => memory.remove(&page),
                             _ => memory.insert(page, now[&page]),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -177,35 +178,30 @@ fn cut_back(path: &Path, size: u64) -> Result<()> {
     if now <= size {
         return Ok(());
     }
-    let (tail_path, mut tail) = create_beside(path).doing(doing)?;
-    let mut rest = vec![0u8; 1 << 20];
-    let mut at = size;
-    while at < now {
-        let want = rest.len().min((now - at) as usize);
-        let got = file.read_at(&mut rest[..want], at).doing(doing)?;
-        if got == 0 {
-            break;
-        }
-        std::io::Write::write_all(&mut tail, &rest[..got]).doing(doing)?;
-        at += got as u64;
-    }
-    tail.sync_all().doing(doing)?;
+    let kept = keep(path, &file, size).doing(doing)?;
     file.set_len(size).doing(doing)?;
-    tracing::warn!("{} was cut back to {size} bytes; what was cut off is in {}", path.display(), tail_path.display());
+    tracing::warn!("{} was cut back to {size} bytes; what was cut off is in {}", path.display(), kept.display());
     Ok(())
 }
 
 /// Gives a file the contents that it had. Those that it has are kept beside it.
 fn put_back(path: &Path, contents: &[u8]) -> Result<()> {
     let doing = || format!("cannot put back the contents of {}", path.display());
-    let (kept_path, mut kept) = create_beside(path).doing(doing)?;
-    let mut file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
-    std::io::copy(&mut file, &mut kept).doing(doing)?;
-    kept.sync_all().doing(doing)?;
+    let file = OpenOptions::new().read(true).write(true).open(path).doing(doing)?;
+    let kept = keep(path, &file, 0).doing(doing)?;
     file.set_len(contents.len() as u64).doing(doing)?;
     file.write_all_at(contents, 0).doing(doing)?;
-    tracing::warn!("{} holds again what it held; what it had become is in {}", path.display(), kept_path.display());
+    tracing::warn!("{} holds again what it held; what it had become is in {}", path.display(), kept.display());
     Ok(())
+}
+
+/// Copies what the file at `path` holds from the byte `from` on to a file beside it, and brings that to disk.
+fn keep(path: &Path, mut file: &File, from: u64) -> std::io::Result<PathBuf> {
+    let (kept_path, mut kept) = create_beside(path)?;
+    file.seek(SeekFrom::Start(from))?;
+    std::io::copy(&mut file, &mut kept)?;
+    kept.sync_all()?;
+    Ok(kept_path)
 }
 
 /// "NAME.ckpt-kept-1", or the first number that is free.

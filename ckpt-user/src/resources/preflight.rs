@@ -8,6 +8,7 @@ use super::task::Subject;
 use super::{Collector, cpu, fs_state, machine, task_registry};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
+use crate::sys::procfs::Status;
 use crate::sys::{pidfd, procfs, ptrace};
 use crate::tracee::freeze::{self, FrozenProcess};
 
@@ -29,14 +30,12 @@ pub fn process(pid: Pid) -> Result<()> {
     if stat.flags & PF_KTHREAD != 0 {
         return Err(refused(pid, "the process", "is a thread of the kernel", "name a process"));
     }
-    if is_dead(stat.state) {
+    if procfs::is_dead(stat.state) {
         if only_dead_threads(pid)? {
             let reason = "has ended and waits for its parent to collect its status";
             return Err(refused(pid, "the process", reason, "name a running process"));
         }
-        let reason = "has ended while other threads go on, so its state is gone";
-        let advice = "let the main thread wait for the others instead of ending";
-        return while_it_lives(pid, || Err(refused(pid, "its main thread", reason, advice)));
+        return while_it_lives(pid, || Err(freeze::main_thread_has_ended(pid)));
     }
     let status = procfs::status(pid, pid.leader())?;
     if status.tgid != pid.0 {
@@ -59,12 +58,7 @@ pub fn process(pid: Pid) -> Result<()> {
 
 /// Are all threads that are left dead? The main thread may end before the others.
 fn only_dead_threads(pid: Pid) -> Result<bool> {
-    let states = freeze::threads(pid)?.into_iter().map(|tid| procfs::thread_state(pid, tid));
-    Ok(states.flatten().all(is_dead))
-}
-
-fn is_dead(state: char) -> bool {
-    matches!(state, 'Z' | 'X')
+    Ok(freeze::threads(pid)?.into_iter().all(|tid| procfs::has_died(pid, tid)))
 }
 
 /// Does the work on a running process. If that fails because the process ends meanwhile, its end is what is told, not what it led to.
@@ -164,16 +158,17 @@ pub fn directories(cx: &mut Collector<'_>, pid: Pid) -> Result<()> {
         });
         match checked {
             // The thread has ended meanwhile.
-            Err(_) if tid != pid.leader() && procfs::thread_state(pid, tid).is_none_or(is_dead) => {}
+            Err(_) if tid != pid.leader() && procfs::has_died(pid, tid) => {}
             other => drop(other?),
         }
     }
     Ok(())
 }
 
-/// Checks the stopped threads, and prepares those with system call filters for remote calls.
-pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<()> {
+/// Checks the stopped threads, and prepares those with system call filters for remote calls. Returns the status of each.
+pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<Vec<Status>> {
     let pid = frozen.pid;
+    let mut statuses = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
         let tid = thread.tid;
         let status = procfs::status(pid, tid)?;
@@ -195,6 +190,7 @@ pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<()> {
                 Err(e) => Err(e).doing(|| format!("cannot suspend the seccomp filter of thread {tid}")),
             }
         })?;
+        statuses.push(status);
     }
-    Ok(())
+    Ok(statuses)
 }

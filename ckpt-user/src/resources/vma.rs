@@ -1,9 +1,11 @@
 //! The mappings of a memory: their records, and which of their pages must be saved.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::sys::stat::fstat;
+use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
 use super::Collector;
@@ -125,7 +127,7 @@ pub struct CollectedVmas {
 pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping]) -> Result<CollectedVmas> {
     let page_map = PageMap::open(pid)?;
     let mut out = CollectedVmas::default();
-    let mut shared_seen: Vec<(u64, PageRange)> = Vec::new();
+    let mut shared_seen = HashMap::new();
     for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
         let done = cx.attempt(|cx| {
             refuse_unknown(cx, pid, mapping)?;
@@ -223,7 +225,7 @@ fn find_pages(
     page_map: &PageMap,
     pid: Pid,
     vma: &mut VmaRecord,
-    shared_seen: &mut Vec<(u64, PageRange)>,
+    shared_seen: &mut HashMap<u64, RangeSet<u64>>,
     extents: &mut Vec<Extent>,
 ) -> Result<()> {
     let owner = vma.mm;
@@ -268,22 +270,14 @@ fn find_pages(
 }
 
 /// The pages of this mapping whose shared memory was not seen through an earlier mapping.
-fn unseen(seen: &mut Vec<(u64, PageRange)>, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
-    let inner = PageRange { start: offset / PAGE_SIZE, count: at.count };
-    let mut fresh = vec![inner];
-    for (_, before) in seen.iter().filter(|(of, _)| *of == id) {
-        fresh = fresh.into_iter().flat_map(|run| without(run, *before)).collect();
-    }
-    seen.push((id, inner));
-    fresh.into_iter().map(|run| PageRange { start: at.start + (run.start - inner.start), ..run }).collect()
-}
-
-/// What `pages` holds beside `other`: before it, and after it.
-fn without(pages: PageRange, other: PageRange) -> impl Iterator<Item = PageRange> {
-    let piece = |start: u64, end: u64| (start < end).then(|| PageRange { start, count: end - start });
-    let before = piece(pages.start, pages.end().min(other.start));
-    let after = piece(pages.start.max(other.end()), pages.end());
-    before.into_iter().chain(after)
+fn unseen(seen: &mut HashMap<u64, RangeSet<u64>>, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
+    let first = offset / PAGE_SIZE;
+    let inner = first..first + at.count;
+    let of_memory = seen.entry(id).or_default();
+    let fresh = of_memory.gaps(&inner).map(|run| PageRange::from(at.start + (run.start - first)..at.start + (run.end - first)));
+    let fresh = fresh.collect();
+    of_memory.insert(inner);
+    fresh
 }
 
 /// Which of `pages` of shared anonymous memory hold data, as the file behind it tells; all of them where we may not ask it.
@@ -308,7 +302,7 @@ mod tests {
 
     #[test]
     fn shared_memory_is_saved_once() {
-        let mut seen = Vec::new();
+        let mut seen = HashMap::new();
         let range = |start, count| PageRange { start, count };
         assert_eq!(unseen(&mut seen, 7, 0, range(100, 4)), vec![range(100, 4)]);
         assert_eq!(unseen(&mut seen, 7, 2 * PAGE_SIZE, range(200, 4)), vec![range(202, 2)]);

@@ -1,13 +1,12 @@
 //! A chain of images laid over each other, the newest first: each page is taken from the newest image that speaks of it, and goes to a
 //! sink once.
 
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rangemap::RangeSet;
 
 use crate::error::Result;
-use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange, common};
 use crate::pipeline::PageSink;
 
 /// See the module. Only memory has a past: contents of files are whole in every image, so those of older ones are left out.
@@ -39,20 +38,15 @@ impl<'a> Overlay<'a> {
 
     fn claim(&self, pages: PageRange) {
         if pages.count > 0 {
-            self.claiming.lock().unwrap_or_else(PoisonError::into_inner).insert(pages.start..pages.end());
+            self.claiming.lock().unwrap_or_else(PoisonError::into_inner).insert(pages.numbers());
         }
     }
 
     /// The parts of `pages` that are still to come.
     fn wanted(&self, pages: PageRange) -> Vec<PageRange> {
-        let pages = pages.start..pages.end();
-        let mut wanted = Vec::new();
-        for mapped in self.mapped.overlapping(&pages) {
-            let inside = mapped.start.max(pages.start)..mapped.end.min(pages.end);
-            let fresh = self.claimed.gaps(&inside);
-            wanted.extend(fresh.map(|Range { start, end }| PageRange { start, count: end - start }));
-        }
-        wanted
+        let pages = pages.numbers();
+        let mapped = self.mapped.overlapping(&pages).map(|mapped| common(mapped, &pages));
+        mapped.flat_map(|inside| self.claimed.gaps(&inside).map(PageRange::from).collect::<Vec<_>>()).collect()
     }
 }
 
@@ -124,7 +118,7 @@ mod tests {
     impl PageSink for Pages {
         fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
             assert_eq!(owner, ObjRef(7), "as the newest image calls it");
-            let pages = ranges.iter().flat_map(|range| range.start..range.end());
+            let pages = ranges.iter().flat_map(|range| range.numbers());
             for (page, contents) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
                 assert!(self.0.lock().unwrap().insert(page, contents[0]).is_none(), "page {page} comes twice");
             }

@@ -30,7 +30,7 @@ bitflags! {
 
 /// struct pm_scan_arg.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct ScanArg {
     size: u64,
     flags: u64,
@@ -55,6 +55,12 @@ struct Region {
     start: u64,
     end: u64,
     categories: u64,
+}
+
+impl Region {
+    fn pages(&self) -> PageRange {
+        (self.start / PAGE_SIZE..self.end / PAGE_SIZE).into()
+    }
 }
 
 /// _IOWR('f', 16, struct pm_scan_arg).
@@ -108,68 +114,46 @@ impl PageMap {
     }
 
     fn take(&self, range: PageRange, written: &mut RangeSet<u64>) -> io::Result<()> {
-        let mut regions = vec![Region::default(); REGIONS_PER_CALL];
-        let end = range.end() * PAGE_SIZE;
-        let mut start = range.start * PAGE_SIZE;
-        while start < end {
-            let mut arg = ScanArg {
-                size: size_of::<ScanArg>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-                start,
-                end,
-                vec: regions.as_mut_ptr() as u64,
-                vec_len: regions.len() as u64,
-                category_mask: PAGE_IS_WRITTEN,
-                return_mask: PAGE_IS_WRITTEN,
-                ..ScanArg::default()
-            };
-            // SAFETY: as in `scan`.
-            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-            if n < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let found = &regions[..n as usize];
-            written.extend(found.iter().map(|region| region.start / PAGE_SIZE..region.end / PAGE_SIZE));
-            match found.last() {
-                Some(last) if found.len() == regions.len() && last.end > start => start = last.end,
-                _ => break,
-            }
-        }
-        Ok(())
+        let request = ScanArg {
+            flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+            category_mask: PAGE_IS_WRITTEN,
+            return_mask: PAGE_IS_WRITTEN,
+            ..ScanArg::default()
+        };
+        self.request(range, request, &mut |region| written.insert(region.pages().numbers()))
     }
 
     fn scan(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+        let mut returned = Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO;
+        // Kernels before 6.15 do not know guard pages apart and refuse the bit.
+        returned.set(Page::GUARD, guard_bit_known(&self.file));
+        let request = ScanArg {
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: returned.bits(),
+            ..ScanArg::default()
+        };
+        self.request(range, request, &mut |region| found(region.pages(), Page::from_bits_truncate(region.categories)))
+    }
+
+    /// Makes a request for all of `range`, however many calls that takes, and hands out the regions in order.
+    fn request(&self, range: PageRange, request: ScanArg, found: &mut dyn FnMut(&Region)) -> io::Result<()> {
         let mut regions = vec![Region::default(); REGIONS_PER_CALL];
         let end = range.end() * PAGE_SIZE;
         let mut start = range.start * PAGE_SIZE;
         while start < end {
-            let mut arg = ScanArg {
-                size: size_of::<ScanArg>() as u64,
-                start,
-                end,
-                vec: regions.as_mut_ptr() as u64,
-                vec_len: regions.len() as u64,
-                category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-                return_mask: (Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO).bits(),
-                ..ScanArg::default()
-            };
-            // Kernels before 6.15 do not know guard pages apart and refuse the bit.
-            if guard_bit_known(&self.file) {
-                arg.return_mask |= Page::GUARD.bits();
-            }
+            let (vec, vec_len) = (regions.as_mut_ptr() as u64, regions.len() as u64);
+            let mut arg = ScanArg { size: size_of::<ScanArg>() as u64, start, end, vec, vec_len, ..request };
             // SAFETY: `arg` is the struct that this request takes, and `vec` points to `vec_len` regions that outlive the call.
             let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             if n < 0 {
                 return Err(io::Error::last_os_error());
             }
-            for region in &regions[..n as usize] {
-                let pages = PageRange { start: region.start / PAGE_SIZE, count: (region.end - region.start) / PAGE_SIZE };
-                found(pages, Page::from_bits_truncate(region.categories));
-            }
+            let given = &regions[..n as usize];
+            given.iter().for_each(&mut *found);
             // Not `walk_end`: where the kernel needed its own buffer of 512 regions more than once, that may lie before regions that it
             // has given (seen on Linux 6.18), which would come twice.
-            match regions[..n as usize].last() {
-                Some(last) if n as usize == regions.len() && last.end > start => start = last.end,
+            match given.last() {
+                Some(last) if given.len() == regions.len() && last.end > start => start = last.end,
                 _ => break,
             }
         }
@@ -229,7 +213,7 @@ fn guard_bit_known(file: &File) -> bool {
         arg.vec = &raw mut region as u64;
         arg.vec_len = 1;
         arg.return_mask = Page::GUARD.bits();
-        // SAFETY: as in `scan`; one page, one region.
+        // SAFETY: as in `request`; one page, one region.
         unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) >= 0 }
     })
 }

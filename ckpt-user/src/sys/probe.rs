@@ -7,12 +7,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
 use super::clone::{self, Cloned, Leash};
+use super::userfaultfd;
 use crate::ids::{PAGE_SIZE, Pid};
 
-/// UFFD_USER_MODE_ONLY and UFFDIO_API (linux/userfaultfd.h).
-const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-const UFFD_API: u64 = 0xaa;
 /// PR_SET_MM_MAP_SIZE (linux/prctl.h).
 const PR_SET_MM_MAP_SIZE: libc::c_int = 15;
 /// ARCH_MAP_VDSO_64 (asm/prctl.h).
@@ -100,11 +97,11 @@ pub fn choose_pid() -> io::Result<()> {
 /// userfaultfd(2): the UFFD_FEATURE_* bits that the kernel offers.
 pub fn userfaultfd() -> io::Result<u64> {
     // SAFETY: only numbers are passed.
-    let fd = owned(unsafe { libc::syscall(libc::SYS_userfaultfd, UFFD_USER_MODE_ONLY | libc::O_CLOEXEC) })?;
+    let fd = owned(unsafe { libc::syscall(libc::SYS_userfaultfd, userfaultfd::USER_MODE_ONLY | libc::O_CLOEXEC) })?;
     // struct uffdio_api: api, features, ioctls.
-    let mut api = [UFFD_API, 0, 0];
+    let mut api = [userfaultfd::API, 0, 0];
     // SAFETY: the request takes a struct of three 64-bit numbers, which outlives the call.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), userfaultfd::UFFDIO_API, &raw mut api) }.into())?;
     Ok(api[1])
 }
 

@@ -34,6 +34,16 @@ pub fn thread_state(pid: Pid, tid: Tid) -> Option<char> {
     Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok().map(|s| s.state)
 }
 
+/// Is that the letter of a thread that has ended?
+pub fn is_dead(state: char) -> bool {
+    matches!(state, 'Z' | 'X')
+}
+
+/// Has the thread ended, whether its tracer and its parent were told or not?
+pub fn has_died(pid: Pid, tid: Tid) -> bool {
+    thread_state(pid, tid).is_none_or(is_dead)
+}
+
 /// Has the process ended, or is every thread of it on its way to the end?
 pub fn is_ending(pid: Pid) -> bool {
     let tasks = Process::new(pid.0).and_then(|p| p.tasks());
@@ -45,7 +55,7 @@ fn is_thread_ending(task: &procfs::process::Task) -> bool {
     const PF_EXITING: u32 = 4;
     const KILLED: u64 = 1 << (libc::SIGKILL - 1);
     // What is gone meanwhile has ended.
-    task.stat().map_or(true, |stat| matches!(stat.state, 'Z' | 'X') || stat.flags & PF_EXITING != 0)
+    task.stat().map_or(true, |stat| is_dead(stat.state) || stat.flags & PF_EXITING != 0)
         || task.status().map_or(true, |status| status.sigpnd & KILLED != 0)
 }
 

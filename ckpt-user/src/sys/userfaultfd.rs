@@ -10,14 +10,16 @@ use crate::ids::PageRange;
 pub const USER_MODE_ONLY: i32 = 1;
 
 /// linux/userfaultfd.h.
-const API: u64 = 0xaa;
+pub(super) const API: u64 = 0xaa;
 const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
-const WP_UNPOPULATED: u64 = 1 << 13;
-const WP_ASYNC: u64 = 1 << 15;
+/// UFFD_FEATURE_WP_UNPOPULATED: also pages that are not there can be protected.
+pub const WP_UNPOPULATED: u64 = 1 << 13;
+/// UFFD_FEATURE_WP_ASYNC: the kernel handles the faults by itself.
+pub const WP_ASYNC: u64 = 1 << 15;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 /// _IOWR(0xaa, 0x3f, struct uffdio_api), _IOWR(0xaa, 0x00, struct uffdio_register), _IOWR(0xaa, 0x06, struct uffdio_writeprotect).
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+pub(super) const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 

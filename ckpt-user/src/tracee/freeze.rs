@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::thread::{LOOK_AFTER, StoppedThread, gone_or, has_died};
+use super::thread::{LOOK_AFTER, StoppedThread, gone_or};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::sys::deadline::Deadline;
@@ -54,12 +54,7 @@ impl FrozenProcess {
         drop(deadline);
         frozen.threads.sort_by_key(|t| (t.tid != pid.leader(), t.tid));
         if frozen.threads.first().is_none_or(|t| t.tid != pid.leader()) {
-            return Err(Error::Refused(crate::Refusal {
-                pid,
-                object: "its main thread".to_owned(),
-                reason: "has ended while other threads go on, so its state is gone".to_owned(),
-                advice: "let the main thread wait for the others instead of ending".to_owned(),
-            }));
+            return Err(main_thread_has_ended(pid));
         }
         Ok(frozen)
     }
@@ -133,6 +128,16 @@ impl Drop for Seized {
     }
 }
 
+/// What cannot be saved for that reason.
+pub fn main_thread_has_ended(pid: Pid) -> Error {
+    Error::Refused(crate::Refusal {
+        pid,
+        object: "its main thread".to_owned(),
+        reason: "has ended while other threads go on, so its state is gone".to_owned(),
+        advice: "let the main thread wait for the others instead of ending".to_owned(),
+    })
+}
+
 /// The threads of a process, as /proc lists them now.
 pub fn threads(pid: Pid) -> Result<Vec<Tid>> {
     let entries = match fs::read_dir(format!("/proc/{pid}/task")) {
@@ -156,7 +161,8 @@ fn seize(pid: Pid, tid: Tid) -> Result<bool> {
     };
     let state = procfs::thread_state(pid, tid);
     match (error.raw_os_error(), state) {
-        (Some(libc::ESRCH), _) | (_, None | Some('Z' | 'X')) => Ok(false),
+        (Some(libc::ESRCH), _) => Ok(false),
+        (_, state) if state.is_none_or(procfs::is_dead) => Ok(false),
         (Some(libc::EPERM), _) => {
             let tracer = procfs::status(pid, tid)?.tracerpid;
             if tracer != 0 {
@@ -193,7 +199,7 @@ fn wait_for_stop(pid: Pid, tid: Tid, timeout: Duration, until: Instant) -> Resul
             Some(Stop::Syscall | Stop::Other(_)) => {
                 gone_or(pid, ptrace::cont(tid, 0), || format!("cannot resume thread {tid}"))?;
             }
-            None if has_died(pid, tid) => return Ok(None),
+            None if procfs::has_died(pid, tid) => return Ok(None),
             None if Instant::now() >= until => {
                 let state = procfs::thread_state(pid, tid).unwrap_or('?');
                 return Err(Error::FreezeTimeout { pid, tid, state, seconds: timeout.as_secs_f64() });

@@ -5,8 +5,8 @@
 //! * calls that return EINTR when a thread is merely stopped (signal(7) lists them): [`mend`] turns that into "make it again
 //!   unless a handler runs", with the time-out shortened by what has passed where it is in a register;
 //! * calls that keep the time that is left in the kernel (-ERESTART_RESTARTBLOCK): a new task has no such memory, so its time is
-//!   taken down ([`Sleep`]; best from the kernel's own record, else from the arguments and how long the thread has slept) and a restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the
-//!   same state as before.
+//!   taken down ([`Sleep`]; best from the kernel's own record, else from the arguments and how long the thread has slept) and a
+//!   restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the same state as before.
 
 use std::collections::BTreeMap;
 use std::fs;

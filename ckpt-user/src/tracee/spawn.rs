@@ -98,7 +98,7 @@ impl Drop for NewProcess {
 fn wait_for_burial(pid: Pid) -> Result<()> {
     let Ok(dead) = pidfd::open(pid) else { return Ok(()) };
     let until = Instant::now() + BURIAL;
-    while matches!(procfs::thread_state(pid, pid.leader()), Some('Z' | 'X')) && Instant::now() < until {
+    while procfs::thread_state(pid, pid.leader()).is_some_and(procfs::is_dead) && Instant::now() < until {
         // Newer kernels tell when the status was collected (POLLHUP); on others, we look again.
         pidfd::wait_for_burial(dead.as_fd(), BURIAL / 200).doing(|| format!("cannot wait for the dead process {pid}"))?;
     }

@@ -13,8 +13,8 @@ use crate::sys::ptrace;
 
 /// Makes a way for remote calls into a process of somebody else's, and takes away what an earlier one has left there.
 pub fn enter(frozen: &mut FrozenProcess) -> Result<Injector> {
-    take_out(frozen)?;
     let (mut injector, stale) = Injector::new(frozen.pid)?;
+    take_out(frozen, injector.memory())?;
     if let Some(stale) = stale {
         tracing::info!("pid {} holds what a ckpt that was killed has left", frozen.pid);
         if is_mapped(frozen.pid, stale.workspace())? {
@@ -26,11 +26,10 @@ pub fn enter(frozen: &mut FrozenProcess) -> Result<Injector> {
 }
 
 /// Gives threads that stopped inside a stub the registers and the signal mask with which they would leave it.
-fn take_out(frozen: &mut FrozenProcess) -> Result<()> {
+fn take_out(frozen: &mut FrozenProcess, memory: &ProcessMemory) -> Result<()> {
     let pid = frozen.pid;
-    let memory = ProcessMemory::open(pid)?;
     for thread in &mut frozen.threads {
-        let Some(saved) = stub_around(&memory, thread.regs.rip) else { continue };
+        let Some(saved) = stub_around(memory, thread.regs.rip) else { continue };
         let tid = thread.tid;
         tracing::info!("thread {tid} is still in the stub of a ckpt that was killed");
         let regs = saved.outside(&thread.regs);

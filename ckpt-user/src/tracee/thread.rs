@@ -30,14 +30,9 @@ pub struct StoppedThread {
     pub(super) born: Vec<Tid>,
 }
 
-/// After this time of waiting for a thread it is looked at whether it is still alive.
+/// After this time of waiting for a thread it is looked at whether it is still alive: the kernel reports the end of the main thread only
+/// when all others were waited for, which are dead, too, if the process was killed.
 pub(super) const LOOK_AFTER: Duration = Duration::from_millis(50);
-
-/// Has the thread died, reported or not? The kernel reports the end of the main thread only when all others were waited for, which are
-/// dead, too, if the process was killed.
-pub(super) fn has_died(pid: Pid, tid: Tid) -> bool {
-    matches!(procfs::thread_state(pid, tid), None | Some('Z' | 'X'))
-}
 
 /// The caller's word for an error of ptrace: a thread that is gone is a normal answer, not a riddle.
 pub(super) fn gone_or<T>(pid: Pid, result: io::Result<T>, doing: impl FnOnce() -> String) -> Result<T> {
@@ -68,7 +63,7 @@ impl StoppedThread {
             match gone_or(self.pid, ptrace::wait(self.tid, true), doing)? {
                 Some(Stop::Ended(_)) => return Err(Error::Gone(self.pid)),
                 Some(stop) => return Ok(stop),
-                None if has_died(self.pid, self.tid) => return Err(Error::Gone(self.pid)),
+                None if procfs::has_died(self.pid, self.tid) => return Err(Error::Gone(self.pid)),
                 None => {}
             }
         }
