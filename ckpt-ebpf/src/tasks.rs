@@ -52,6 +52,8 @@ pub struct TaskOffsets {
     pub upid_nr: u32,
     /// `upid.ns`.
     pub upid_ns: u32,
+    /// `task_struct.mm`.
+    pub mm: u32,
 }
 
 /// One thread. Times are in nanoseconds of the kernel's scheduler clock, which starts near boot and counts neither suspension nor
@@ -74,6 +76,8 @@ pub struct TaskRecord {
     pub monotonic: u64,
     /// How often the thread went to sleep by itself.
     pub voluntary_switches: u64,
+    /// The kernel's address of its address space, which tells address spaces apart.
+    pub mm: u64,
     /// Thread id, in the reader's pid namespace.
     pub tid: u32,
     /// Process id, in the reader's pid namespace.

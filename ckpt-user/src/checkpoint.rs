@@ -3,7 +3,9 @@
 //! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
 //! guards: whatever fails, the target runs on, and no image appears.
 
+mod live;
 mod since;
+mod writing;
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
 use crate::image::{Codec, ImageWriter, TrailerInfo};
-use crate::pipeline::{self, DumpOptions, DumpStats, Extent, ExtentKind};
+use crate::pipeline::{self, DumpOptions, Extent, ExtentKind};
 use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
 use crate::resources::memory::{MemoryRecord, MemorySource};
 use crate::resources::task::Subject;
@@ -34,7 +36,10 @@ use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
+use crate::track::{self, DirtyTracker};
+use live::{Hold, Programs, Split};
 use since::Since;
+use writing::{Writing, Written};
 
 /// What happens to the target once its image is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -57,6 +62,8 @@ pub struct Options {
     pub codec: Codec,
     /// How long to wait for the threads to stop.
     pub freeze_timeout: Duration,
+    /// Pages are copied while the target runs, where that can be done: see docs/design.md, "Live cuts".
+    pub live: bool,
     /// For the kinds of resources.
     pub collect: CollectOptions,
 }
@@ -67,6 +74,7 @@ impl Default for Options {
             after: After::default(),
             codec: Codec::Lz4,
             freeze_timeout: Duration::from_secs(10),
+            live: true,
             collect: CollectOptions::default(),
         }
     }
@@ -81,10 +89,16 @@ pub struct Report {
     pub image_id: ImageId,
     /// The image that this one is an increment of.
     pub parent_id: Option<ImageId>,
-    /// Freeze to thaw, microseconds.
+    /// Freeze to thaw, and what the target was held back later, microseconds.
     pub pause_us: u64,
+    /// Of this, what the target was held back while its pages were copied, because it wrote faster than they could be.
+    pub held_us: u64,
     /// Thaw to last page copied. 0: the pages were copied during the pause.
     pub drain_us: u64,
+    /// Pages whose old contents were saved because the target was about to write to them while the others were copied.
+    pub pages_preserved: u64,
+    /// Why pages were copied during the pause, after it was tried to copy them while the target ran.
+    pub live_fallback: Option<String>,
     /// From the start until the image was on disk under its name.
     pub total_us: u64,
     /// Pages of the target that belong to the image.
@@ -111,6 +125,7 @@ pub struct Target {
     options: Options,
     inspector: Inspector,
     since: Since,
+    programs: Programs,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -124,7 +139,7 @@ enum Inspector {
 impl Target {
     /// The process `pid`, whose images are all whole.
     pub fn new(pid: Pid, options: Options) -> Target {
-        Target { pid, options, inspector: Inspector::NotNeededYet, since: Since::Nothing }
+        Target { pid, options, inspector: Inspector::NotNeededYet, since: Since::Nothing, programs: Programs::default() }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -143,65 +158,99 @@ impl Target {
     /// kernel refuses. The target runs on after every error, and the next image holds what this one should have.
     pub fn checkpoint(&mut self, destination: Destination, progress: Progress<'_>) -> Result<Report> {
         let began = Instant::now();
-        let (pid, after) = (self.pid, self.options.after);
+        let pid = self.pid;
         preflight::process(pid)?;
-        let saved = preflight::while_it_lives(pid, || self.save(&destination, progress))?;
-        let Saved { frozen, frozen_at, image_id, parent, trailer, stats, held: pages, pages_total } = saved;
-        let thread_count = frozen.threads.len();
-        // Stopping and killing wait until the image is safe; running on need not.
-        let mut held = Some(frozen);
-        if after == After::Continue {
-            held.take().map_or(Ok(()), FrozenProcess::thaw)?;
+        let live = self.options.live && self.options.after == After::Continue && destination.can_begin_again();
+        if live {
+            self.programs.load();
         }
-        let mut pause = frozen_at.elapsed();
+        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
+            Err(Error::Void(why)) => {
+                tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
+                destination.begin_again()?;
+                Ok((self.save(&destination, false, progress)?, Some(why)))
+            }
+            other => Ok((other?, None)),
+        })?;
+        let Saved { header, trailer, held, pages_total, written } = saved;
+        let image_id = header.image_id.unwrap_or(ImageId(0));
         destination.commit()?;
         let tracker = self.since.name();
-        self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, pages);
-        if let Some(frozen) = held {
-            if after == After::Kill {
-                frozen.kill()?;
-            } else {
-                signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
-                frozen.thaw()?;
-            }
-            pause = frozen_at.elapsed();
+        self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, held);
+        let mut pause = written.pause;
+        if let Some(frozen) = written.frozen {
+            // Stopping and killing wait until the image is safe; running on need not.
+            let since = frozen.since;
+            self.end(frozen.process)?;
+            pause = since.elapsed();
+        }
+        if !written.held_back.is_zero() {
+            self.programs.grow();
         }
         Ok(Report {
             pid,
             image_id,
-            parent_id: parent.map(|parent| parent.image_id),
-            pause_us: pause.as_micros() as u64,
-            drain_us: 0,
+            parent_id: header.parent.map(|parent| parent.image_id),
+            pause_us: (pause + written.held_back).as_micros() as u64,
+            held_us: written.held_back.as_micros() as u64,
+            drain_us: written.drain.as_micros() as u64,
+            pages_preserved: written.preserved,
+            live_fallback,
             total_us: began.elapsed().as_micros() as u64,
             pages_total,
-            pages_written: stats.pages_data,
-            pages_zero: stats.pages_zero,
+            pages_written: written.stats.pages_data,
+            pages_zero: written.stats.pages_zero,
             bytes: trailer.bytes,
             tracker,
-            threads: thread_count,
+            threads: written.threads,
         })
     }
 
-    fn save(&mut self, destination: &Destination, progress: Progress<'_>) -> Result<Saved> {
+    /// Does what shall be done with the target once its image is safe.
+    fn end(&self, frozen: FrozenProcess) -> Result<()> {
         let pid = self.pid;
-        let threads = freeze::threads(pid)?;
-        let mut waits = WaitTimes::read(pid, &threads);
-        self.load_inspector(&threads);
-        let frozen_at = Instant::now();
-        let mut frozen = FrozenProcess::freeze(pid, self.options.freeze_timeout)?;
-        if let Inspector::Loaded(inspector) = &self.inspector {
-            waits.learn(sleeps(inspector, pid));
+        match self.options.after {
+            After::Continue => frozen.thaw(),
+            After::Stop => {
+                signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+                frozen.thaw()
+            }
+            After::Kill => frozen.kill(),
         }
-        let injector = stale::enter(&mut frozen)?;
-        mend_interrupted(&mut frozen, injector.memory(), &waits)?;
-        let mut cut = collect(&mut frozen, injector, &waits, &self.options, &mut self.since)?;
+    }
+
+    /// Writes an image. `live`: the target may run while its pages are copied.
+    ///
+    /// Errors: [`Error::Void`], only if `live`: nothing is lost, but what was written is no image.
+    fn save(&mut self, destination: &Destination, live: bool, progress: Progress<'_>) -> Result<Saved> {
+        let threads = freeze::threads(self.pid)?;
+        self.load_inspector(&threads);
+        let freezer = Freezer { pid: self.pid, timeout: self.options.freeze_timeout, inspector: &self.inspector };
+        let (mut frozen, injector) = freezer.freeze()?;
+        let mut cut = collect(&mut frozen, injector, &self.options, &mut self.since, live)?;
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
         let held = pipeline::pages_of(&cut.extents, cut.mm);
         let parent = self.since.shrink(cut.mm, &cut.vmas, &mut cut.extents);
-        let image_id = machine::random_id()?;
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
-        let (trailer, stats) = write(&cut, &header(image_id, parent, dump.codec)?, destination, &dump, progress)?;
-        Ok(Saved { frozen, frozen_at, image_id, parent, trailer, stats, held, pages_total })
+        let split = Split::of(&cut.extents, cut.mm, cut.armed.as_deref().map_or(self.since.protected(), |t| t.protected()));
+        let live_cut = self.programs.publish(self.pid, cut.mm, &split);
+        let header = header(machine::random_id()?, parent, dump.codec)?;
+        let mut writer = ImageWriter::to_file(destination.writer())?;
+        let mut writing = Writing { cut: &cut, header: &header, dump, split: &split, progress, freezer: &freezer };
+        let written = match &live_cut {
+            Some(live_cut) => writing.while_it_runs(&mut writer, frozen, live_cut),
+            None => writing.while_it_stands(&mut writer, frozen, self.options.after),
+        };
+        match written {
+            Ok(written) => Ok(Saved { header, trailer: writer.finish()?, held, pages_total, written }),
+            Err(error) => {
+                // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
+                if let Err(second) = writer.fail(&error.to_string()) {
+                    tracing::debug!("cannot record the failure in the image: {second}");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// For threads whose time that is left only the kernel knows.
@@ -219,17 +268,14 @@ impl Target {
     }
 }
 
-/// A target that is stopped, with everything of it written.
+/// An image that is written, but not safe yet.
 struct Saved {
-    frozen: FrozenProcess,
-    frozen_at: Instant,
-    image_id: ImageId,
-    parent: Option<ParentRef>,
+    header: Header,
     trailer: TrailerInfo,
-    stats: DumpStats,
     /// Pages of the memory that the image or its parents hold.
     held: RangeSet<u64>,
     pages_total: u64,
+    written: Written,
 }
 
 fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
@@ -265,6 +311,37 @@ struct Cut {
     vmas: Vec<VmaRecord>,
     extents: Vec<Extent>,
     source: MemorySource,
+    /// Protects the memory for this cut alone, where no tracker does anyway.
+    armed: Option<Box<dyn DirtyTracker>>,
+}
+
+/// Stops the target.
+struct Freezer<'a> {
+    pid: Pid,
+    timeout: Duration,
+    inspector: &'a Inspector,
+}
+
+/// A target that stands still, and does not know it.
+struct Frozen {
+    process: FrozenProcess,
+    waits: WaitTimes,
+    since: Instant,
+}
+
+impl Freezer<'_> {
+    /// Also returns the means to make calls in it, of which it holds nothing yet.
+    fn freeze(&self) -> Result<(Frozen, Injector)> {
+        let mut waits = WaitTimes::read(self.pid, &freeze::threads(self.pid)?);
+        let since = Instant::now();
+        let mut process = FrozenProcess::freeze(self.pid, self.timeout)?;
+        if let Inspector::Loaded(inspector) = self.inspector {
+            waits.learn(sleeps(inspector, self.pid));
+        }
+        let injector = stale::enter(&mut process)?;
+        mend_interrupted(&mut process, injector.memory(), &waits)?;
+        Ok((Frozen { process, waits, since }, injector))
+    }
 }
 
 /// A stop makes some calls return EINTR; nobody shall see it. Done at once, so that even if ckpt is killed the target does not.
@@ -302,13 +379,8 @@ fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
     Ok(Outside { mm, mappings, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
-fn collect(
-    frozen: &mut FrozenProcess,
-    mut injector: Injector,
-    waits: &WaitTimes,
-    options: &Options,
-    since: &mut Since,
-) -> Result<Cut> {
+fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since: &mut Since, live: bool) -> Result<Cut> {
+    let Frozen { process: frozen, waits, .. } = target;
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid)?;
@@ -317,8 +389,16 @@ fn collect(
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     };
     let (sections, threads) = collect_inside(&mut cx, frozen, &statuses, &mut injector, waits, &outside, fds)?;
-    since.cut(&mut RemoteTask::new(&mut injector, frozen.leader()), &outside.mappings)?;
+    let mut leader = RemoteTask::new(&mut injector, frozen.leader());
+    since.prepare(&mut leader)?;
+    let mut armed = if live && !since.tracks() { begin_to_track(&mut leader) } else { None };
+    drop(leader);
     injector.remove(frozen.leader())?;
+    // Last of all: every return to user mode of a thread writes to its memory (rseq).
+    since.cut(&outside.mappings)?;
+    if let Some(tracker) = &mut armed {
+        tracker.cut(&outside.mappings)?;
+    }
     let Collected { objects, contents } = cx.finish()?;
     let mut extents = outside.extents;
     extents.extend(contents.iter().flat_map(content_extents));
@@ -331,7 +411,14 @@ fn collect(
         vmas: outside.vmas,
         extents,
         source: MemorySource::new(outside.mm, pid, contents)?,
+        armed,
     })
+}
+
+/// A tracker that is there for this cut alone, to protect all memory, so that it can be copied while it changes. `None`: this machine has none.
+fn begin_to_track(task: &mut RemoteTask<'_>) -> Option<Box<dyn DirtyTracker>> {
+    let tracker = track::start(task);
+    tracker.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
 }
 
 fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
@@ -397,47 +484,6 @@ fn task_table(frozen: &FrozenProcess) -> Result<TaskTable> {
         comm: stat.comm,
     };
     Ok(TaskTable { tasks: vec![entry] })
-}
-
-fn write(
-    cut: &Cut,
-    header: &Header,
-    destination: &Destination,
-    dump: &DumpOptions<'_>,
-    progress: Progress<'_>,
-) -> Result<(TrailerInfo, DumpStats)> {
-    let mut writer = ImageWriter::to_file(destination.writer())?;
-    match write_records(cut, header, &mut writer, dump, progress) {
-        Ok(stats) => Ok((writer.finish()?, stats)),
-        Err(error) => {
-            // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
-            if let Err(second) = writer.fail(&error.to_string()) {
-                tracing::debug!("cannot record the failure in the image: {second}");
-            }
-            Err(error)
-        }
-    }
-}
-
-fn write_records(
-    cut: &Cut,
-    header: &Header,
-    writer: &mut ImageWriter<'_>,
-    dump: &DumpOptions<'_>,
-    progress: Progress<'_>,
-) -> Result<DumpStats> {
-    writer.header(header)?;
-    writer.container(&cut.container)?;
-    writer.tasks(&cut.tasks)?;
-    for object in &cut.objects {
-        writer.object(object)?;
-    }
-    writer.task_state(&cut.state)?;
-    for vma in &cut.vmas {
-        writer.vma(vma)?;
-    }
-    let all = pipeline::pages_to_read(&cut.extents);
-    pipeline::dump(&cut.extents, &cut.source, writer, dump, &|done| progress(done, all))
 }
 
 fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<Header> {

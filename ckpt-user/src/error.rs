@@ -47,6 +47,11 @@ pub enum Error {
         seconds: f64,
     },
 
+    /// Pages changed in a way that could not be followed while they were copied: what was copied is of no use, and the cut must be taken again with
+    /// the target stopped for as long as its pages are copied.
+    #[error("the pages could not be copied while the process ran: {0}")]
+    Void(String),
+
     /// The image cannot be read, or could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),

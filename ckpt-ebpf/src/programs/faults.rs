@@ -10,6 +10,8 @@ use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::warn;
 use ckpt_ebpf::faults::{Counter, FAULTS_BYTES, TRACKED_MAX, TaskInfo, WRITE, WriteFault};
 
+use crate::preserve;
+
 const PAGE_SHIFT: u32 = 12;
 /// The last address bit: set in the kernel's own addresses, whose faults are not the process's.
 const KERNEL_HALF: u64 = 1 << 63;
@@ -46,6 +48,7 @@ fn note(ctx: &RawTracePointContext) {
     if address & KERNEL_HALF != 0 {
         return;
     }
+    preserve::before_write(address);
     let tgid = ctx.tgid();
     let Some(task) = TRACKED.get_ptr_mut(&tgid) else { return };
     // SAFETY: the map returned a pointer to a value, which stays valid while the program runs; all writers use atomics.

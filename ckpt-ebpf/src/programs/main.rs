@@ -7,6 +7,8 @@
 #![allow(internal_features)]
 
 mod faults;
+mod kernel;
+mod preserve;
 mod tasks;
 
 /// Some helpers of the kernel are for programs under the GPL only.

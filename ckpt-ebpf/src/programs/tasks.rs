@@ -5,11 +5,11 @@ use core::ptr;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::seq_file;
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel as raw_read, bpf_seq_write, bpf_snprintf,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_seq_write, bpf_snprintf};
 use bytemuck::Zeroable;
 use ckpt_ebpf::tasks::{ABSENT, RESTART_BLOCK_BYTES, SYMBOL_BYTES, TaskOffsets, TaskRecord};
+
+use crate::kernel::read;
 
 #[unsafe(no_mangle)]
 static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
@@ -28,6 +28,7 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     upid_size: 0,
     upid_nr: 0,
     upid_ns: 0,
+    mm: 0,
 });
 
 /// bpf_snprintf's format for the name of a kernel function; it must be in read-only data.
@@ -81,6 +82,7 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
     let function: u64 = read(block + u64::from(offsets.restart_fn))?;
     symbol(function, &mut record.restart_fn);
 
+    record.mm = read(task + u64::from(offsets.mm))?;
     record.voluntary_switches = read(task + u64::from(offsets.voluntary_switches))?;
     record.exec_start = read(task + u64::from(offsets.exec_start))?;
     if let Some((clock, clock_task)) = clocks(&offsets, task) {
@@ -164,13 +166,4 @@ fn symbol(address: u64, name: &mut [u8; SYMBOL_BYTES]) {
             size_of_val(&arguments) as u32,
         )
     };
-}
-
-/// Copies from the kernel's memory.
-#[inline(always)]
-fn read<T: Zeroable>(address: u64) -> Option<T> {
-    let mut value = T::zeroed();
-    // SAFETY: the destination is as long as is said; the helper fails on an address that is not mapped.
-    let result = unsafe { raw_read((&raw mut value).cast(), size_of::<T>() as u32, address as *const c_void) };
-    (result == 0).then_some(value)
 }

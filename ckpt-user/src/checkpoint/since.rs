@@ -3,7 +3,7 @@
 use rangemap::RangeSet;
 
 use crate::error::Result;
-use crate::ids::ObjRef;
+use crate::ids::{ObjRef, PageRange};
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::vma::VmaRecord;
@@ -33,9 +33,28 @@ impl Since {
         }
     }
 
-    /// At a cut, with every thread stopped: finds out what was written. `task` is one of the threads.
-    pub fn cut(&mut self, task: &mut RemoteTask<'_>, mappings: &[Mapping]) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(task, mappings) } else { Ok(()) }
+    /// Before a cut, with every thread stopped: does whatever needs a thread of the target, `task`.
+    pub fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.prepare(task) } else { Ok(()) }
+    }
+
+    /// At a cut, with every thread stopped: finds out what was written. Nothing is to run in the target between this and the end of the freeze:
+    /// whatever it wrote would count as written after the cut.
+    pub fn cut(&mut self, mappings: &[Mapping]) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.cut(mappings) } else { Ok(()) }
+    }
+
+    /// Does it watch the memory, so that all of it is protected by now?
+    pub fn tracks(&self) -> bool {
+        matches!(self, Since::Tracked(_))
+    }
+
+    /// After a cut: [`DirtyTracker::protected`].
+    pub fn protected(&self) -> &[PageRange] {
+        match self {
+            Since::Tracked(Tracking { tracker: Some(tracker), .. }) => tracker.protected(),
+            _ => &[],
+        }
     }
 
     /// Takes out of the plan of a whole image what the last image holds of the memory `mm`. `None`: there is none.
@@ -83,22 +102,23 @@ pub struct Tracking {
 }
 
 impl Tracking {
-    /// At a cut: what was written since the last one. A tracker that fails has lost sight of the memory (another program runs in it, say),
-    /// so the image will be whole, and a new one begins.
-    fn cut(&mut self, task: &mut RemoteTask<'_>, mappings: &[Mapping]) -> Result<()> {
-        if let Some(tracker) = &mut self.tracker {
-            match tracker.cut(mappings) {
-                Ok(written) => {
-                    self.written.extend(written);
-                    return Ok(());
-                }
-                Err(error) => tracing::warn!("the next image is a whole one: {error}"),
+    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+        if self.tracker.is_none() {
+            self.tracker = Some(track::start(task)?);
+        }
+        Ok(())
+    }
+
+    /// What was written since the last cut. After a failure nothing is known any more, and the next image is a whole one.
+    fn cut(&mut self, mappings: &[Mapping]) -> Result<()> {
+        let Some(tracker) = &mut self.tracker else { return Ok(()) };
+        match tracker.cut(mappings) {
+            Ok(written) => self.written.extend(written),
+            Err(error) => {
+                *self = Tracking::default();
+                return Err(error);
             }
         }
-        *self = Tracking::default();
-        let mut tracker = track::start(task)?;
-        tracker.cut(mappings)?;
-        self.tracker = Some(tracker);
         Ok(())
     }
 }

@@ -37,6 +37,6 @@ impl Saving {
             CodecName::Raw => Codec::Raw,
         };
         let collect = CollectOptions { tcp_close: self.tcp_close };
-        Options { after, codec, freeze_timeout: self.freeze_timeout, collect }
+        Options { after, codec, freeze_timeout: self.freeze_timeout, live: true, collect }
     }
 }

@@ -8,10 +8,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::plan::{self, Extent, Piece, Pieces};
 use super::stop::Stop;
-use super::{KnownPages, MAX_WORKERS, PageSource, default_workers, zero};
-use crate::error::Result;
-use crate::ids::PAGE_SIZE;
-use crate::image::chunk::{ChunkBuffer, RunKind, SealedChunk};
+use super::{KnownPages, LivePages, MAX_WORKERS, PageSource, default_workers, zero};
+use crate::error::{Error, Result};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use crate::image::chunk::{ChunkBuffer, MAX_DATA, MAX_DATA_PAGES, Run, RunKind, SealedChunk};
 use crate::image::{Codec, ImageWriter, PageCounts, codec};
 
 /// How to dump.
@@ -23,18 +23,21 @@ pub struct DumpOptions<'a> {
     pub workers: usize,
     /// Pages that are left out.
     pub known: Option<&'a dyn KnownPages>,
+    /// Pages that change meanwhile.
+    pub live: Option<&'a dyn LivePages>,
 }
 
 impl Default for DumpOptions<'_> {
     fn default() -> Self {
-        DumpOptions { codec: Codec::default(), workers: default_workers(), known: None }
+        DumpOptions { codec: Codec::default(), workers: default_workers(), known: None, live: None }
     }
 }
 
 impl fmt::Debug for DumpOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DumpOptions { codec, workers, known } = self;
-        write!(f, "DumpOptions {{ codec: {codec:?}, workers: {workers}, known: {} }}", known.is_some())
+        let DumpOptions { codec, workers, known, live } = self;
+        let (known, live) = (known.is_some(), live.is_some());
+        write!(f, "DumpOptions {{ codec: {codec:?}, workers: {workers}, known: {known}, live: {live} }}")
     }
 }
 
@@ -53,6 +56,16 @@ pub struct DumpStats {
     pub bytes_stored: u64,
 }
 
+impl std::ops::AddAssign for DumpStats {
+    fn add_assign(&mut self, other: DumpStats) {
+        self.pages_data += other.pages_data;
+        self.pages_zero += other.pages_zero;
+        self.pages_hole += other.pages_hole;
+        self.bytes_raw += other.bytes_raw;
+        self.bytes_stored += other.bytes_stored;
+    }
+}
+
 impl DumpStats {
     fn add(&mut self, chunk: &Written) {
         self.pages_data += chunk.counts.data;
@@ -67,14 +80,14 @@ impl DumpStats {
 struct Written {
     counts: PageCounts,
     stored: u64,
-    /// Pages of it that were read from the source.
+    /// Pages of it that were planned to be read from the source.
     read: u64,
     /// The chunk, if it is still to be written.
     chunk: Option<SealedChunk>,
 }
 
-/// Saves the pages of `plan`, each owner's ended by its empty chunk (SEED S16). `progress` is called on this thread with the pages read
-/// so far, out of [`super::pages_to_read`].
+/// Saves the pages of `plan`. An image may be made of several plans; [`end_owners`] comes last. `progress` is called on this thread with the pages
+/// done so far, out of [`super::pages_to_read`]: after each piece, so some hundred times a second.
 ///
 /// # Errors
 /// The first error of the source or the writer. All threads have ended by then: each finishes the call to the source or the write
@@ -86,12 +99,12 @@ pub fn dump(
     options: &DumpOptions<'_>,
     progress: &dyn Fn(u64),
 ) -> Result<DumpStats> {
-    let owners = plan::check(plan)?;
+    plan::check(plan)?;
     let writer = &*writer;
     let workers = options.workers.clamp(1, MAX_WORKERS);
     let stop = Stop::default();
-    let shared =
-        Shared { pieces: Mutex::new(Pieces::of(plan)), source, writer, codec: options.codec, known: options.known, stop: &stop };
+    let DumpOptions { codec, known, live, .. } = *options;
+    let shared = Shared { pieces: Mutex::new(Pieces::of(plan)), source, writer, codec, known, live, stop: &stop };
     let stats = thread::scope(|scope| {
         // A worker holds one buffer to read into and one to compress into, and as many again may wait to be written.
         let (give, idle) = bounded(3 * workers + 2);
@@ -105,10 +118,18 @@ pub fn dump(
         collect(&shared, &told, &give, progress)
     });
     stop.into_result()?;
-    for owner in owners {
+    Ok(stats)
+}
+
+/// Ends every owner that appears in `plan` by its empty chunk (SEED S16).
+///
+/// # Errors
+/// The plan holds a page twice, or the image cannot be written.
+pub fn end_owners(plan: &[Extent], writer: &mut ImageWriter<'_>) -> Result<()> {
+    for owner in plan::check(plan)? {
         writer.end_owner(owner)?;
     }
-    Ok(stats)
+    Ok(())
 }
 
 /// What all threads of a dump see.
@@ -118,6 +139,7 @@ struct Shared<'a> {
     writer: &'a ImageWriter<'a>,
     codec: Codec,
     known: Option<&'a dyn KnownPages>,
+    live: Option<&'a dyn LivePages>,
     stop: &'a Stop,
 }
 
@@ -157,9 +179,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn run(mut self) -> Result<()> {
         while !self.shared.stop.stopped() {
-            let piece = self.shared.pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(piece) = piece else { break };
-            let Some(written) = self.save(&piece)? else { break };
+            let Some(written) = self.next()? else { break };
             if self.tell.send(written).is_err() {
                 break;
             }
@@ -167,12 +187,107 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Does one piece of what is to be done. `None`: there is nothing left, or the dump was given up.
+    fn next(&mut self) -> Result<Option<Written>> {
+        let full = |live: &&dyn LivePages| live.waiting() >= MAX_DATA_PAGES as u64;
+        // What was saved elsewhere takes up room there, so it goes first.
+        if let Some(live) = self.shared.live.filter(full)
+            && let Some(written) = self.save_taken(live)?
+        {
+            return Ok(Some(written));
+        }
+        let piece = self.shared.pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        match (piece, self.shared.live) {
+            (Some(piece), _) => self.save(&piece),
+            (None, Some(live)) => self.save_rest(live),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The last of what was saved elsewhere, or is about to be.
+    fn save_rest(&mut self, live: &dyn LivePages) -> Result<Option<Written>> {
+        while !self.shared.stop.stopped() && !live.is_complete()? {
+            if let Some(written) = self.save_taken(live)? {
+                return Ok(Some(written));
+            }
+            // Another worker has them, or they are there in a moment.
+            thread::yield_now();
+        }
+        Ok(None)
+    }
+
+    fn save_taken(&mut self, live: &dyn LivePages) -> Result<Option<Written>> {
+        let (Some(mut pages), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
+        let numbers = live.take(&mut pages.data()[..MAX_DATA])?;
+        if numbers.is_empty() {
+            self.spare.extend([pages, packed]);
+            return Ok(None);
+        }
+        let runs = runs_of(&numbers);
+        self.write(live.owner(), &runs, Buffers { pages, packed }, numbers.len() as u64)
+    }
+
     /// Reads a piece, makes its chunk, and writes it if the writer takes chunks from many threads. `None` if the dump was given up.
     fn save(&mut self, piece: &Piece) -> Result<Option<Written>> {
-        let (Some(pages), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
-        let (chunk, read) = self.make(piece, pages, packed)?;
-        let mut written = Written { counts: chunk.counts, stored: chunk.stored, read, chunk: None };
-        if self.shared.writer.takes_parallel_chunks() {
+        let (Some(mut pages), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
+        match self.shared.live.filter(|live| live.owner() == piece.owner) {
+            Some(live) => {
+                let (runs, planned) = (self.read_live(live, piece, &mut pages)?, planned(&piece.runs));
+                self.write(piece.owner, &runs, Buffers { pages, packed }, planned)
+            }
+            None => {
+                let read = self.read(piece.owner, &piece.runs, &mut pages)?;
+                self.write(piece.owner, &piece.runs, Buffers { pages, packed }, read)
+            }
+        }
+    }
+
+    /// Reads the data runs into the buffer. Returns how many pages they are.
+    fn read(&self, owner: ObjRef, runs: &[Run], pages: &mut ChunkBuffer) -> Result<u64> {
+        let ranges: Vec<PageRange> = data_ranges(runs).collect();
+        let read = planned(runs);
+        if read > 0 {
+            self.shared.source.read(owner, &ranges, &mut pages.data()[..(read * PAGE_SIZE) as usize])?;
+        }
+        Ok(read)
+    }
+
+    /// Reads the pages of a piece that nobody else has saved. Returns the runs that are in the buffer then, and the others of the piece.
+    fn read_live(&self, live: &dyn LivePages, piece: &Piece, pages: &mut ChunkBuffer) -> Result<Vec<Run>> {
+        let all: Vec<PageRange> = data_ranges(&piece.runs).collect();
+        let rest = piece.runs.iter().filter(|run| run.kind != RunKind::Data);
+        let mut left = live.left(&all);
+        loop {
+            let data = left.iter().map(|&pages| Run { pages, kind: RunKind::Data });
+            let runs: Vec<Run> = data.chain(rest.clone().copied()).collect();
+            match self.read(piece.owner, &runs, pages) {
+                Ok(_) => {
+                    let lost = live.settle(&left)?;
+                    return Ok(keep_won(&runs, &lost, pages.data()));
+                }
+                Err(error) => {
+                    // Pages that somebody has saved may be gone since.
+                    let fewer = live.left(&left);
+                    if fewer == left {
+                        return Err(match error {
+                            Error::Gone(_) => error,
+                            other => Error::Void(other.to_string()),
+                        });
+                    }
+                    left = fewer;
+                }
+            }
+        }
+    }
+
+    /// Makes the chunk of the runs, whose data is in the buffer, and writes it if the writer takes chunks from many threads.
+    fn write(&mut self, owner: ObjRef, runs: &[Run], buffers: Buffers, planned: u64) -> Result<Option<Written>> {
+        let chunk = self.seal(owner, runs, buffers);
+        let mut written = Written { counts: chunk.counts, stored: chunk.stored, read: planned, chunk: None };
+        if chunk.counts == PageCounts::default() {
+            // Nothing is left of it, and a chunk of no pages would end its owner.
+            self.spare.push(chunk.into_buffer());
+        } else if self.shared.writer.takes_parallel_chunks() {
             self.shared.writer.chunk(&chunk)?;
             self.spare.push(chunk.into_buffer());
         } else {
@@ -181,15 +296,10 @@ impl Worker<'_> {
         Ok(Some(written))
     }
 
-    fn make(&mut self, piece: &Piece, mut pages: ChunkBuffer, mut packed: ChunkBuffer) -> Result<(SealedChunk, u64)> {
-        let ranges: Vec<_> = piece.runs.iter().filter(|run| run.kind == RunKind::Data).map(|run| run.pages).collect();
-        let read: u64 = ranges.iter().map(|range| range.count).sum();
-        let bytes = &mut pages.data()[..(read * PAGE_SIZE) as usize];
-        if read > 0 {
-            self.shared.source.read(piece.owner, &ranges, bytes)?;
-        }
-        let known = |page: u64, bytes: &[u8]| self.shared.known.is_some_and(|k| k.is_known(piece.owner, page, bytes));
-        let (runs, kept) = zero::squeeze(&piece.runs, bytes, known);
+    fn seal(&mut self, owner: ObjRef, runs: &[Run], Buffers { mut pages, mut packed }: Buffers) -> SealedChunk {
+        let bytes = &mut pages.data()[..(planned(runs) * PAGE_SIZE) as usize];
+        let known = |page: u64, bytes: &[u8]| self.shared.known.is_some_and(|k| k.is_known(owner, page, bytes));
+        let (runs, kept) = zero::squeeze(runs, bytes, known);
         let block = match self.shared.codec {
             Codec::Lz4 if kept > 0 => codec::pack(&bytes[..kept], packed.data()),
             _ => None,
@@ -199,11 +309,53 @@ impl Worker<'_> {
             None => (pages, packed, Codec::Raw, kept),
         };
         self.spare.push(spare);
-        Ok((buffer.seal(piece.owner, codec, &runs, len), read))
+        buffer.seal(owner, codec, &runs, len)
     }
 
     /// A buffer, once there is one. `None` if there will be none.
     fn buffer(&mut self) -> Option<ChunkBuffer> {
         self.spare.pop().or_else(|| self.idle.recv().ok())
     }
+}
+
+/// One to read into, and one to compress into.
+struct Buffers {
+    pages: ChunkBuffer,
+    packed: ChunkBuffer,
+}
+
+fn data_ranges(runs: &[Run]) -> impl Iterator<Item = PageRange> + '_ {
+    runs.iter().filter(|run| run.kind == RunKind::Data).map(|run| run.pages)
+}
+
+/// Pages of data.
+fn planned(runs: &[Run]) -> u64 {
+    data_ranges(runs).map(|range| range.count).sum()
+}
+
+/// Pages in any order, as runs of data in that order.
+fn runs_of(pages: &[u64]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for &page in pages {
+        match runs.last_mut() {
+            Some(last) if last.pages.end() == page => last.pages.count += 1,
+            _ => runs.push(Run { pages: PageRange { start: page, count: 1 }, kind: RunKind::Data }),
+        }
+    }
+    runs
+}
+
+/// Takes the pages `lost`, in order, out of the runs and out of `bytes`, which holds the data of the runs.
+fn keep_won(runs: &[Run], lost: &[u64], bytes: &mut [u8]) -> Vec<Run> {
+    if lost.is_empty() {
+        return runs.to_vec();
+    }
+    const PAGE: usize = PAGE_SIZE as usize;
+    let pages = data_ranges(runs).flat_map(PageRange::numbers).enumerate();
+    let won: Vec<(usize, u64)> = pages.filter(|(_, page)| lost.binary_search(page).is_err()).collect();
+    for (to, &(from, _)) in won.iter().enumerate().filter(|(to, (from, _))| to != from) {
+        bytes.copy_within(from * PAGE..(from + 1) * PAGE, to * PAGE);
+    }
+    let numbers: Vec<u64> = won.iter().map(|&(_, page)| page).collect();
+    runs_of(&numbers).into_iter().chain(runs.iter().filter(|run| run.kind != RunKind::Data).copied()).collect()
 }

@@ -102,7 +102,7 @@ fn extent(owner: u32, start: u64, count: u64, kind: ExtentKind) -> Extent {
 }
 
 fn options(codec: Codec, workers: usize) -> DumpOptions<'static> {
-    DumpOptions { codec, workers, known: None }
+    DumpOptions { codec, workers, known: None, live: None }
 }
 
 fn dump_to(out: impl Write + Send, plan: &[Extent], codec: Codec, workers: usize) -> DumpStats {
@@ -111,6 +111,7 @@ fn dump_to(out: impl Write + Send, plan: &[Extent], codec: Codec, workers: usize
     let last = std::cell::Cell::new(0);
     let progress = |pages| assert!(last.replace(pages) <= pages);
     let stats = dump(plan, &WHOLE, &mut writer, &options(codec, workers), &progress).unwrap();
+    end_owners(plan, &mut writer).unwrap();
     assert_eq!(last.get(), pages_to_read(plan));
     writer.finish().unwrap();
     stats
@@ -159,6 +160,7 @@ proptest! {
             let mut writer = ImageWriter::to_file(&file).unwrap();
             begin(&mut writer);
             let stats = dump(&plan, &WHOLE, &mut writer, &options(codec, workers), &|_| ()).unwrap();
+            end_owners(&plan, &mut writer).unwrap();
             writer.finish().unwrap();
             file.rewind().unwrap();
             file.read_to_end(&mut bytes).unwrap();

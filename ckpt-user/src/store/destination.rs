@@ -73,6 +73,17 @@ impl Destination {
         &self.file
     }
 
+    /// Can what was written be taken back? Not from a stream.
+    pub fn can_begin_again(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// Takes back everything that was written. Only where that can be done.
+    pub fn begin_again(&self) -> Result<()> {
+        let rewound = self.file.set_len(0).and_then(|()| io::Seek::rewind(&mut &self.file));
+        rewound.doing(|| "cannot write an image again from its beginning")
+    }
+
     /// The image is whole: brings it to disk, and gives it its name. Replaces what had the name before.
     pub fn commit(mut self) -> Result<()> {
         let Some(mut place) = self.place.take() else { return Ok(()) };

@@ -20,6 +20,7 @@ pub mod ptrace_state;
 pub mod queue;
 pub mod readiness;
 pub mod sched;
+pub mod shared_words;
 pub mod signal;
 pub mod signalfd;
 pub mod socket;

@@ -68,6 +68,7 @@ const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
 
 /// PAGE_IS_WRITTEN, and flags of the request.
+const PAGE_IS_WPALLOWED: u64 = 1 << 0;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
@@ -111,6 +112,20 @@ impl PageMap {
     pub fn take_written(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
         let result = self.take(range, written);
         result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+    }
+
+    /// Calls `found` for every run of pages of `range` that are there, in memory that is registered ([`super::userfaultfd`]), and were not written since
+    /// they were last protected. Changes nothing.
+    pub fn find_protected(&self, range: PageRange, mut found: impl FnMut(PageRange)) -> Result<()> {
+        let request = ScanArg {
+            category_inverted: PAGE_IS_WRITTEN,
+            category_mask: PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: PAGE_IS_WPALLOWED,
+            ..ScanArg::default()
+        };
+        let result = self.request(range, request, &mut |region| found(region.pages()));
+        result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
     }
 
     fn take(&self, range: PageRange, written: &mut RangeSet<u64>) -> io::Result<()> {
@@ -190,6 +205,16 @@ impl PageMap {
         }
         Ok(())
     }
+}
+
+/// The physical page that a page of ours is in. `None`: it is not in memory, or the kernel does not tell us (it wants CAP_SYS_ADMIN).
+pub fn frame_of_own_page(page: u64) -> io::Result<Option<u64>> {
+    const FRAME_BITS: u64 = 55;
+    let mut entry = [0; 8];
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, page * 8)?;
+    let entry = u64::from_le_bytes(entry);
+    let frame = entry & ((1 << FRAME_BITS) - 1);
+    Ok((entry & (1 << 63) != 0 && frame != 0).then_some(frame))
 }
 
 fn decode_entry(entry: u64) -> Page {

@@ -59,6 +59,12 @@ fn is_thread_ending(task: &procfs::process::Task) -> bool {
         || task.status().map_or(true, |status| status.sigpnd & KILLED != 0)
 }
 
+/// Bytes of memory that can be had without swapping ("MemAvailable" in /proc/meminfo). `None`: the kernel does not tell.
+pub fn available_memory() -> Option<u64> {
+    use procfs::Current;
+    procfs::Meminfo::current().ok()?.mem_available
+}
+
 /// The number of the system call that a thread is waiting in. `None`: it runs, or is in none.
 pub fn syscall(pid: Pid, tid: Tid) -> Option<i64> {
     // "running", "-1 0x7ffd... 0x7f..." or "230 0x0 ..."

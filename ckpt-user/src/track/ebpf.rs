@@ -1,5 +1,6 @@
 //! ckpt's eBPF programs: loading them, and a safe face for each.
 //!
+//! - [`Preserver`]: the old contents of pages, saved before they change;
 //! - [`FaultLog`]: the write faults of chosen processes, as they happen;
 //! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran.
 //!
@@ -9,14 +10,23 @@
 mod error;
 mod fault_log;
 mod inspector;
+mod live_cut;
+mod preserver;
 mod restart_block;
+mod windows;
 
 pub use error::EbpfError;
 pub use fault_log::{Counters, FaultLog, FaultLogOptions, WriteFault};
 pub use inspector::{TaskInspector, TaskTiming, restart_blocks};
+pub use live_cut::LiveCut;
+pub use preserver::{Preserver, Room};
 pub use restart_block::{Deadline, RestartBlock};
 
+use aya::maps::{Map, MapError};
+use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
+
+use error::errno;
 
 type Result<T, E = EbpfError> = std::result::Result<T, E>;
 
@@ -24,6 +34,28 @@ type Result<T, E = EbpfError> = std::result::Result<T, E>;
 fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
     // No program is to be adapted to the kernel's type information, which takes aya tens of milliseconds to read.
     loader.btf(None).load(ckpt_ebpf::OBJECT).map_err(|e| EbpfError::new("cannot load ckpt's eBPF programs", e))
+}
+
+/// Takes a map out of the object.
+fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let doing = || format!("cannot use the eBPF map {name}");
+    let map = ebpf.take_map(name).ok_or_else(|| EbpfError::unexpected(doing(), "it is not in the object"))?;
+    T::try_from(map).map_err(|e| EbpfError::new(doing(), e))
+}
+
+/// Attaches programs, each of which has the name of its tracepoint.
+fn attach(mut ebpf: Ebpf, names: &[&str]) -> Result<Ebpf> {
+    for name in names {
+        let doing = || format!("cannot attach an eBPF program to the tracepoint {name}");
+        let program = ebpf.program_mut(name).ok_or_else(|| EbpfError::unexpected(doing(), "it is not in the object"))?;
+        let program: &mut RawTracePoint = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
+        program.load().map_err(|e| EbpfError::new(doing(), e))?;
+        program.attach(name).map_err(|e| match errno(&e) {
+            Some(libc::ENOENT) => EbpfError::unsupported(doing(), "this kernel does not have it"),
+            _ => EbpfError::new(doing(), e),
+        })?;
+    }
+    Ok(ebpf)
 }
 
 #[cfg(test)]

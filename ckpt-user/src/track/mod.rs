@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use rangemap::RangeSet;
 
 use crate::error::Result;
+use crate::ids::PageRange;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 
@@ -23,6 +24,12 @@ pub trait DirtyTracker: Debug + Send {
     ///
     /// Errors: it has lost sight of the address space, and another tracker must begin.
     fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>>;
+
+    /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut: one that nobody has written to still
+    /// is. None, if the tracker does not work that way.
+    fn protected(&self) -> &[PageRange] {
+        &[]
+    }
 }
 
 /// Begins to track the address space of a stopped thread, with the best that this machine has.

@@ -11,7 +11,7 @@ use rangemap::RangeSet;
 
 use super::DirtyTracker;
 use crate::error::{Doing, Error, Result};
-use crate::ids::{PageRange, Pid};
+use crate::ids::{PAGE_SIZE, PageRange, Pid};
 use crate::sys::pagemap::PageMap;
 use crate::sys::pidfd;
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WriteNotes};
@@ -24,6 +24,8 @@ pub struct ScanTracker {
     pid: Pid,
     notes: WriteNotes,
     page_map: PageMap,
+    /// What was registered at the last cut, but for huge pages, which lose their protection as a whole.
+    protected: Vec<PageRange>,
 }
 
 impl ScanTracker {
@@ -43,7 +45,7 @@ impl ScanTracker {
         if !page_map.has_scan() {
             return Err(Error::Unexpected("this kernel has no PAGEMAP_SCAN (Linux 6.7 has it)".to_owned()));
         }
-        Ok(ScanTracker { pid, notes, page_map })
+        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new() })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
@@ -79,6 +81,7 @@ impl DirtyTracker for ScanTracker {
 
     fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
+        self.protected.clear();
         // Runs of mappings side by side are scanned at once.
         let mut noted: Option<PageRange> = None;
         for mapping in mappings {
@@ -88,6 +91,9 @@ impl DirtyTracker for ScanTracker {
                     written.insert(pages.start..pages.end());
                 }
                 continue;
+            }
+            if mapping.page_size == PAGE_SIZE {
+                self.protected.push(pages);
             }
             match &mut noted {
                 Some(run) if run.end() == pages.start => run.count += pages.count,
@@ -102,5 +108,9 @@ impl DirtyTracker for ScanTracker {
             self.page_map.take_written(run, &mut written)?;
         }
         Ok(written)
+    }
+
+    fn protected(&self) -> &[PageRange] {
+        &self.protected
     }
 }

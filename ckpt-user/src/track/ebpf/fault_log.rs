@@ -8,15 +8,13 @@ use std::fmt;
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
-use aya::programs::{ProgramError, RawTracePoint};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use ckpt_ebpf::faults::{self, Counter, TaskInfo};
 
-use super::error::errno;
 use super::inspector::TaskInspector;
-use super::{EbpfError, Result, load};
+use super::{EbpfError, Result, attach, load, map};
 use crate::ids::{PAGE_SIZE, Pid};
 
 /// PROC_PID_INIT_INO: the inode number of the initial pid namespace, which is part of the kernel's interface.
@@ -94,7 +92,7 @@ impl FaultLog {
             messages: EbpfLogger::init(&mut ebpf).map_err(|e| EbpfError::new("cannot read the messages of eBPF programs", e))?,
             pids: HashMap::new(),
             inspector: None,
-            _ebpf: attach(ebpf)?,
+            _ebpf: attach(ebpf, &[faults::USER_PROGRAM, faults::KERNEL_PROGRAM])?,
         };
         Ok(log)
     }
@@ -177,25 +175,4 @@ impl fmt::Debug for FaultLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FaultLog").field("pids", &self.pids).finish_non_exhaustive()
     }
-}
-
-fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
-    let doing = || format!("cannot use the eBPF map {name}");
-    let map = ebpf.take_map(name).ok_or_else(|| EbpfError::unexpected(doing(), "it is not in the object"))?;
-    T::try_from(map).map_err(|e| EbpfError::new(doing(), e))
-}
-
-fn attach(mut ebpf: Ebpf) -> Result<Ebpf> {
-    // Each program has the name of its tracepoint.
-    for name in [faults::USER_PROGRAM, faults::KERNEL_PROGRAM] {
-        let doing = || format!("cannot watch write faults at the tracepoint {name}");
-        let program = ebpf.program_mut(name).ok_or_else(|| EbpfError::unexpected(doing(), "its program is not in the object"))?;
-        let program: &mut RawTracePoint = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
-        program.load().map_err(|e| EbpfError::new(doing(), e))?;
-        program.attach(name).map_err(|e| match errno(&e) {
-            Some(libc::ENOENT) => EbpfError::unsupported(doing(), "this kernel does not have it"),
-            _ => EbpfError::new(doing(), e),
-        })?;
-    }
-    Ok(ebpf)
 }

@@ -99,6 +99,11 @@ impl TaskInspector {
         self.records(pid).map(|records| records[0].kernel_tgid)
     }
 
+    /// The kernel's address of the address space of the process.
+    pub(super) fn memory_of(&self, pid: Pid) -> Result<u64> {
+        self.records(pid).map(|records| records[0].mm)
+    }
+
     /// Never empty.
     fn records(&self, pid: Pid) -> Result<Vec<TaskRecord>> {
         let doing = || format!("cannot read the restart blocks of pid {pid}");
@@ -165,6 +170,7 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
         upid_size: btf.size_of("upid")?,
         upid_nr: btf.offset_of("upid", "nr")?,
         upid_ns: btf.offset_of("upid", "ns")?,
+        mm: task("mm")?,
     };
     match task("se.cfs_rq") {
         Ok(offset) => {

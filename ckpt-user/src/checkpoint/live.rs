@@ -1,0 +1,177 @@
+//! Copying the pages while the target runs: what is needed for it, which pages it is for, and what is done when it does not work out.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use rangemap::RangeSet;
+
+use super::{Freezer, Frozen};
+use crate::ids::{ObjRef, PageRange, Pid, common};
+use crate::pipeline::{Extent, ExtentKind};
+use crate::track::ebpf::{LiveCut, Preserver, Room};
+
+/// The programs that save pages before they change. Loading them takes a while, so it is done only where it is needed, and once.
+#[derive(Debug, Default)]
+pub(super) enum Programs {
+    #[default]
+    NotNeededYet,
+    Loaded(Box<Preserver>),
+    /// This machine, or the caller's rights, do not have it.
+    NotHere,
+}
+
+/// Pages that are few are copied faster than anything else is set up.
+const FEW: u64 = 64;
+/// What the ring buffer begins with, and the most that it grows to when the target writes faster than pages are taken out of it.
+const RING_FIRST: u32 = 32 << 20;
+const RING_MOST: u32 = 512 << 20;
+
+impl Programs {
+    /// Loads them, if that was not tried yet.
+    pub(super) fn load(&mut self) {
+        if let Programs::NotNeededYet = self {
+            *self = Programs::with_ring(RING_FIRST);
+        }
+    }
+
+    fn with_ring(ring_bytes: u32) -> Programs {
+        match Preserver::load(Room { ring_bytes, pages: pages_of_machine() }) {
+            Ok(preserver) => Programs::Loaded(Box::new(preserver)),
+            Err(error) => {
+                tracing::info!("pages are copied while the process is stopped: {error}");
+                Programs::NotHere
+            }
+        }
+    }
+
+    /// After a cut that had to hold its target back: takes a larger ring next time, as long as there is memory for it.
+    pub(super) fn grow(&mut self) {
+        let Programs::Loaded(preserver) = self else { return };
+        let ring_bytes = preserver.room().ring_bytes.saturating_mul(2);
+        if ring_bytes <= RING_MOST && u64::from(ring_bytes) * 8 <= crate::sys::procfs::available_memory().unwrap_or(0) {
+            tracing::info!("the ring buffer for pages that are about to change grows to {} MiB", ring_bytes >> 20);
+            // The old one first: both at once would be a lot.
+            *self = Programs::NotNeededYet;
+            *self = Programs::with_ring(ring_bytes);
+        }
+    }
+
+    /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,
+    /// or it cannot be done.
+    pub(super) fn publish(&mut self, pid: Pid, owner: ObjRef, split: &Split) -> Option<LiveCut<'_>> {
+        let Programs::Loaded(preserver) = self else { return None };
+        if split.moving.is_empty() {
+            return None;
+        }
+        let set: Vec<PageRange> = split.moving.iter().map(|extent| extent.pages).collect();
+        let published = preserver.publish(pid, owner, &set);
+        published.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
+    }
+}
+
+/// Twice the pages that fit into memory: what lies between them counts, too.
+fn pages_of_machine() -> u64 {
+    let of = |var| nix::unistd::sysconf(var).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    (2 * of(nix::unistd::SysconfVar::_PHYS_PAGES)).clamp(1 << 20, 1 << 31)
+}
+
+/// A plan in two parts.
+pub(super) struct Split {
+    /// Copied while the target is stopped.
+    pub(super) still: Vec<Extent>,
+    /// Copied while it runs.
+    pub(super) moving: Vec<Extent>,
+}
+
+impl Split {
+    /// The pages of `owner` that are to be read and are protected can be copied while they change.
+    pub(super) fn of(plan: &[Extent], owner: ObjRef, protected: &[PageRange]) -> Split {
+        let protected: RangeSet<u64> = protected.iter().map(|range| range.numbers()).collect();
+        let mut split = Split { still: Vec::new(), moving: Vec::new() };
+        for extent in plan {
+            if extent.owner != owner || extent.kind != ExtentKind::Read || extent.pages.count == 0 {
+                split.still.push(*extent);
+                continue;
+            }
+            let pages = extent.pages.numbers();
+            let part = |pages: std::ops::Range<u64>| Extent { pages: pages.into(), ..*extent };
+            split.moving.extend(protected.overlapping(&pages).map(|inside| part(common(inside, &pages))));
+            split.still.extend(protected.gaps(&pages).map(part));
+        }
+        if split.moving.iter().map(|extent| extent.pages.count).sum::<u64>() <= FEW {
+            split.still.append(&mut split.moving);
+        }
+        split
+    }
+}
+
+/// Holds the target back while it writes faster than pages are taken out of the ring.
+pub(super) struct Hold<'a> {
+    cut: &'a LiveCut<'a>,
+    freezer: &'a Freezer<'a>,
+    state: RefCell<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    now: Option<(Frozen, Instant)>,
+    total: Duration,
+}
+
+/// How full the ring is when the target is held back, and when it may go on.
+const HIGH: f64 = 0.5;
+const LOW: f64 = 0.1;
+
+impl<'a> Hold<'a> {
+    pub(super) fn new(cut: &'a LiveCut<'a>, freezer: &'a Freezer<'a>) -> Hold<'a> {
+        Hold { cut, freezer, state: RefCell::default() }
+    }
+
+    /// To be called again and again.
+    pub(super) fn look(&self) {
+        let mut state = self.state.borrow_mut();
+        let pressure = self.cut.pressure();
+        match state.now.take() {
+            None if pressure > HIGH => match self.freezer.freeze() {
+                Ok((frozen, _)) => state.now = Some((frozen, Instant::now())),
+                // The cut may become void by it, which is noticed.
+                Err(error) => tracing::info!("the process could not be held back: {error}"),
+            },
+            Some((frozen, since)) if pressure < LOW => {
+                state.total += since.elapsed();
+                drop(frozen);
+            }
+            other => state.now = other,
+        }
+    }
+
+    /// Lets the target go on. How long it was held back in all.
+    pub(super) fn end(self) -> Duration {
+        let state = self.state.into_inner();
+        state.total + state.now.map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_protected_is_copied_while_the_target_is_stopped() {
+        let extent = |owner, start, count, kind| Extent { owner: ObjRef(owner), pages: PageRange { start, count }, kind };
+        let plan = [
+            extent(1, 0, 200, ExtentKind::Read),
+            extent(1, 200, 10, ExtentKind::Zero),
+            extent(1, 300, 50, ExtentKind::Read),
+            extent(2, 0, 100, ExtentKind::Read),
+        ];
+        let protected = [PageRange { start: 100, count: 150 }, PageRange { start: 320, count: 1000 }];
+        let split = Split::of(&plan, ObjRef(1), &protected);
+        assert_eq!(split.moving, [extent(1, 100, 100, ExtentKind::Read), extent(1, 320, 30, ExtentKind::Read)]);
+        let still = [extent(1, 0, 100, ExtentKind::Read), plan[1], extent(1, 300, 20, ExtentKind::Read), plan[3]];
+        assert_eq!(split.still, still);
+        let none = Split::of(&plan, ObjRef(1), &[PageRange { start: 0, count: FEW }]);
+        assert!(none.moving.is_empty(), "it is not worth it");
+        assert_eq!(none.still.iter().map(|extent| extent.pages.count).sum::<u64>(), 360);
+    }
+}

@@ -1,0 +1,104 @@
+//! Writing an image: what stands before the pages, and the pages, while the target stands still or while it runs.
+
+use std::time::{Duration, Instant};
+
+use super::{After, Cut, Freezer, Frozen, Hold, Progress, Split};
+use crate::error::Result;
+use crate::image::ImageWriter;
+use crate::image::model::Header;
+use crate::pipeline::{self, DumpOptions, DumpStats, Extent};
+use crate::track::ebpf::LiveCut;
+
+/// See the module.
+pub(super) struct Writing<'a> {
+    pub(super) cut: &'a Cut,
+    pub(super) header: &'a Header,
+    pub(super) dump: DumpOptions<'a>,
+    pub(super) split: &'a Split,
+    pub(super) progress: Progress<'a>,
+    pub(super) freezer: &'a Freezer<'a>,
+}
+
+/// What has become of the target meanwhile.
+pub(super) struct Written {
+    pub(super) stats: DumpStats,
+    /// If it must not run before the image is safe.
+    pub(super) frozen: Option<Frozen>,
+    pub(super) threads: usize,
+    /// From the freeze to the thaw.
+    pub(super) pause: Duration,
+    /// How long it was held back later.
+    pub(super) held_back: Duration,
+    /// From the thaw until the last page was copied.
+    pub(super) drain: Duration,
+    /// Pages that were saved because they were about to change.
+    pub(super) preserved: u64,
+}
+
+impl Writing<'_> {
+    /// The target stands still until all is written, and then, unless it is to run on, as well.
+    pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, after: After) -> Result<Written> {
+        self.metadata(writer)?;
+        let stats = self.pages(&self.cut.extents, writer, 0)?;
+        let (threads, since) = (frozen.process.threads.len(), frozen.since);
+        let mut frozen = Some(frozen);
+        if after == After::Continue {
+            frozen.take().map_or(Ok(()), |frozen| frozen.process.thaw())?;
+        }
+        let pause = since.elapsed();
+        pipeline::end_owners(&self.cut.extents, writer)?;
+        Ok(Written { stats, frozen, threads, pause, held_back: Duration::ZERO, drain: Duration::ZERO, preserved: 0 })
+    }
+
+    /// The target runs as soon as that is safe.
+    pub(super) fn while_it_runs(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, live: &LiveCut<'_>) -> Result<Written> {
+        let Split { still, moving } = self.split;
+        let (threads, since) = (frozen.process.threads.len(), frozen.since);
+        let mut frozen = Some(frozen);
+        let mut thaw = || -> Result<Instant> {
+            frozen.take().map_or(Ok(()), |frozen| frozen.process.thaw())?;
+            Ok(Instant::now())
+        };
+        let to_read = pipeline::pages_to_read(still);
+        let mut thawed = if to_read == 0 { Some(thaw()?) } else { None };
+        self.metadata(writer)?;
+        let mut stats = self.pages(still, writer, 0)?;
+        let thawed = match thawed.take() {
+            Some(at) => at,
+            None => thaw()?,
+        };
+        let hold = Hold::new(live, self.freezer);
+        let all = pipeline::pages_to_read(&self.cut.extents);
+        let options = DumpOptions { live: Some(live), ..self.dump };
+        let dumped = pipeline::dump(moving, &self.cut.source, writer, &options, &|done| {
+            (self.progress)(to_read + done, all);
+            hold.look();
+        });
+        let held_back = hold.end();
+        stats += dumped?;
+        let drain = thawed.elapsed();
+        pipeline::end_owners(&self.cut.extents, writer)?;
+        let preserved = live.preserved();
+        Ok(Written { stats, frozen: None, threads, pause: thawed - since, held_back, drain, preserved })
+    }
+
+    fn metadata(&self, writer: &mut ImageWriter<'_>) -> Result<()> {
+        let cut = self.cut;
+        writer.header(self.header)?;
+        writer.container(&cut.container)?;
+        writer.tasks(&cut.tasks)?;
+        for object in &cut.objects {
+            writer.object(object)?;
+        }
+        writer.task_state(&cut.state)?;
+        for vma in &cut.vmas {
+            writer.vma(vma)?;
+        }
+        Ok(())
+    }
+
+    fn pages(&self, plan: &[Extent], writer: &mut ImageWriter<'_>, before: u64) -> Result<DumpStats> {
+        let all = pipeline::pages_to_read(&self.cut.extents);
+        pipeline::dump(plan, &self.cut.source, writer, &self.dump, &|done| (self.progress)(before + done, all))
+    }
+}

@@ -1,0 +1,235 @@
+//! A cut whose pages are copied while the process runs: who saves which page (`ckpt_ebpf::preserve` has the rule).
+//!
+//! A reader of pages claims what it has read, and then asks the page tables: a page that is still protected, or was found protected by a program
+//! when it was about to be written, had its old contents until it was claimed. Anything else has changed in a way that nobody could see in
+//! time, and the cut is void.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ckpt_ebpf::preserve::{PreImage, Tally, Window, first_ending_after, place};
+use rangemap::RangeSet;
+
+use super::preserver::{ENTRY_BYTES, Preserver};
+use super::windows::Layout;
+use crate::error::{Error, Result};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use crate::pipeline::LivePages;
+use crate::sys::pagemap::PageMap;
+
+/// See the module. Dropping it ends the saving of pages before they change.
+pub struct LiveCut<'a> {
+    preserver: &'a mut Preserver,
+    mm: u64,
+    owner: ObjRef,
+    layout: Layout,
+    page_map: PageMap,
+    /// Pages to copy.
+    pages: u64,
+    /// Of these, those that readers have claimed, and found to be true.
+    settled: AtomicU64,
+    /// Of these, those that came out of the ring.
+    taken: AtomicU64,
+    /// What the programs had counted before.
+    before: Tallies,
+    /// Since when nothing is left to read and the ring is empty, though pages are missing.
+    waiting_since: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tallies {
+    saved: u64,
+    full: u64,
+    failed: u64,
+}
+
+/// How long a program may take from its claim until the page is in the ring: some microseconds, if the machine is not suspended meanwhile.
+const LATEST: Duration = Duration::from_secs(5);
+
+impl<'a> LiveCut<'a> {
+    pub(super) fn new(
+        preserver: &'a mut Preserver,
+        mm: u64,
+        owner: ObjRef,
+        layout: Layout,
+        page_map: PageMap,
+        pages: u64,
+    ) -> LiveCut<'a> {
+        let tally = |tally| preserver.tally(tally);
+        let before = Tallies { saved: tally(Tally::Saved), full: tally(Tally::Full), failed: tally(Tally::Failed) };
+        let (settled, taken, waiting_since) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::default());
+        LiveCut { preserver, mm, owner, layout, page_map, pages, settled, taken, before, waiting_since }
+    }
+
+    /// How full the ring is: 1 is full.
+    pub fn pressure(&self) -> f64 {
+        (self.waiting() * ENTRY_BYTES) as f64 / f64::from(self.preserver.room().ring_bytes)
+    }
+
+    /// Pages that the programs have saved.
+    pub fn preserved(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn window_of(&self, page: u64) -> Option<Window> {
+        let get = |n: u32| self.layout.windows.get(n as usize).copied();
+        first_ending_after(self.layout.windows.len() as u32, page, get).map(|(_, window)| window)
+    }
+
+    fn has_bit(&self, bits: &[AtomicU64], page: u64) -> bool {
+        let Some(bit) = self.window_of(page).and_then(|window| window.bit(page)) else { return false };
+        let (word, mask) = place(bit);
+        bits[word as usize].load(Ordering::SeqCst) & mask != 0
+    }
+
+    /// Claims the pages, and returns those that others had claimed before.
+    fn claim(&self, ranges: &[PageRange]) -> Vec<u64> {
+        let mut lost = Vec::new();
+        let claimed = self.preserver.claimed();
+        self.layout.for_each_mask(ranges, |word, mask| {
+            let others = claimed[word as usize].fetch_or(mask, Ordering::SeqCst) & mask;
+            if others != 0 {
+                let at = self.layout.windows.partition_point(|window| window.first_bit <= word * 64);
+                lost.extend(Layout::pages_of(&self.layout.windows[at - 1], word, others));
+            }
+        });
+        lost
+    }
+
+    /// The pages of `ranges` that are there, and that nobody has written to since they were protected.
+    fn clean(&self, ranges: &[PageRange]) -> Result<RangeSet<u64>> {
+        let mut clean = RangeSet::new();
+        for span in spans(ranges) {
+            let found = self.page_map.find_protected(span, |pages| clean.insert(pages.numbers()));
+            // The address space is gone: another program runs, or none.
+            found.map_err(|error| self.void(error.to_string()))?;
+        }
+        Ok(clean)
+    }
+
+    fn void(&self, why: impl Into<String>) -> Error {
+        let full = self.preserver.tally(Tally::Full) - self.before.full;
+        if full > 0 {
+            return Error::Void(format!("{full} pages were written that the ring buffer of eBPF had no room for"));
+        }
+        Error::Void(why.into())
+    }
+}
+
+/// Ranges that are close together are looked at with one call.
+fn spans(ranges: &[PageRange]) -> Vec<PageRange> {
+    const NEAR: u64 = 64;
+    let mut spans: Vec<PageRange> = Vec::new();
+    for range in ranges {
+        match spans.last_mut() {
+            Some(last) if range.start >= last.end() && range.start - last.end() <= NEAR => last.count = range.end() - last.start,
+            _ => spans.push(*range),
+        }
+    }
+    spans
+}
+
+impl LivePages for LiveCut<'_> {
+    fn owner(&self) -> ObjRef {
+        self.owner
+    }
+
+    fn left(&self, ranges: &[PageRange]) -> Vec<PageRange> {
+        let mut left: Vec<PageRange> = Vec::with_capacity(ranges.len());
+        let claimed = self.preserver.claimed();
+        for range in ranges {
+            self.layout.for_each_mask(&[*range], |word, mask| {
+                let free = !claimed[word as usize].load(Ordering::Relaxed) & mask;
+                let at = self.layout.windows.partition_point(|window| window.first_bit <= word * 64);
+                for page in Layout::pages_of(&self.layout.windows[at - 1], word, free) {
+                    match left.last_mut() {
+                        Some(last) if last.end() == page && page > range.start => last.count += 1,
+                        _ => left.push(PageRange { start: page, count: 1 }),
+                    }
+                }
+            });
+        }
+        left
+    }
+
+    fn settle(&self, ranges: &[PageRange]) -> Result<Vec<u64>> {
+        let lost = self.claim(ranges);
+        let clean = self.clean(ranges)?;
+        let dirty = ranges.iter().flat_map(|range| clean.gaps(&range.numbers()).collect::<Vec<_>>()).flatten();
+        for page in dirty {
+            if lost.binary_search(&page).is_err() && !self.has_bit(self.preserver.faulted(), page) {
+                let why = format!(
+                    "the page at {:#x} was written, or taken away, past the page fault: by direct I/O or another process, say",
+                    page * PAGE_SIZE
+                );
+                return Err(self.void(why));
+            }
+        }
+        let read: u64 = ranges.iter().map(|range| range.count).sum();
+        self.settled.fetch_add(read - lost.len() as u64, Ordering::SeqCst);
+        Ok(lost)
+    }
+
+    fn waiting(&self) -> u64 {
+        let saved = self.preserver.tally(Tally::Saved) - self.before.saved;
+        saved.saturating_sub(self.taken.load(Ordering::SeqCst))
+    }
+
+    fn take(&self, buf: &mut [u8]) -> Result<Vec<u64>> {
+        let mut pages = Vec::new();
+        let mut ring = self.preserver.ring().lock().unwrap_or_else(PoisonError::into_inner);
+        for place in buf.chunks_exact_mut(PAGE_SIZE as usize) {
+            // What an earlier cut, which was given up, has left there is passed over.
+            let entry = loop {
+                let Some(item) = ring.next() else { break None };
+                let entry: &PreImage = bytemuck::try_from_bytes(&item)
+                    .map_err(|_| Error::Unexpected("an entry of the ring buffer of eBPF has a wrong size".to_owned()))?;
+                if entry.cut == self.preserver.cut() {
+                    place.copy_from_slice(&entry.bytes);
+                    break Some(entry.page);
+                }
+            };
+            let Some(page) = entry else { break };
+            pages.push(page);
+        }
+        drop(ring);
+        self.taken.fetch_add(pages.len() as u64, Ordering::SeqCst);
+        Ok(pages)
+    }
+
+    fn is_complete(&self) -> Result<bool> {
+        let done = self.settled.load(Ordering::SeqCst) + self.taken.load(Ordering::SeqCst);
+        if done == self.pages {
+            return Ok(true);
+        }
+        if self.preserver.tally(Tally::Failed) > self.before.failed {
+            return Err(self.void("a page changed while it was being saved"));
+        }
+        let mut since = self.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.waiting() > 0 {
+            *since = None;
+            return Ok(false);
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() > LATEST {
+            return Err(self.void(format!("{} pages were claimed, and did not come", self.pages - done)));
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for LiveCut<'_> {
+    fn drop(&mut self) {
+        let mm = self.mm;
+        if let Err(error) = self.preserver.withdraw(mm) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+impl fmt::Debug for LiveCut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveCut").field("owner", &self.owner).field("pages", &self.pages).finish_non_exhaustive()
+    }
+}
