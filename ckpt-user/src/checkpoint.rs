@@ -37,7 +37,7 @@ use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
 use crate::track::{self, DirtyTracker};
-use live::{Hold, Programs, Split};
+use live::{Hold, Programs, Split, Trust};
 use since::Since;
 use writing::{Writing, Written};
 
@@ -126,6 +126,7 @@ pub struct Target {
     inspector: Inspector,
     since: Since,
     programs: Programs,
+    trust: Trust,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -139,7 +140,8 @@ enum Inspector {
 impl Target {
     /// The process `pid`, whose images are all whole.
     pub fn new(pid: Pid, options: Options) -> Target {
-        Target { pid, options, inspector: Inspector::NotNeededYet, since: Since::Nothing, programs: Programs::default() }
+        let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
+        Target { pid, options, inspector, since, programs: Programs::default(), trust: Trust::default() }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -160,18 +162,24 @@ impl Target {
         let began = Instant::now();
         let pid = self.pid;
         preflight::process(pid)?;
-        let live = self.options.live && self.options.after == After::Continue && destination.can_begin_again();
+        let possible = self.options.live && self.options.after == After::Continue && destination.can_begin_again();
+        let not_tried = self.trust.reason_against().filter(|_| possible);
+        let live = possible && not_tried.is_none();
         if live {
             self.programs.load();
         }
         let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
             Err(Error::Void(why)) => {
                 tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
+                self.trust.lose(&why);
                 destination.begin_again()?;
                 Ok((self.save(&destination, false, progress)?, Some(why)))
             }
-            other => Ok((other?, None)),
+            other => Ok((other?, not_tried)),
         })?;
+        if live && live_fallback.is_none() {
+            self.trust.win();
+        }
         let Saved { header, trailer, held, pages_total, written } = saved;
         let image_id = header.image_id.unwrap_or(ImageId(0));
         destination.commit()?;
@@ -232,7 +240,12 @@ impl Target {
         let held = pipeline::pages_of(&cut.extents, cut.mm);
         let parent = self.since.shrink(cut.mm, &cut.vmas, &mut cut.extents);
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
-        let split = Split::of(&cut.extents, cut.mm, cut.armed.as_deref().map_or(self.since.protected(), |t| t.protected()));
+        let protected = match &cut.armed {
+            _ if !live => &[],
+            Some(tracker) => tracker.protected(),
+            None => self.since.protected(),
+        };
+        let split = Split::of(&cut.extents, cut.mm, protected);
         let live_cut = self.programs.publish(self.pid, cut.mm, &split);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let mut writer = ImageWriter::to_file(destination.writer())?;

@@ -69,6 +69,39 @@ impl Programs {
     }
 }
 
+/// Whether a live cut is worth trying: a target that does direct I/O all the time, say, makes each of them void, and then every page is copied twice.
+#[derive(Debug, Default)]
+pub(super) struct Trust {
+    /// How many were void, one after another, and why the last was.
+    lost: u32,
+    why: String,
+    /// How many more are not to be tried.
+    rest: u32,
+}
+
+impl Trust {
+    /// Twice as many are passed over each time, up to this.
+    const REST_MOST: u32 = 64;
+
+    /// A cut is about to be taken. Why should it not be a live one?
+    pub(super) fn reason_against(&mut self) -> Option<String> {
+        self.rest = self.rest.checked_sub(1)?;
+        Some(format!("not tried, because {} before failed: {}", if self.lost == 1 { "the one" } else { "those" }, self.why))
+    }
+
+    /// One was void.
+    pub(super) fn lose(&mut self, why: &str) {
+        self.rest = (1 << self.lost.min(6)).min(Trust::REST_MOST) - 1;
+        self.lost = self.lost.saturating_add(1);
+        self.why = why.to_owned();
+    }
+
+    /// One was good.
+    pub(super) fn win(&mut self) {
+        *self = Trust::default();
+    }
+}
+
 /// Twice the pages that fit into memory: what lies between them counts, too.
 fn pages_of_machine() -> u64 {
     let of = |var| nix::unistd::sysconf(var).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
@@ -155,6 +188,21 @@ impl<'a> Hold<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn void_cuts_are_tried_less_and_less_until_one_is_good() {
+        let mut trust = Trust::default();
+        let mut tried = Vec::new();
+        for cut in 0..300 {
+            if trust.reason_against().is_none() {
+                tried.push(cut);
+                trust.lose("direct I/O");
+            }
+        }
+        assert_eq!(tried, [0, 1, 3, 7, 15, 31, 63, 127, 191, 255]);
+        trust.win();
+        assert_eq!(trust.reason_against(), None);
+    }
 
     #[test]
     fn what_is_not_protected_is_copied_while_the_target_is_stopped() {

@@ -225,6 +225,9 @@ impl Drop for LiveCut<'_> {
         if let Err(error) = self.preserver.withdraw(mm) {
             tracing::warn!("{error}");
         }
+        // A cut that was given up leaves pages there, which would take the room of the next one's.
+        let mut ring = self.preserver.ring().lock().unwrap_or_else(PoisonError::into_inner);
+        while ring.next().is_some() {}
     }
 }
 
