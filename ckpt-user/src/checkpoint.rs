@@ -4,6 +4,7 @@
 //! guards: whatever fails, the target runs on, and no image appears.
 
 mod live;
+mod phases;
 mod since;
 mod writing;
 
@@ -37,7 +38,10 @@ use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
 use crate::track::{self, DirtyTracker};
+pub use phases::Phases;
+
 use live::{Hold, Programs, Split, Trust};
+use phases::Stopwatch;
 use since::Since;
 use writing::{Writing, Written};
 
@@ -91,7 +95,9 @@ pub struct Report {
     pub parent_id: Option<ImageId>,
     /// Freeze to thaw, and what the target was held back later, microseconds.
     pub pause_us: u64,
-    /// Of this, what the target was held back while its pages were copied, because it wrote faster than they could be.
+    /// What the pause is made of.
+    pub phases: Phases,
+    /// Of the pause, what the target was held back while its pages were copied, because it wrote faster than they could be.
     pub held_us: u64,
     /// Thaw to last page copied. 0: the pages were copied during the pause.
     pub drain_us: u64,
@@ -200,6 +206,7 @@ impl Target {
             image_id,
             parent_id: header.parent.map(|parent| parent.image_id),
             pause_us: (pause + written.held_back).as_micros() as u64,
+            phases: written.phases,
             held_us: written.held_back.as_micros() as u64,
             drain_us: written.drain.as_micros() as u64,
             pages_preserved: written.preserved,
@@ -247,6 +254,7 @@ impl Target {
         };
         let split = Split::of(&cut.extents, cut.mm, protected);
         let live_cut = self.programs.publish(self.pid, cut.mm, &split);
+        frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let mut writer = ImageWriter::to_file(destination.writer())?;
         let mut writing = Writing { cut: &cut, header: &header, dump, split: &split, progress, freezer: &freezer };
@@ -309,7 +317,7 @@ pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
         Err(other) => return Err(other),
     };
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    preflight::while_it_lives(pid, || outside(&mut cx, pid))?;
+    preflight::while_it_lives(pid, || outside(&mut cx, pid, &mut Stopwatch::start()))?;
     refusals.extend_from_slice(cx.refusals());
     Ok(refusals)
 }
@@ -340,20 +348,31 @@ struct Frozen {
     process: FrozenProcess,
     waits: WaitTimes,
     since: Instant,
+    watch: Stopwatch,
+}
+
+impl Frozen {
+    /// Lets it run on. What its pause was made of is returned.
+    fn thaw(mut self) -> Result<Phases> {
+        self.process.thaw()?;
+        self.watch.end_of(|parts| &mut parts.thaw_us);
+        Ok(self.watch.phases)
+    }
 }
 
 impl Freezer<'_> {
     /// Also returns the means to make calls in it, of which it holds nothing yet.
     fn freeze(&self) -> Result<(Frozen, Injector)> {
         let mut waits = WaitTimes::read(self.pid, &freeze::threads(self.pid)?);
-        let since = Instant::now();
+        let (since, mut watch) = (Instant::now(), Stopwatch::start());
         let mut process = FrozenProcess::freeze(self.pid, self.timeout)?;
         if let Inspector::Loaded(inspector) = self.inspector {
             waits.learn(sleeps(inspector, self.pid));
         }
         let injector = stale::enter(&mut process)?;
         mend_interrupted(&mut process, injector.memory(), &waits)?;
-        Ok((Frozen { process, waits, since }, injector))
+        watch.end_of(|parts| &mut parts.freeze_us);
+        Ok((Frozen { process, waits, since, watch }, injector))
     }
 }
 
@@ -379,24 +398,27 @@ struct Outside {
     fds: Option<ObjRef>,
 }
 
-fn outside(cx: &mut Collector<'_>, pid: Pid) -> Result<Outside> {
+fn outside(cx: &mut Collector<'_>, pid: Pid, watch: &mut Stopwatch) -> Result<Outside> {
     let mappings = maps::read_with_flags(pid)?;
+    watch.end_of(|parts| &mut parts.mappings_us);
     let mut collected = vma::CollectedVmas::default();
     let mm = cx.intern(ObjectKey::Task(mm::KIND, pid), |cx, mm| {
         let process_memory = ProcessMemory::open(pid)?;
         collected = vma::collect(cx, pid, mm, &mappings)?;
         Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, &mappings, &process_memory)?)?)
     })?;
+    watch.end_of(|parts| &mut parts.pages_us);
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
     preflight::directories(cx, pid)?;
+    watch.end_of(|parts| &mut parts.descriptors_us);
     Ok(Outside { mm, mappings, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
 fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since: &mut Since, live: bool) -> Result<Cut> {
-    let Frozen { process: frozen, waits, .. } = target;
+    let Frozen { process: frozen, waits, watch, .. } = target;
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    let outside = outside(&mut cx, pid)?;
+    let outside = outside(&mut cx, pid, watch)?;
     let statuses = preflight::threads(&mut cx, frozen)?;
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
@@ -407,11 +429,13 @@ fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since
     let mut armed = if live && !since.tracks() { begin_to_track(&mut leader) } else { None };
     drop(leader);
     injector.remove(frozen.leader())?;
+    watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
     since.cut(&outside.mappings)?;
     if let Some(tracker) = &mut armed {
         tracker.cut(&outside.mappings)?;
     }
+    watch.end_of(|parts| &mut parts.scan_us);
     let Collected { objects, contents } = cx.finish()?;
     let mut extents = outside.extents;
     extents.extend(contents.iter().flat_map(content_extents));

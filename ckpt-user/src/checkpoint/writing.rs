@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{After, Cut, Freezer, Frozen, Hold, Progress, Split};
+use super::{After, Cut, Freezer, Frozen, Hold, Phases, Progress, Split};
 use crate::error::Result;
 use crate::image::ImageWriter;
 use crate::image::model::Header;
@@ -27,6 +27,7 @@ pub(super) struct Written {
     pub(super) threads: usize,
     /// From the freeze to the thaw.
     pub(super) pause: Duration,
+    pub(super) phases: Phases,
     /// How long it was held back later.
     pub(super) held_back: Duration,
     /// From the thaw until the last page was copied.
@@ -37,36 +38,44 @@ pub(super) struct Written {
 
 impl Writing<'_> {
     /// The target stands still until all is written, and then, unless it is to run on, as well.
-    pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, after: After) -> Result<Written> {
+    pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen, after: After) -> Result<Written> {
         self.metadata(writer)?;
         let stats = self.pages(&self.cut.extents, writer, 0)?;
-        let (threads, since) = (frozen.process.threads.len(), frozen.since);
+        frozen.watch.end_of(|parts| &mut parts.copy_us);
+        let (threads, since, mut phases) = (frozen.process.threads.len(), frozen.since, frozen.watch.phases);
         let mut frozen = Some(frozen);
         if after == After::Continue {
-            frozen.take().map_or(Ok(()), |frozen| frozen.process.thaw())?;
+            frozen.take().map_or(Ok(Phases::default()), Frozen::thaw).map(|all| phases = all)?;
         }
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        Ok(Written { stats, frozen, threads, pause, held_back: Duration::ZERO, drain: Duration::ZERO, preserved: 0 })
+        let none = Duration::ZERO;
+        Ok(Written { stats, frozen, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
     }
 
     /// The target runs as soon as that is safe.
-    pub(super) fn while_it_runs(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, live: &LiveCut<'_>) -> Result<Written> {
+    pub(super) fn while_it_runs(
+        &mut self,
+        writer: &mut ImageWriter<'_>,
+        mut frozen: Frozen,
+        live: &LiveCut<'_>,
+    ) -> Result<Written> {
         let Split { still, moving } = self.split;
         let (threads, since) = (frozen.process.threads.len(), frozen.since);
-        let mut frozen = Some(frozen);
-        let mut thaw = || -> Result<Instant> {
-            frozen.take().map_or(Ok(()), |frozen| frozen.process.thaw())?;
-            Ok(Instant::now())
-        };
         let to_read = pipeline::pages_to_read(still);
-        let mut thawed = if to_read == 0 { Some(thaw()?) } else { None };
-        self.metadata(writer)?;
-        let mut stats = self.pages(still, writer, 0)?;
-        let thawed = match thawed.take() {
-            Some(at) => at,
-            None => thaw()?,
-        };
+        let (mut stats, phases, thawed);
+        if to_read == 0 {
+            phases = frozen.thaw()?;
+            thawed = Instant::now();
+            self.metadata(writer)?;
+            stats = self.pages(still, writer, 0)?;
+        } else {
+            self.metadata(writer)?;
+            stats = self.pages(still, writer, 0)?;
+            frozen.watch.end_of(|parts| &mut parts.copy_us);
+            phases = frozen.thaw()?;
+            thawed = Instant::now();
+        }
         let hold = Hold::new(live, self.freezer);
         let all = pipeline::pages_to_read(&self.cut.extents);
         let options = DumpOptions { live: Some(live), ..self.dump };
@@ -79,7 +88,7 @@ impl Writing<'_> {
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let preserved = live.preserved();
-        Ok(Written { stats, frozen: None, threads, pause: thawed - since, held_back, drain, preserved })
+        Ok(Written { stats, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
     }
 
     fn metadata(&self, writer: &mut ImageWriter<'_>) -> Result<()> {
