@@ -54,6 +54,8 @@ pub struct TaskOffsets {
     pub upid_ns: u32,
     /// `task_struct.mm`.
     pub mm: u32,
+    /// `mm_struct.mm_lock_seq`, or [`ABSENT`] (CONFIG_PER_VMA_LOCK).
+    pub mm_lock_seq: u32,
 }
 
 /// One thread. Times are in nanoseconds of the kernel's scheduler clock, which starts near boot and counts neither suspension nor
@@ -84,6 +86,6 @@ pub struct TaskRecord {
     pub tgid: u32,
     /// Process id, in the initial pid namespace.
     pub kernel_tgid: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Changes whenever the mappings of the address space could have changed: its lock was taken for writing. 0 if the kernel does not tell.
+    pub mm_lock_seq: u32,
 }

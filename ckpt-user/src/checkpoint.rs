@@ -4,6 +4,7 @@
 //! guards: whatever fails, the target runs on, and no image appears.
 
 mod live;
+mod mappings;
 mod phases;
 mod since;
 mod writing;
@@ -41,6 +42,7 @@ use crate::track::{self, DirtyTracker};
 pub use phases::Phases;
 
 use live::{Hold, Programs, Split, Trust};
+use mappings::Mappings;
 use phases::Stopwatch;
 use since::Since;
 use writing::{Writing, Written};
@@ -133,6 +135,7 @@ pub struct Target {
     since: Since,
     programs: Programs,
     trust: Trust,
+    mappings: Mappings,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -143,11 +146,18 @@ enum Inspector {
     NotHere,
 }
 
+impl Inspector {
+    fn loaded(&self) -> Option<&TaskInspector> {
+        if let Inspector::Loaded(inspector) = self { Some(inspector) } else { None }
+    }
+}
+
 impl Target {
     /// The process `pid`, whose images are all whole.
     pub fn new(pid: Pid, options: Options) -> Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
-        Target { pid, options, inspector, since, programs: Programs::default(), trust: Trust::default() }
+        let (programs, trust, mappings) = (Programs::default(), Trust::default(), Mappings::default());
+        Target { pid, options, inspector, since, programs, trust, mappings }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -238,11 +248,18 @@ impl Target {
     ///
     /// Errors: [`Error::Void`], only if `live`: nothing is lost, but what was written is no image.
     fn save(&mut self, destination: &Destination, live: bool, progress: Progress<'_>) -> Result<Saved> {
-        let threads = freeze::threads(self.pid)?;
-        self.load_inspector(&threads);
-        let freezer = Freezer { pid: self.pid, timeout: self.options.freeze_timeout, inspector: &self.inspector };
+        let pid = self.pid;
+        self.load_inspector(&freeze::threads(pid)?, live);
+        self.mappings.look(pid, self.inspector.loaded())?;
+        let freezer = Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector };
+        let armed = if live { prearm(&freezer, &mut self.since, self.mappings.last())? } else { None };
+        // Registering memory counts as a change of its mappings.
+        self.mappings.look(pid, self.inspector.loaded())?;
         let (mut frozen, injector) = freezer.freeze()?;
-        let mut cut = collect(&mut frozen, injector, &self.options, &mut self.since, live)?;
+        let mut mappings = self.mappings.read(pid, self.inspector.loaded())?;
+        frozen.watch.end_of(|parts| &mut parts.mappings_us);
+        let mut cut = collect(&mut frozen, injector, &mut mappings, &self.options, &mut self.since, armed)?;
+        self.mappings.remember(pid, self.inspector.loaded(), mappings);
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
         let held = pipeline::pages_of(&cut.extents, cut.mm);
         let parent = self.since.shrink(cut.mm, &cut.vmas, &mut cut.extents);
@@ -253,7 +270,7 @@ impl Target {
             None => self.since.protected(),
         };
         let split = Split::of(&cut.extents, cut.mm, protected);
-        let live_cut = self.programs.publish(self.pid, cut.mm, &split);
+        let live_cut = self.inspector.loaded().and_then(|inspector| self.programs.publish(inspector, pid, cut.mm, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let mut writer = ImageWriter::to_file(destination.writer())?;
@@ -274,9 +291,9 @@ impl Target {
         }
     }
 
-    /// For threads whose time that is left only the kernel knows.
-    fn load_inspector(&mut self, threads: &[Tid]) {
-        let needed = || threads.iter().any(|&tid| interrupted::keeps_its_time(self.pid, tid));
+    /// For threads whose time that is left only the kernel knows, and for live cuts.
+    fn load_inspector(&mut self, threads: &[Tid], live: bool) {
+        let needed = || live || threads.iter().any(|&tid| interrupted::keeps_its_time(self.pid, tid));
         if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
             self.inspector = TaskInspector::load().map_or_else(
                 |error| {
@@ -317,7 +334,7 @@ pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
         Err(other) => return Err(other),
     };
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    preflight::while_it_lives(pid, || outside(&mut cx, pid, &mut Stopwatch::start()))?;
+    preflight::while_it_lives(pid, || outside(&mut cx, pid, &maps::read_with_flags(pid)?, &mut Stopwatch::start()))?;
     refusals.extend_from_slice(cx.refusals());
     Ok(refusals)
 }
@@ -366,7 +383,7 @@ impl Freezer<'_> {
         let mut waits = WaitTimes::read(self.pid, &freeze::threads(self.pid)?);
         let (since, mut watch) = (Instant::now(), Stopwatch::start());
         let mut process = FrozenProcess::freeze(self.pid, self.timeout)?;
-        if let Inspector::Loaded(inspector) = self.inspector {
+        if let Some(inspector) = self.inspector.loaded() {
             waits.learn(sleeps(inspector, self.pid));
         }
         let injector = stale::enter(&mut process)?;
@@ -392,33 +409,37 @@ fn mend_interrupted(frozen: &mut FrozenProcess, memory: &ProcessMemory, waits: &
 /// What can be collected without the task's help.
 struct Outside {
     mm: ObjRef,
-    mappings: Vec<Mapping>,
     vmas: Vec<VmaRecord>,
     extents: Vec<Extent>,
     fds: Option<ObjRef>,
 }
 
-fn outside(cx: &mut Collector<'_>, pid: Pid, watch: &mut Stopwatch) -> Result<Outside> {
-    let mappings = maps::read_with_flags(pid)?;
-    watch.end_of(|parts| &mut parts.mappings_us);
+fn outside(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], watch: &mut Stopwatch) -> Result<Outside> {
     let mut collected = vma::CollectedVmas::default();
     let mm = cx.intern(ObjectKey::Task(mm::KIND, pid), |cx, mm| {
         let process_memory = ProcessMemory::open(pid)?;
-        collected = vma::collect(cx, pid, mm, &mappings)?;
-        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, &mappings, &process_memory)?)?)
+        collected = vma::collect(cx, pid, mm, mappings)?;
+        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, mappings, &process_memory)?)?)
     })?;
     watch.end_of(|parts| &mut parts.pages_us);
     let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
     preflight::directories(cx, pid)?;
     watch.end_of(|parts| &mut parts.descriptors_us);
-    Ok(Outside { mm, mappings, vmas: collected.vmas, extents: collected.extents, fds })
+    Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
 }
 
-fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since: &mut Since, live: bool) -> Result<Cut> {
+fn collect(
+    target: &mut Frozen,
+    mut injector: Injector,
+    mappings: &mut [Mapping],
+    options: &Options,
+    since: &mut Since,
+    mut armed: Option<Box<dyn DirtyTracker>>,
+) -> Result<Cut> {
     let Frozen { process: frozen, waits, watch, .. } = target;
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
-    let outside = outside(&mut cx, pid, watch)?;
+    let outside = outside(&mut cx, pid, mappings, watch)?;
     let statuses = preflight::threads(&mut cx, frozen)?;
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
@@ -426,14 +447,13 @@ fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since
     let (sections, threads) = collect_inside(&mut cx, frozen, &statuses, &mut injector, waits, &outside, fds)?;
     let mut leader = RemoteTask::new(&mut injector, frozen.leader());
     since.prepare(&mut leader)?;
-    let mut armed = if live && !since.tracks() { begin_to_track(&mut leader) } else { None };
     drop(leader);
     injector.remove(frozen.leader())?;
     watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
-    since.cut(&outside.mappings)?;
+    since.cut(mappings)?;
     if let Some(tracker) = &mut armed {
-        tracker.cut(&outside.mappings)?;
+        tracker.cut(mappings)?;
     }
     watch.end_of(|parts| &mut parts.scan_us);
     let Collected { objects, contents } = cx.finish()?;
@@ -452,10 +472,29 @@ fn collect(target: &mut Frozen, mut injector: Injector, options: &Options, since
     })
 }
 
-/// A tracker that is there for this cut alone, to protect all memory, so that it can be copied while it changes. `None`: this machine has none.
-fn begin_to_track(task: &mut RemoteTask<'_>) -> Option<Box<dyn DirtyTracker>> {
-    let tracker = track::start(task);
-    tracker.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
+/// Before the freeze, while the target runs: protects its memory, so that less is left to be done at the cut. A tracker that does not run yet needs the target
+/// to stop for a moment. Returns one that is there for this cut alone, where no other is.
+fn prearm(freezer: &Freezer<'_>, since: &mut Since, mappings: &[Mapping]) -> Result<Option<Box<dyn DirtyTracker>>> {
+    let mut armed = None;
+    if since.begins() || !since.tracks() {
+        let (mut frozen, mut injector) = freezer.freeze()?;
+        let mut leader = RemoteTask::new(&mut injector, frozen.process.leader());
+        if since.tracks() {
+            since.prepare(&mut leader)?;
+        } else {
+            let started = track::start(&mut leader);
+            let told = started.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}"));
+            armed = told.ok();
+        }
+        drop(leader);
+        injector.remove(frozen.process.leader())?;
+        frozen.thaw()?;
+    }
+    match &mut armed {
+        Some(tracker) => drop(tracker.prearm(mappings)?),
+        None => since.prearm(mappings),
+    }
+    Ok(armed)
 }
 
 fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {

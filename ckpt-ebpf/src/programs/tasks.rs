@@ -29,6 +29,7 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     upid_nr: 0,
     upid_ns: 0,
     mm: 0,
+    mm_lock_seq: ABSENT,
 });
 
 /// bpf_snprintf's format for the name of a kernel function; it must be in read-only data.
@@ -83,6 +84,9 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
     symbol(function, &mut record.restart_fn);
 
     record.mm = read(task + u64::from(offsets.mm))?;
+    if offsets.mm_lock_seq != ABSENT && record.mm != 0 {
+        record.mm_lock_seq = read(record.mm + u64::from(offsets.mm_lock_seq))?;
+    }
     record.voluntary_switches = read(task + u64::from(offsets.voluntary_switches))?;
     record.exec_start = read(task + u64::from(offsets.exec_start))?;
     if let Some((clock, clock_task)) = clocks(&offsets, task) {

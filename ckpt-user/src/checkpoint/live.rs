@@ -8,7 +8,7 @@ use rangemap::RangeSet;
 use super::{Freezer, Frozen};
 use crate::ids::{ObjRef, PageRange, Pid, common};
 use crate::pipeline::{Extent, ExtentKind};
-use crate::track::ebpf::{LiveCut, Preserver, Room};
+use crate::track::ebpf::{LiveCut, Preserver, Room, TaskInspector};
 
 /// The programs that save pages before they change. Loading them takes a while, so it is done only where it is needed, and once.
 #[derive(Debug, Default)]
@@ -58,13 +58,13 @@ impl Programs {
 
     /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,
     /// or it cannot be done.
-    pub(super) fn publish(&mut self, pid: Pid, owner: ObjRef, split: &Split) -> Option<LiveCut<'_>> {
+    pub(super) fn publish(&mut self, inspector: &TaskInspector, pid: Pid, owner: ObjRef, split: &Split) -> Option<LiveCut<'_>> {
         let Programs::Loaded(preserver) = self else { return None };
         if split.moving.is_empty() {
             return None;
         }
         let set: Vec<PageRange> = split.moving.iter().map(|extent| extent.pages).collect();
-        let published = preserver.publish(pid, owner, &set);
+        let published = inspector.memory_of(pid).and_then(|memory| preserver.publish(pid, memory, owner, &set));
         published.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
     }
 }

@@ -2,7 +2,7 @@
 
 use rangemap::RangeSet;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange};
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
@@ -40,8 +40,24 @@ impl Since {
 
     /// At a cut, with every thread stopped: finds out what was written. Nothing is to run in the target between this and the end of the freeze:
     /// whatever it wrote would count as written after the cut.
-    pub fn cut(&mut self, mappings: &[Mapping]) -> Result<()> {
+    pub fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
         if let Since::Tracked(tracking) = self { tracking.cut(mappings) } else { Ok(()) }
+    }
+
+    /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
+    /// moment ago.
+    pub fn prearm(&mut self, mappings: &[Mapping]) {
+        let Since::Tracked(tracking) = self else { return };
+        match tracking.tracker.as_mut().map(|tracker| tracker.prearm(mappings)) {
+            Some(Ok(written)) => tracking.written.extend(written),
+            Some(Err(error)) => tracking.lose_sight(&error),
+            None => {}
+        }
+    }
+
+    /// Must a tracker begin?
+    pub fn begins(&self) -> bool {
+        matches!(self, Since::Tracked(Tracking { tracker: None, .. }))
     }
 
     /// Does it watch the memory, so that all of it is protected by now?
@@ -110,15 +126,21 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known any more, and the next image is a whole one.
-    fn cut(&mut self, mappings: &[Mapping]) -> Result<()> {
+    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
         let Some(tracker) = &mut self.tracker else { return Ok(()) };
         match tracker.cut(mappings) {
             Ok(written) => self.written.extend(written),
             Err(error) => {
-                *self = Tracking::default();
+                self.lose_sight(&error);
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Nothing is known any more: the next image is a whole one.
+    fn lose_sight(&mut self, why: &Error) {
+        tracing::warn!("the next image is a whole one: {why}");
+        *self = Tracking::default();
     }
 }

@@ -252,7 +252,10 @@ fn find_pages(
         Backing::Anonymous | Backing::File { .. } => {
             let private_file = matches!(vma.backing, Backing::File { .. });
             let mut guards = Vec::new();
-            page_map.walk(vma.pages(), |pages, page| {
+            let mut asked = Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO | Page::GUARD;
+            // Memory without a file has no pages of one.
+            asked.set(Page::FILE, private_file);
+            page_map.walk(vma.pages(), asked, |pages, page| {
                 if page.contains(Page::GUARD) {
                     guards.push(pages);
                 } else if page.contains(Page::FILE) || (page.contains(Page::PFN_ZERO) && !private_file) {

@@ -89,7 +89,7 @@ impl PageMap {
         let file = File::open(format!("/proc/{pid}/pagemap")).doing(|| format!("cannot open the page map of pid {pid}"))?;
         let map = PageMap { pid, file, has_scan: true };
         let mut sink = Vec::new();
-        match map.scan(PageRange { start: 1, count: 1 }, &mut |range, _| sink.push(range)) {
+        match map.scan(PageRange { start: 1, count: 1 }, Page::PRESENT, &mut |range, _| sink.push(range)) {
             Ok(()) => Ok(map),
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(PageMap { has_scan: false, ..map }),
             Err(e) => Err(e).doing(|| format!("cannot scan the page tables of pid {pid}")),
@@ -101,17 +101,22 @@ impl PageMap {
         self.has_scan
     }
 
-    /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are.
-    pub fn walk(&self, range: PageRange, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
-        let result = if self.has_scan { self.scan(range, &mut found) } else { self.read(range, &mut found) };
+    /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are, as far as that is `asked`.
+    /// [`Page::FILE`] makes the kernel look at each page itself, beside its entry, which takes several times as long.
+    pub fn walk(&self, range: PageRange, asked: Page, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
+        let result = if self.has_scan { self.scan(range, asked, &mut found) } else { self.read(range, asked, &mut found) };
         result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))
     }
 
     /// Adds the pages of `range` that were written since they were last protected to `written`, and protects those again: as one step for
     /// each page, so that no write is missed. Only for memory that is registered ([`super::userfaultfd`]).
     pub fn take_written(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
-        let result = self.take(range, written);
-        result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+        self.take(range, PM_SCAN_CHECK_WPASYNC, written)
+    }
+
+    /// The same, of memory that may have changed meanwhile: what is not registered (any more) is passed over.
+    pub fn take_written_if_registered(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
+        self.take(range, 0, written)
     }
 
     /// Calls `found` for every run of pages of `range` that are there, in memory that is registered ([`super::userfaultfd`]), and were not written since
@@ -128,20 +133,21 @@ impl PageMap {
         result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
     }
 
-    fn take(&self, range: PageRange, written: &mut RangeSet<u64>) -> io::Result<()> {
+    fn take(&self, range: PageRange, flags: u64, written: &mut RangeSet<u64>) -> Result<()> {
         let request = ScanArg {
-            flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+            flags: PM_SCAN_WP_MATCHING | flags,
             category_mask: PAGE_IS_WRITTEN,
             return_mask: PAGE_IS_WRITTEN,
             ..ScanArg::default()
         };
-        self.request(range, request, &mut |region| written.insert(region.pages().numbers()))
+        let result = self.request(range, request, &mut |region| written.insert(region.pages().numbers()));
+        result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
     }
 
-    fn scan(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
-        let mut returned = Page::FILE | Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO;
+    fn scan(&self, range: PageRange, asked: Page, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+        let mut returned = asked;
         // Kernels before 6.15 do not know guard pages apart and refuse the bit.
-        returned.set(Page::GUARD, guard_bit_known(&self.file));
+        returned.set(Page::GUARD, asked.contains(Page::GUARD) && guard_bit_known(&self.file));
         let request = ScanArg {
             category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
             return_mask: returned.bits(),
@@ -176,7 +182,7 @@ impl PageMap {
     }
 
     /// The same from the 64-bit entries of /proc/PID/pagemap (kernel: admin-guide/mm/pagemap). Zero pages look like others there.
-    fn read(&self, range: PageRange, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+    fn read(&self, range: PageRange, asked: Page, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
         const ENTRIES: u64 = 8192;
         let mut bytes = vec![0u8; ENTRIES as usize * 8];
         let mut run: Option<(PageRange, Page)> = None;
@@ -186,7 +192,7 @@ impl PageMap {
             let chunk = &mut bytes[..count as usize * 8];
             self.file.read_exact_at(chunk, at * 8)?;
             for (i, entry) in chunk.chunks_exact(8).enumerate() {
-                let page = decode_entry(u64::from_le_bytes(entry.try_into().unwrap_or_default()));
+                let page = decode_entry(u64::from_le_bytes(entry.try_into().unwrap_or_default()), asked);
                 let number = at + i as u64;
                 match &mut run {
                     Some((pages, of)) if *of == page && pages.end() == number => pages.count += 1,
@@ -217,7 +223,7 @@ pub fn frame_of_own_page(page: u64) -> io::Result<Option<u64>> {
     Ok((entry & (1 << 63) != 0 && frame != 0).then_some(frame))
 }
 
-fn decode_entry(entry: u64) -> Page {
+fn decode_entry(entry: u64, asked: Page) -> Page {
     let mut page = Page::empty();
     page.set(Page::PRESENT, entry & (1 << 63) != 0);
     page.set(Page::SWAPPED, entry & (1 << 62) != 0);
@@ -225,7 +231,7 @@ fn decode_entry(entry: u64) -> Page {
         page.set(Page::FILE, entry & (1 << 61) != 0);
         page.set(Page::GUARD, entry & (1 << 58) != 0);
     }
-    page
+    page & asked
 }
 
 /// Does this kernel's PAGEMAP_SCAN know PAGE_IS_GUARD? Asked once.
@@ -257,7 +263,8 @@ mod tests {
         let range = PageRange { start: first, count: 62 };
         let count = |map: &PageMap| {
             let mut n = 0;
-            map.walk(range, |pages, page| n += if page.contains(Page::PRESENT) { pages.count } else { 0 }).unwrap();
+            map.walk(range, Page::PRESENT, |pages, page| n += if page.contains(Page::PRESENT) { pages.count } else { 0 })
+                .unwrap();
             n
         };
         assert_eq!(count(&map), 62);
@@ -286,7 +293,10 @@ mod tests {
                 unsafe { memory.cast::<u8>().add(2 * run * PAGE_SIZE as usize).write_volatile(1) };
             }
             let mut found = Vec::new();
-            map.walk(PageRange { start: first, count: PAGES as u64 }, |pages, _| found.push((pages.start, pages.count))).unwrap();
+            map.walk(PageRange { start: first, count: PAGES as u64 }, Page::PRESENT, |pages, _| {
+                found.push((pages.start, pages.count))
+            })
+            .unwrap();
             let wanted: Vec<_> = (0..runs as u64).map(|run| (first + 2 * run, 1)).collect();
             assert!(found == wanted, "{runs} runs were found as {}", found.len());
         }

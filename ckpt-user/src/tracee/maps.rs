@@ -165,6 +165,12 @@ impl Mapping {
         PageRange { start: self.start.page(), count: (self.end.0 - self.start.0) / PAGE_SIZE }
     }
 
+    /// Is it the same part of the same thing, at the same place, with the same access? Names and flags may differ.
+    pub fn is_place_of(&self, other: &Mapping) -> bool {
+        let look = |m: &Mapping| (m.start, m.end, m.prot, m.shared, m.offset, m.device, m.inode);
+        look(self) == look(other)
+    }
+
     /// For messages: "the mapping at 0x7f0000000000 of /a/file".
     pub fn describe(&self) -> String {
         if self.name.is_empty() {

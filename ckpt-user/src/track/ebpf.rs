@@ -17,7 +17,7 @@ mod windows;
 
 pub use error::EbpfError;
 pub use fault_log::{Counters, FaultLog, FaultLogOptions, WriteFault};
-pub use inspector::{TaskInspector, TaskTiming, restart_blocks};
+pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
 pub use live_cut::LiveCut;
 pub use preserver::{Preserver, Room};
 pub use restart_block::{Deadline, RestartBlock};

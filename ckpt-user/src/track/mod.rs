@@ -11,6 +11,8 @@ use rangemap::RangeSet;
 use crate::error::Result;
 use crate::ids::PageRange;
 use crate::tracee::maps::Mapping;
+#[cfg(doc)]
+use crate::tracee::maps::VmFlags;
 use crate::tracee::remote::RemoteTask;
 
 /// Finds out which pages of one address space were written.
@@ -23,7 +25,17 @@ pub trait DirtyTracker: Debug + Send {
     /// [`crate::tracee::maps::read_with_flags`] gives them.
     ///
     /// Errors: it has lost sight of the address space, and another tracker must begin.
-    fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>>;
+    /// Mappings that it watches from now on, and that it knows to be its own by that, get [`VmFlags::WRITES_NOTED`].
+    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>>;
+
+    /// While the process runs: begins with what the next cut has to do, and returns what was written since the last one until now, which that will not
+    /// tell again. `mappings` as they were a moment ago.
+    ///
+    /// Errors: as [`DirtyTracker::cut`].
+    fn prearm(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
+        let _ = mappings;
+        Ok(RangeSet::new())
+    }
 
     /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut: one that nobody has written to still
     /// is. None, if the tracker does not work that way.

@@ -79,11 +79,22 @@ impl DirtyTracker for ScanTracker {
         "scan"
     }
 
-    fn cut(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
+    fn prearm(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
+        let mut written = RangeSet::new();
+        for mapping in mappings {
+            // What was registered once most probably still is, and asking costs the process its lock.
+            if mapping.flags.contains(VmFlags::WRITES_NOTED) || self.is_noted(mapping)? {
+                self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
+            }
+        }
+        Ok(written)
+    }
+
+    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
         self.protected.clear();
         // Runs of mappings side by side are scanned at once.
-        let mut noted: Option<PageRange> = None;
+        let mut noted: Vec<PageRange> = Vec::new();
         for mapping in mappings {
             let pages = mapping.pages();
             if !self.is_noted(mapping)? {
@@ -92,21 +103,16 @@ impl DirtyTracker for ScanTracker {
                 }
                 continue;
             }
+            mapping.flags |= VmFlags::WRITES_NOTED;
             if mapping.page_size == PAGE_SIZE {
                 self.protected.push(pages);
             }
-            match &mut noted {
+            match noted.last_mut() {
                 Some(run) if run.end() == pages.start => run.count += pages.count,
-                _ => {
-                    if let Some(run) = noted.replace(pages) {
-                        self.page_map.take_written(run, &mut written)?;
-                    }
-                }
+                _ => noted.push(pages),
             }
         }
-        if let Some(run) = noted {
-            self.page_map.take_written(run, &mut written)?;
-        }
+        noted.into_iter().try_for_each(|run| self.page_map.take_written(run, &mut written))?;
         Ok(written)
     }
 

@@ -60,6 +60,22 @@ impl TaskTiming {
     }
 }
 
+/// Which address space a process has, and how often its mappings may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryState {
+    /// The kernel's address of it.
+    pub(super) mm: u64,
+    /// Counts how often its lock was taken for writing, without which no mapping changes. `None`: this kernel does not tell.
+    changes: Option<u32>,
+}
+
+impl MemoryState {
+    /// Are the mappings now, in `later`, surely the same as they were in this state?
+    pub fn still_holds(&self, later: &MemoryState) -> bool {
+        self.changes.is_some() && self == later
+    }
+}
+
 /// The program, ready to be asked about any process.
 ///
 /// Loading takes up to a tenth of a second, asking some ten microseconds: load before a freeze, ask within.
@@ -99,9 +115,11 @@ impl TaskInspector {
         self.records(pid).map(|records| records[0].kernel_tgid)
     }
 
-    /// The kernel's address of the address space of the process.
-    pub(super) fn memory_of(&self, pid: Pid) -> Result<u64> {
-        self.records(pid).map(|records| records[0].mm)
+    /// The address space of the process as it is now.
+    pub fn memory_of(&self, pid: Pid) -> Result<MemoryState> {
+        let record = self.records(pid)?[0];
+        let changes = (record.mm_lock_seq != 0).then_some(record.mm_lock_seq);
+        Ok(MemoryState { mm: record.mm, changes })
     }
 
     /// Never empty.
@@ -171,6 +189,7 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
         upid_nr: btf.offset_of("upid", "nr")?,
         upid_ns: btf.offset_of("upid", "ns")?,
         mm: task("mm")?,
+        mm_lock_seq: ABSENT,
     };
     match task("se.cfs_rq") {
         Ok(offset) => {
@@ -180,6 +199,12 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
             offsets.clock_task = btf.offset_of("rq", "clock_task")?;
         }
         // Without CONFIG_FAIR_GROUP_SCHED there is no way from a task to its clock.
+        Err(BtfError::Absent(_)) => {}
+        Err(e) => return Err(e),
+    }
+    match btf.offset_of("mm_struct", "mm_lock_seq") {
+        Ok(offset) => offsets.mm_lock_seq = offset,
+        // Without CONFIG_PER_VMA_LOCK nothing is counted.
         Err(BtfError::Absent(_)) => {}
         Err(e) => return Err(e),
     }

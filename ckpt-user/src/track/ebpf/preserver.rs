@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use ckpt_ebpf::faults::{FAULTS, KERNEL_PROGRAM, USER_PROGRAM};
 use ckpt_ebpf::preserve::{self, Memory, PageTables, PreImage, Tally, WINDOWS_MAX, Window};
 
-use super::inspector::TaskInspector;
+use super::inspector::MemoryState;
 use super::live_cut::LiveCut;
 use super::windows::{self, Layout};
 use super::{EbpfError, Result, attach, load, map};
@@ -44,7 +44,6 @@ impl Room {
 pub struct Preserver {
     /// Keeps the programs attached.
     _ebpf: Ebpf,
-    inspector: TaskInspector,
     room: Room,
     memories: BpfHashMap<MapData, u64, MemoryBytes>,
     page_tables: Array<MapData, PageTablesWords>,
@@ -69,7 +68,6 @@ impl Preserver {
     pub fn load(room: Room) -> Result<Preserver> {
         let words = usize::try_from(room.pages.div_ceil(64)).unwrap_or(usize::MAX);
         let bitmap = u32::try_from(words).map_err(|_| EbpfError::unexpected(DOING, "too many pages"))?;
-        let inspector = TaskInspector::load()?;
         let mut ebpf = load(
             EbpfLoader::new()
                 .map_max_entries(preserve::WINDOWS, WINDOWS_MAX)
@@ -83,7 +81,6 @@ impl Preserver {
         let tables = calibrate(&mut ebpf, &mut page_tables)?;
         let mut shared = |name, len| shared(&mut ebpf, name, len);
         Ok(Preserver {
-            inspector,
             room,
             windows: shared(preserve::WINDOWS, WINDOWS_MAX as usize * WINDOW_WORDS)?,
             claimed: shared(preserve::CLAIMED, words)?,
@@ -103,11 +100,11 @@ impl Preserver {
         self.room
     }
 
-    /// Gives the programs the pages `set` of the process, in order, whose memory the image calls `owner`: every one must be there, and protected by
-    /// userfaultfd. To be called with every thread of the process stopped; from its return on they may run.
+    /// Gives the programs the pages `set`, in order, of the process, whose memory is `memory`, and `owner` in the image: every one must be there, and
+    /// protected by userfaultfd. To be called with every thread of the process stopped; from its return on they may run.
     ///
     /// Errors: more pages, or more scattered ones, than there is room for; nothing is published then.
-    pub fn publish(&mut self, pid: Pid, owner: ObjRef, set: &[PageRange]) -> Result<LiveCut<'_>> {
+    pub fn publish(&mut self, pid: Pid, memory: MemoryState, owner: ObjRef, set: &[PageRange]) -> Result<LiveCut<'_>> {
         let doing = || format!("cannot have the pages of pid {pid} saved before they change");
         let layout = Layout::of(set);
         if layout.bits > self.room.pages || layout.windows.len() > WINDOWS_MAX as usize {
@@ -115,7 +112,7 @@ impl Preserver {
             let reason = format!("{bits} pages in {windows} stretches are more than there is room for");
             return Err(EbpfError::unexpected(doing(), reason));
         }
-        let mm = self.inspector.memory_of(pid)?;
+        let mm = memory.mm;
         let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
         for (window, words) in layout.windows.iter().zip(self.windows.words().chunks_exact(WINDOW_WORDS)) {
             let values: [u64; WINDOW_WORDS] = bytemuck::cast(*window);
