@@ -90,7 +90,7 @@ impl Args {
             };
             (stored, pages, None)
         };
-        let changes = stored.needs_parent().then(|| stored.len() as u64);
+        let changes = stored.changes_bytes();
         let (metadata, unresolved) = match self.parents_of(&stored) {
             Ok(parent) => (stored.decode(parent.as_ref()).map_err(failed)?, None),
             Err(why) => (Metadata { header: stored.header, ..Metadata::default() }, Some(why)),

@@ -61,17 +61,12 @@ impl Stored {
         matches!(self.body, Body::Delta(_))
     }
 
-    /// Bytes that it takes up, frames and header not counted.
-    pub fn len(&self) -> usize {
+    /// If it can: bytes of the changes.
+    pub fn changes_bytes(&self) -> Option<u64> {
         match &self.body {
-            Body::Whole(records) => records.bytes().len(),
-            Body::Delta(payload) => payload.len(),
+            Body::Whole(_) => None,
+            Body::Delta(payload) => Some(payload.len() as u64),
         }
-    }
-
-    /// Is there nothing? An image always has something.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The records. `parent`: the resolved ones of the parent, if there is one.
