@@ -19,7 +19,7 @@ use crate::ids::{Addr, ImageId, ObjRef, Pid, Tid};
 use crate::image::model::{
     Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
 };
-use crate::image::{Codec, ImageWriter, TrailerInfo};
+use crate::image::{Codec, ImageWriter, RecordType, Records, TrailerInfo};
 use crate::pipeline::{self, DumpOptions, Extent, ExtentKind};
 use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
 use crate::resources::memory::{MemoryRecord, MemorySource};
@@ -196,11 +196,11 @@ impl Target {
         if live && live_fallback.is_none() {
             self.trust.win();
         }
-        let Saved { header, trailer, held, pages_total, written } = saved;
+        let Saved { header, trailer, held, metadata, pages_total, written } = saved;
         let image_id = header.image_id.unwrap_or(ImageId(0));
         destination.commit()?;
         let tracker = self.since.name();
-        self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, held);
+        self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, held, metadata);
         let mut pause = written.pause;
         if let Some(frozen) = written.frozen {
             // Stopping and killing wait until the image is safe; running on need not.
@@ -273,14 +273,27 @@ impl Target {
         let live_cut = self.inspector.loaded().and_then(|inspector| self.programs.publish(inspector, pid, cut.mm, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
+        let base = self.since.metadata().filter(|_| parent.is_some());
         let mut writer = ImageWriter::to_file(destination.writer())?;
-        let mut writing = Writing { cut: &cut, header: &header, dump, split: &split, progress, freezer: &freezer };
+        let mut writing = Writing {
+            cut: &cut,
+            header: &header,
+            base,
+            metadata: Records::default(),
+            dump,
+            split: &split,
+            progress,
+            freezer: &freezer,
+        };
         let written = match &live_cut {
             Some(live_cut) => writing.while_it_runs(&mut writer, frozen, live_cut),
             None => writing.while_it_stands(&mut writer, frozen, self.options.after),
         };
         match written {
-            Ok(written) => Ok(Saved { header, trailer: writer.finish()?, held, pages_total, written }),
+            Ok(written) => {
+                let metadata = writing.metadata;
+                Ok(Saved { header, trailer: writer.finish()?, held, metadata, pages_total, written })
+            }
             Err(error) => {
                 // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
                 if let Err(second) = writer.fail(&error.to_string()) {
@@ -312,6 +325,7 @@ struct Saved {
     trailer: TrailerInfo,
     /// Pages of the memory that the image or its parents hold.
     held: RangeSet<u64>,
+    metadata: Records,
     pages_total: u64,
     written: Written,
 }
@@ -390,6 +404,23 @@ impl Freezer<'_> {
         mend_interrupted(&mut process, injector.memory(), &waits)?;
         watch.end_of(|parts| &mut parts.freeze_us);
         Ok((Frozen { process, waits, since, watch }, injector))
+    }
+}
+
+impl Cut {
+    /// All of it but the pages, encoded.
+    fn records(&self) -> Result<Records> {
+        let mut records = Records::default();
+        records.push(RecordType::Container, &self.container)?;
+        records.push(RecordType::Tasks, &self.tasks)?;
+        for object in &self.objects {
+            records.push(RecordType::Object, object)?;
+        }
+        records.push(RecordType::TaskState, &self.state)?;
+        for vma in &self.vmas {
+            records.push(RecordType::Vma, vma)?;
+        }
+        Ok(records)
     }
 }
 

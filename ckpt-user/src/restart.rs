@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{ParentRef, Section, TaskEntry, TaskKind, TaskState};
-use crate::image::{ImageReader, Metadata, read_metadata};
+use crate::image::model::{Header, ParentRef, Section, TaskEntry, TaskKind, TaskState};
+use crate::image::{ImageReader, Metadata, RecordType, Records, read_stored};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
 use crate::resources::fd_table::{self, FdTable, OpenFiles};
@@ -109,9 +109,11 @@ pub type Input = Box<dyn Read + Send>;
 pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
     let began = Instant::now();
     let mut reader = ImageReader::new(image)?;
-    let mut metadata = read_metadata(&mut reader)?;
+    let stored = read_stored(&mut reader)?;
+    check_parent(stored.header.parent, !parents.is_empty())?;
+    let (parents, theirs) = read_parents(parents)?;
+    let mut metadata = stored.decode(theirs.as_ref())?;
     check_machine(&metadata)?;
-    check_parent(metadata.header.parent, !parents.is_empty())?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
     let plan = plan(&cx, &metadata)?;
 
@@ -177,8 +179,42 @@ fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
     }
 }
 
+/// A parent, read up to its pages.
+struct ParentImage {
+    reader: ImageReader<Input>,
+    header: Header,
+    mm: ObjRef,
+}
+
+/// Reads everything but the pages of all parents, the oldest first, as each may tell only how it differs from the one before. Returns them in the
+/// same order as they were given, and the metadata of the first.
+fn read_parents(inputs: Vec<Input>) -> Result<(Vec<ParentImage>, Option<Records>)> {
+    let mut parents = Vec::with_capacity(inputs.len());
+    let mut resolved = None;
+    for (n, input) in inputs.into_iter().enumerate().rev() {
+        let (parent, records) =
+            read_parent(input, resolved.as_ref()).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
+        parents.push(parent);
+        resolved = Some(records);
+    }
+    parents.reverse();
+    Ok((parents, resolved))
+}
+
+fn read_parent(input: Input, its_parent: Option<&Records>) -> Result<(ParentImage, Records)> {
+    let mut reader = ImageReader::new(input)?;
+    let stored = read_stored(&mut reader)?;
+    let header = stored.header.clone();
+    let records = stored.resolve(its_parent)?;
+    let Some(state) = records.first::<TaskState>(RecordType::TaskState)? else {
+        return Err(Error::Restart("the image does not hold one process".to_owned()));
+    };
+    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
+    Ok((ParentImage { reader, header, mm: memory.mm }, records))
+}
+
 /// Fills in the pages of which newer images say nothing.
-fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
+fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<ParentImage>, overlay: &mut Overlay<'_>) -> Result<()> {
     for (n, parent) in parents.into_iter().enumerate() {
         check_parent(wanted, true)?;
         let (found, its_parent) =
@@ -192,17 +228,11 @@ fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mu
 }
 
 /// Who it is, and who its own parent is.
-fn load_parent(image: Input, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
-    let mut reader = ImageReader::new(image)?;
-    let metadata = read_metadata(&mut reader)?;
-    let [state] = metadata.task_states.as_slice() else {
-        return Err(Error::Restart("the image does not hold one process".to_owned()));
-    };
-    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    overlay.next_image(memory.mm);
-    let stats = pipeline::load(&mut reader, overlay, &LoadOptions::default(), &|_| {})?;
-    let itself = metadata.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, metadata.header.parent))
+fn load_parent(mut image: ParentImage, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
+    overlay.next_image(image.mm);
+    let stats = pipeline::load(&mut image.reader, overlay, &LoadOptions::default(), &|_| {})?;
+    let itself = image.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
+    Ok((itself, image.header.parent))
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

@@ -23,7 +23,8 @@ pub struct Record {
 }
 
 /// The types, from 1 on.
-const KINDS: &[&str] = &["header", "container", "tasks", "object", "task state", "vma", "chunk", "error", "trailer", "index"];
+const KINDS: &[&str] =
+    &["header", "container", "tasks", "object", "task state", "vma", "chunk", "error", "trailer", "index", "delta"];
 
 /// The bytes of an image.
 pub fn read(path: &Path) -> Vec<u8> {

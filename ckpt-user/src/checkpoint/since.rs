@@ -4,6 +4,7 @@ use rangemap::RangeSet;
 
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange};
+use crate::image::Records;
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::vma::VmaRecord;
@@ -99,10 +100,19 @@ impl Since {
         if let Since::Hashed(_, hashes) = self { Some(hashes) } else { None }
     }
 
+    /// The metadata of the parent that [`Since::shrink`] names, if it is at hand.
+    pub fn metadata(&self) -> Option<&Records> {
+        match self {
+            Since::Tracked(tracking) => tracking.metadata.as_ref(),
+            Since::Nothing | Since::Hashed(..) => None,
+        }
+    }
+
     /// An image is on disk. `held`: the pages of the memory that it or its parents hold.
-    pub fn commit(&mut self, image: ParentRef, held: RangeSet<u64>) {
+    pub fn commit(&mut self, image: ParentRef, held: RangeSet<u64>, metadata: Records) {
         if let Since::Tracked(tracking) = self {
             tracking.parent = Some((image, held));
+            tracking.metadata = Some(metadata);
             tracking.written.clear();
         }
     }
@@ -113,6 +123,8 @@ impl Since {
 pub struct Tracking {
     tracker: Option<Box<dyn DirtyTracker>>,
     parent: Option<(ParentRef, RangeSet<u64>)>,
+    /// That of the parent.
+    metadata: Option<Records>,
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{After, Cut, Freezer, Frozen, Hold, Phases, Progress, Split};
 use crate::error::Result;
-use crate::image::ImageWriter;
 use crate::image::model::Header;
+use crate::image::{ImageWriter, Records};
 use crate::pipeline::{self, DumpOptions, DumpStats, Extent};
 use crate::track::ebpf::LiveCut;
 
@@ -13,6 +13,10 @@ use crate::track::ebpf::LiveCut;
 pub(super) struct Writing<'a> {
     pub(super) cut: &'a Cut,
     pub(super) header: &'a Header,
+    /// The metadata of the parent, if there is one.
+    pub(super) base: Option<&'a Records>,
+    /// That of the image, once it was written.
+    pub(super) metadata: Records,
     pub(super) dump: DumpOptions<'a>,
     pub(super) split: &'a Split,
     pub(super) progress: Progress<'a>,
@@ -39,7 +43,7 @@ pub(super) struct Written {
 impl Writing<'_> {
     /// The target stands still until all is written, and then, unless it is to run on, as well.
     pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen, after: After) -> Result<Written> {
-        self.metadata(writer)?;
+        self.write_metadata(writer)?;
         let stats = self.pages(&self.cut.extents, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
         let (threads, since, mut phases) = (frozen.process.threads.len(), frozen.since, frozen.watch.phases);
@@ -67,10 +71,10 @@ impl Writing<'_> {
         if to_read == 0 {
             phases = frozen.thaw()?;
             thawed = Instant::now();
-            self.metadata(writer)?;
+            self.write_metadata(writer)?;
             stats = self.pages(still, writer, 0)?;
         } else {
-            self.metadata(writer)?;
+            self.write_metadata(writer)?;
             stats = self.pages(still, writer, 0)?;
             frozen.watch.end_of(|parts| &mut parts.copy_us);
             phases = frozen.thaw()?;
@@ -91,18 +95,9 @@ impl Writing<'_> {
         Ok(Written { stats, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
     }
 
-    fn metadata(&self, writer: &mut ImageWriter<'_>) -> Result<()> {
-        let cut = self.cut;
-        writer.header(self.header)?;
-        writer.container(&cut.container)?;
-        writer.tasks(&cut.tasks)?;
-        for object in &cut.objects {
-            writer.object(object)?;
-        }
-        writer.task_state(&cut.state)?;
-        for vma in &cut.vmas {
-            writer.vma(vma)?;
-        }
+    fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {
+        self.metadata = self.cut.records()?;
+        writer.metadata(self.header, &self.metadata, self.base)?;
         Ok(())
     }
 

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ckpt::image::{ImageError, ImageReader, Index, Metadata, PageCounts, Payload, Summary, read_metadata, verify};
+use ckpt::image::{
+    ImageError, ImageReader, Index, Metadata, PageCounts, Payload, Records, Stored, Summary, read_stored, verify_stored,
+};
 use ckpt::resources::vma::VmaRecord;
+use ckpt::store;
 
 use super::{Failure, input, output};
 
@@ -35,6 +38,10 @@ struct Contents {
     /// The image, as the user named it.
     name: String,
     metadata: Metadata,
+    /// If it holds only how its metadata differs from the parent's: bytes of that.
+    changes: Option<u64>,
+    /// Why only the header is known.
+    unresolved: Option<String>,
     vmas: Vec<VmaRecord>,
     pages: PageCounts,
     /// Bytes of the file. `None`: it is no file.
@@ -72,21 +79,42 @@ impl Args {
         // Only what can be sought in has an end to look at first.
         let index = if stat.is_file() && !self.verify { Index::find(&file).map_err(failed)? } else { None };
         let mut reader = ImageReader::new(file).map_err(failed)?;
-        let (metadata, pages, summary) = if self.verify {
-            let (metadata, summary) = verify(&mut reader).map_err(failed)?;
-            (metadata, summary.pages, Some(summary))
+        let (stored, pages, summary) = if self.verify {
+            let (stored, summary) = verify_stored(&mut reader).map_err(failed)?;
+            (stored, summary.pages, Some(summary))
         } else {
-            let metadata = read_metadata(&mut reader).map_err(failed)?;
+            let stored = read_stored(&mut reader).map_err(failed)?;
             let pages = match index {
                 Some((_, trailer)) => trailer.pages,
                 None => read_on(&mut reader).map_err(failed)?,
             };
-            (metadata, pages, None)
+            (stored, pages, None)
+        };
+        let changes = stored.changes_bytes();
+        let (metadata, unresolved) = match self.parents_of(&stored) {
+            Ok(parent) => (stored.decode(parent.as_ref()).map_err(failed)?, None),
+            Err(why) => (Metadata { header: stored.header, ..Metadata::default() }, Some(why)),
         };
         let vmas: Result<Vec<VmaRecord>, ImageError> = metadata.vmas.iter().map(|vma| vma.decode()).collect();
         let vmas = vmas.map_err(failed)?;
         let bytes = stat.is_file().then_some(stat.len());
-        Ok(Contents { name, metadata, vmas, pages, bytes, summary })
+        Ok(Contents { name, metadata, changes, unresolved, vmas, pages, bytes, summary })
+    }
+
+    /// The metadata of the parent, if the image cannot be understood without it, or why that cannot be known.
+    fn parents_of(&self, stored: &Stored) -> Result<Option<Records>, String> {
+        if !stored.needs_parent() {
+            return Ok(None);
+        }
+        match store::parents_beside(&self.image, &stored.header) {
+            Ok(Some(parents)) => match store::resolve(&parents) {
+                Ok(records) => Ok(Some(records)),
+                Err(ckpt::Error::Parent { older, source }) => Err(format!("{}: {source}", parents[older].display())),
+                Err(other) => Err(other.to_string()),
+            },
+            Ok(None) => Err("the images that it builds on are not all in the same folder".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

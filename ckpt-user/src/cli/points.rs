@@ -6,7 +6,7 @@ use std::io::Seek;
 use std::path::Path;
 
 use ckpt::Error;
-use ckpt::image::{ImageError, ImageReader, verify};
+use ckpt::image::{ImageError, ImageReader, verify_stored};
 use ckpt::restart::{self, Input, Options, Restarted};
 use ckpt::store::{Entry, Folder, chain};
 
@@ -76,7 +76,7 @@ impl Verified {
 }
 
 fn verify_all(file: &mut File) -> Result<(), ImageError> {
-    verify(&mut ImageReader::new(&mut *file)?)?;
+    verify_stored(&mut ImageReader::new(&mut *file)?)?;
     file.rewind().map_err(|source| ImageError::Read { offset: 0, source })
 }
 

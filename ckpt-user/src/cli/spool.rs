@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use ckpt::ids::Pid;
-use ckpt::image::{ImageError, ImageReader, Payload, read_metadata};
+use ckpt::image::{ImageError, ImageReader, Payload, read_stored};
 use ckpt::sys::pidfd;
 
 use super::Failure;
@@ -28,9 +28,11 @@ pub fn until_pid_is_free(image: File, name: &str) -> Result<Image, Failure> {
         return Ok(Box::new(image));
     }
     let mut copy = Copying { input: image, seen: Vec::new() };
-    let metadata = read_metadata(&mut ImageReader::new(&mut copy).map_err(failed)?).map_err(failed)?;
+    let stored = read_stored(&mut ImageReader::new(&mut copy).map_err(failed)?).map_err(failed)?;
+    // An increment cannot be asked before its parents are: the restart says which pid is in use.
+    let tasks = if stored.needs_parent() { Vec::new() } else { stored.decode(None).map_err(failed)?.tasks.tasks };
     let so_far = Cursor::new(copy.seen).chain(copy.input);
-    let Some(task) = metadata.tasks.tasks.first().filter(|task| runs_here(task.pid, &task.comm)) else {
+    let Some(task) = tasks.first().filter(|task| runs_here(task.pid, &task.comm)) else {
         return Ok(Box::new(so_far));
     };
     tracing::info!("pid {} still runs: reading the whole image first", task.pid);

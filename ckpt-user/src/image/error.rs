@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use super::wire::RecordType;
+use crate::ids::ImageId;
 
 /// Where in the stream: which record, and the offset of its frame from the preamble's first byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +151,10 @@ pub enum ImageError {
         /// Which rule.
         what: String,
     },
+
+    /// An increment whose metadata is that of its parent, but for some changes.
+    #[error("the image is an increment and cannot be understood without its parent, image {}", .0.map_or_else(|| "unknown".to_owned(), |id| id.to_string()))]
+    NeedsParent(Option<ImageId>),
 
     /// The checkpoint failed, and its reason stands in the image (SEED S9).
     #[error("the image holds no checkpoint, but the reason why it failed: {0}")]

@@ -10,6 +10,7 @@ pub(super) struct Order {
 
 /// Header, container and tasks stand once each, in this order; then every rank may be left out or have many records.
 const FIRST_REPEATED: u8 = 3;
+const CHUNKS: u8 = 5;
 const ENDED: u8 = 7;
 
 fn rank(record_type: RecordType) -> Option<u8> {
@@ -19,17 +20,27 @@ fn rank(record_type: RecordType) -> Option<u8> {
         RecordType::Tasks => Some(2),
         RecordType::Object | RecordType::TaskState => Some(3),
         RecordType::Vma => Some(4),
-        RecordType::Chunk => Some(5),
+        RecordType::Chunk => Some(CHUNKS),
         RecordType::Trailer => Some(6),
-        RecordType::Error | RecordType::Index => None,
+        RecordType::Error | RecordType::Index | RecordType::Delta => None,
     }
 }
 
 impl Order {
+    /// Behind the header.
+    pub(super) fn after_header() -> Order {
+        Order { rank: 1 }
+    }
+
     /// Goes on to a record of this type; if it may not stand here, says what may.
     pub(super) fn admit(&mut self, record_type: RecordType) -> Result<(), &'static str> {
         if record_type == RecordType::Error && self.rank != ENDED {
             self.rank = ENDED;
+            return Ok(());
+        }
+        if record_type == RecordType::Delta && self.rank == 1 {
+            // It stands for all of them.
+            self.rank = CHUNKS;
             return Ok(());
         }
         match rank(record_type) {
@@ -44,7 +55,7 @@ impl Order {
     fn expected(self) -> &'static str {
         match self.rank {
             0 => "the header",
-            1 => "the container",
+            1 => "the container, or changes to the parent's metadata,",
             2 => "the tasks",
             3 => "an object, a task state, a vma, a chunk or the trailer",
             4 => "a vma, a chunk or the trailer",
@@ -68,6 +79,8 @@ mod tests {
     fn keeps_the_order_of_the_format() {
         assert!(admits(&[Header, Container, Tasks, Object, TaskState, Object, Vma, Vma, Chunk, Chunk, Trailer]));
         assert!(admits(&[Header, Container, Tasks, Trailer]));
+        assert!(admits(&[Header, Delta, Chunk, Trailer]));
+        assert!(admits(&[Header, Delta, Trailer]));
         assert!(admits(&[Header, Error]));
         assert!(admits(&[Error]));
         for wrong in [
@@ -82,6 +95,12 @@ mod tests {
             &[Header, Container, Tasks, Trailer, Trailer],
             &[Header, Container, Tasks, Trailer, Error],
             &[Header, Container, Tasks, Index],
+            &[Delta],
+            &[Header, Delta, Delta],
+            &[Header, Delta, Container],
+            &[Header, Delta, Vma],
+            &[Header, Container, Delta],
+            &[Header, Container, Tasks, Delta],
             &[Error, Error],
         ] {
             assert!(!admits(wrong), "{wrong:?}");

@@ -345,7 +345,7 @@ impl<R: Read> ImageReader<R> {
 
 /// Checks the flags and the length of a record of a known type.
 fn admit_known(record_type: RecordType, frame: Frame, at: Place) -> Result<RawRecord, ImageError> {
-    if frame.flags != 0 {
+    if frame.flags != record_type.flags() {
         return Err(ImageError::UnknownFlags { at, flags: frame.flags });
     }
     if frame.len > record_type.limit() {

@@ -6,7 +6,7 @@ use std::io::Read;
 use super::chunk::{Chunk, MAX_DATA};
 use super::error::{ImageError, Place};
 use super::index::{self, ChunkEntry};
-use super::metadata::{Metadata, read_metadata};
+use super::metadata::{Metadata, Stored, read_stored};
 use super::owners::Owners;
 use super::reader::{Ending, ImageReader, Payload};
 use super::wire::{PageCounts, RecordType};
@@ -33,14 +33,23 @@ pub struct Summary {
     pub trailer_checksum: u64,
 }
 
-/// Reads the image to its end, and to that of the input, and checks all of it. `reader` must be new.
+/// Reads the image, which is no increment, to its end, and to that of the input, and checks all of it. `reader` must be new.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn verify<R: Read>(reader: &mut ImageReader<R>) -> Result<(Metadata, Summary), ImageError> {
+    let (stored, summary) = verify_stored(reader)?;
+    Ok((stored.decode(None)?, summary))
+}
+
+/// The same of any image. Of an increment, what can be known only with its parent is left to [`Stored::resolve`].
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn verify_stored<R: Read>(reader: &mut ImageReader<R>) -> Result<(Stored, Summary), ImageError> {
     reader.note_places();
-    let metadata = read_metadata(reader)?;
-    let objects: HashSet<ObjRef> = metadata.objects.iter().map(|object| object.objref).collect();
+    let stored = read_stored(reader)?;
+    let objects = if stored.needs_parent() { None } else { Some(objects_of(&stored)?) };
     let mut summary = Summary::default();
     let mut owners = Owners::new();
     let mut chunks = Vec::new();
@@ -49,7 +58,7 @@ pub fn verify<R: Read>(reader: &mut ImageReader<R>) -> Result<(Metadata, Summary
     while let Some(record) = reader.next_checked(&mut payload)? {
         let at = record.at;
         let chunk = Chunk::parse(payload.bytes(), at)?;
-        if !objects.contains(&chunk.owner) {
+        if objects.as_ref().is_some_and(|objects| !objects.contains(&chunk.owner)) {
             return Err(ImageError::malformed(at, format!("its owner, object {}, is not in the image", chunk.owner)));
         }
         owners.admit(chunk.owner, &chunk.runs, at)?;
@@ -77,7 +86,12 @@ pub fn verify<R: Read>(reader: &mut ImageReader<R>) -> Result<(Metadata, Summary
         summary.records.insert(RecordType::Index, 1);
     }
     reader.expect_end_of_input()?;
-    Ok((metadata, summary))
+    Ok((stored, summary))
+}
+
+fn objects_of(stored: &Stored) -> Result<HashSet<ObjRef>, ImageError> {
+    let metadata = stored.clone().decode(None)?;
+    Ok(metadata.objects.iter().map(|object| object.objref).collect())
 }
 
 /// Does the trailer count the pages that came?

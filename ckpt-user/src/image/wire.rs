@@ -54,11 +54,13 @@ pub enum RecordType {
     Trailer = 9,
     /// Where everything is: [`super::index`].
     Index = 10,
+    /// In an increment, in place of the types 2 to 6: how they differ from the parent's ([`super::delta`]).
+    Delta = 11,
 }
 
 impl RecordType {
     /// Every type of this revision.
-    pub const ALL: [RecordType; 10] = [
+    pub const ALL: [RecordType; 11] = [
         RecordType::Header,
         RecordType::Container,
         RecordType::Tasks,
@@ -69,6 +71,7 @@ impl RecordType {
         RecordType::Error,
         RecordType::Trailer,
         RecordType::Index,
+        RecordType::Delta,
     ];
 
     /// The type with this number, if this revision has one.
@@ -83,11 +86,22 @@ impl RecordType {
             RecordType::Header | RecordType::Error => 64 << 10,
             RecordType::Container | RecordType::Vma => MIB,
             RecordType::Tasks => 16 * MIB,
-            RecordType::Object | RecordType::TaskState => 64 * MIB,
+            RecordType::Object | RecordType::TaskState | RecordType::Delta => 64 * MIB,
             RecordType::Index => INDEX_MAX as u64,
             RecordType::Chunk => super::chunk::MAX_PAYLOAD as u64,
             RecordType::Trailer => 4 << 10,
         }
+    }
+
+    /// The flags of every record of this type. What revision 1 did not have from its first day is critical if it cannot be done without.
+    pub fn flags(self) -> u32 {
+        if self == RecordType::Delta { FLAG_CRITICAL } else { 0 }
+    }
+
+    /// Is it a record between the header and the pages that an increment may have in common with its parent?
+    pub fn is_metadata(self) -> bool {
+        use RecordType::{Container, Object, TaskState, Tasks, Vma};
+        matches!(self, Container | Tasks | Object | TaskState | Vma)
     }
 }
 
@@ -104,6 +118,7 @@ impl fmt::Display for RecordType {
             RecordType::Error => "error",
             RecordType::Trailer => "trailer",
             RecordType::Index => "index",
+            RecordType::Delta => "delta",
         })
     }
 }
@@ -133,7 +148,12 @@ pub struct Frame {
 impl Frame {
     /// The frame of `payload`.
     pub fn of(record_type: RecordType, payload: &[u8]) -> Frame {
-        Frame { record_type: record_type as u32, flags: 0, len: payload.len() as u64, checksum: xxh3_64(payload) }
+        Frame {
+            record_type: record_type as u32,
+            flags: record_type.flags(),
+            len: payload.len() as u64,
+            checksum: xxh3_64(payload),
+        }
     }
 
     /// Is `payload` what was written? To be asked before anything in it is decoded.
@@ -252,6 +272,6 @@ mod tests {
             assert_eq!(RecordType::from_number(number), Some(record_type));
         }
         assert_eq!(RecordType::from_number(0), None);
-        assert_eq!(RecordType::from_number(11), None);
+        assert_eq!(RecordType::from_number(12), None);
     }
 }

@@ -13,10 +13,12 @@ use serde::Serialize;
 
 use super::chunk::{ChunkBuffer, SealedChunk};
 use super::codec::Codec;
+use super::delta;
 use super::error::{ImageError, Place};
 use super::ledger::Ledger;
 use super::model::{Container, Header, Object, TaskState, TaskTable};
 use super::output::{FileOutput, Output, StreamOutput};
+use super::records::Records;
 use super::wire::{FRAME_LEN, Frame, PageCounts, RecordType, preamble};
 use crate::ids::ObjRef;
 
@@ -94,6 +96,20 @@ impl<'w> ImageWriter<'w> {
     /// Writes a mapping of an address space. All of them, of every address space, stand before the first chunk.
     pub fn vma<T: Serialize>(&mut self, record: &T) -> Result<(), ImageError> {
         self.record(RecordType::Vma, record)
+    }
+
+    /// Writes the header, and all the other metadata: only what differs from that of the parent, if it is given and that is less.
+    pub fn metadata(&mut self, header: &Header, records: &Records, parent: Option<&Records>) -> Result<(), ImageError> {
+        self.header(header)?;
+        match parent.and_then(|parent| delta::between(parent, records)) {
+            Some(changes) => self.encoded(RecordType::Delta, &changes),
+            None => records.iter().try_for_each(|(record_type, payload)| self.encoded(record_type, payload)),
+        }
+    }
+
+    fn encoded(&self, record_type: RecordType, payload: &[u8]) -> Result<(), ImageError> {
+        let frame = Frame::of(record_type, payload);
+        self.append(&[&frame.to_bytes(), payload].concat(), |ledger| ledger.enter_metadata(record_type, frame))
     }
 
     /// Writes a metadata record: a MessagePack map with field names.

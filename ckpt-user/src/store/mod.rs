@@ -2,8 +2,10 @@
 
 mod destination;
 mod folder;
+mod lineage;
 mod overlay;
 
 pub use destination::Destination;
 pub use folder::{Entry, Folder, Lock, chain};
+pub use lineage::{parents_beside, resolve};
 pub use overlay::Overlay;

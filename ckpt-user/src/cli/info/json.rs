@@ -11,7 +11,7 @@ use super::Contents;
 
 /// Everything but the records, or with them.
 pub fn describe(contents: &Contents, records: bool) -> Value {
-    let Contents { name, metadata, vmas, pages, bytes, summary } = contents;
+    let Contents { name, metadata, changes, unresolved, vmas, pages, bytes, summary } = contents;
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for object in &metadata.objects {
         *kinds.entry(&object.section.kind).or_default() += 1;
@@ -28,6 +28,8 @@ pub fn describe(contents: &Contents, records: bool) -> Value {
         "pages_zero": pages.zero,
         "pages_hole": pages.hole,
         "bytes": bytes,
+        "metadata_changes_bytes": changes,
+        "unresolved": unresolved,
         "verified": summary.is_some(),
     });
     let mut add = |key: &str, value: Value| all.as_object_mut().map(|map| map.insert(key.to_owned(), value));

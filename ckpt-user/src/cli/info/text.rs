@@ -17,6 +17,10 @@ use super::Contents;
 pub fn describe(contents: &Contents, records: bool) -> String {
     let metadata = &contents.metadata;
     let mut text = header(contents, &metadata.header);
+    if let Some(why) = &contents.unresolved {
+        let _ = writeln!(text, "\nThe rest is told as changes to the parent, which cannot be read: {}", clean(why));
+        return text;
+    }
     text.push_str("\nTasks\n");
     let mut rows = vec![row([&"PID", &"PPID", &"PGID", &"SID", &"THREADS", &"STATE", &"NAME"])];
     rows.extend(metadata.tasks.tasks.iter().map(task));
@@ -47,6 +51,9 @@ fn header(contents: &Contents, header: &Header) -> String {
     ];
     if let Some(size) = contents.bytes {
         rows.push(row([&"size", &bytes(size)]));
+    }
+    if let Some(changes) = contents.changes {
+        rows.push(row([&"metadata", &format!("{} of changes to the parent's", bytes(changes))]));
     }
     let whole = match &contents.summary {
         Some(summary) => {

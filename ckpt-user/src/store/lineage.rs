@@ -1,0 +1,34 @@
+//! The metadata of an increment, found out with that of its parents.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::{Folder, chain};
+use crate::error::{Doing, Result};
+use crate::image::model::Header;
+use crate::image::{ImageReader, Records, read_stored};
+
+/// The metadata of the first of these images, of which each is an increment of the next, up to one that is whole. The records can be written
+/// into a whole image as they are. The headers are not among them.
+///
+/// Errors: a file that cannot be read, and [`crate::Error::Parent`] for an image that is damaged or does not fit to the one before, the first itself
+/// being number 0.
+pub fn resolve(images: &[PathBuf]) -> Result<Records> {
+    let mut resolved: Option<Records> = None;
+    for (older, path) in images.iter().enumerate().rev() {
+        let file = File::open(path).doing(|| format!("cannot open {}", path.display()))?;
+        let read = ImageReader::new(file).and_then(|mut reader| read_stored(&mut reader)?.resolve(resolved.as_ref()));
+        resolved = Some(read.map_err(|source| crate::Error::Parent { older, source: Box::new(source.into()) })?);
+    }
+    Ok(resolved.unwrap_or_default())
+}
+
+/// The parents of an image, the nearest first, as far as they are images of the folder in which it is. `None`: not all are there.
+pub fn parents_beside(image: &Path, header: &Header) -> Result<Option<Vec<PathBuf>>> {
+    let Some(parent) = header.parent else { return Ok(Some(Vec::new())) };
+    let folder = image.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = Folder::open(folder).scan()?;
+    let is_parent = |header: &Header| header.image_id == Some(parent.image_id);
+    let Some(at) = entries.iter().position(|entry| entry.header.as_ref().is_ok_and(is_parent)) else { return Ok(None) };
+    Ok(chain(&entries, at).ok().map(|chain| chain.iter().map(|entry| entry.path.clone()).collect()))
+}
