@@ -51,17 +51,36 @@ pub struct StandIn {
     stopped: bool,
 }
 
-impl StandIn {
-    /// Gets ready: to be called while the job is still held, so that no signal is lost and the job finds its terminal ready. From now on
-    /// the signals that are passed on do nothing to this process itself.
-    ///
-    /// `stopped`: the job will be left stopped, so that its first stop is no news.
-    pub fn prepare(job: Pid, stopped: bool) -> Result<StandIn> {
+/// The signals that are passed on to a job: from now on they do nothing to this process itself, and wait until there is a job.
+#[derive(Debug)]
+pub struct Signals {
+    signals: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    /// To be called before there is a job, so that no signal is lost.
+    pub fn hold() -> Result<Signals> {
+        let before = SigSet::thread_get_mask().doing(|| "cannot tell which signals are blocked")?;
         let mut set: SigSet = FORWARDED.iter().copied().collect();
         set.add(Signal::SIGCHLD);
         set.thread_block().doing(|| "cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&set, flags).doing(|| "cannot make a descriptor for signals")?;
+        Ok(Signals { signals, before })
+    }
+
+    /// The signals that were blocked before, as they are to be in a new job.
+    pub fn before(&self) -> SigSet {
+        self.before
+    }
+}
+
+impl StandIn {
+    /// Gets ready: to be called while the job is still held, or has just been started, so that it finds its terminal ready.
+    ///
+    /// `stopped`: the job will be left stopped, so that its first stop is no news.
+    pub fn prepare(job: Pid, Signals { signals, .. }: Signals, stopped: bool) -> Result<StandIn> {
         let mut terminal = Terminal::own();
         if let Some(terminal) = &mut terminal {
             // Taking the terminal back from the background would stop us otherwise.
@@ -69,6 +88,11 @@ impl StandIn {
             terminal.hand_over(job)?;
         }
         Ok(StandIn { job, signals, terminal, stopped })
+    }
+
+    /// After this process has traced the job: a stop of which only the tracer was told is followed.
+    pub fn catch_up(&mut self) -> Result<()> {
+        if child::is_stopped(self.job) { self.follow_stop(libc::SIGSTOP) } else { Ok(()) }
     }
 
     /// Waits until the job ends.

@@ -122,6 +122,14 @@ impl Job {
         }
     }
 
+    /// After a checkpoint, of which the job's stops could not be told apart.
+    fn catch_up(&mut self) -> Result<()> {
+        match self {
+            Job::Ours(child) => child.catch_up(),
+            Job::Theirs(_) => Ok(()),
+        }
+    }
+
     /// One of these is readable then.
     fn descriptors(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
         match self {
@@ -200,7 +208,9 @@ impl Watch {
                 continue;
             }
             let began = Instant::now();
-            let cost = match self.checkpoint() {
+            let outcome = self.checkpoint();
+            job.catch_up()?;
+            let cost = match outcome {
                 Ok((number, report)) => {
                     tell(Event::Checkpoint(number, &report));
                     Some(Duration::from_micros(report.pause_us))

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ckpt::ids::Pid;
 use ckpt::resources::restorer::{FilesPolicy, RestoreOptions};
 use ckpt::restart::{self, Options, Restarted};
-use ckpt::stand_in::{Ended, StandIn};
+use ckpt::stand_in::{Ended, Signals, StandIn};
 use ckpt::sys::{child, pidfd};
 
 use super::progress::Progress;
@@ -120,7 +120,7 @@ impl Args {
     }
 
     fn stand_in(&self, restarted: Restarted) -> Result<ExitCode, Failure> {
-        let job = StandIn::prepare(restarted.pid(), self.frozen)?;
+        let job = StandIn::prepare(restarted.pid(), Signals::hold()?, self.frozen)?;
         let report = restarted.release()?;
         tracing::info!("{report:?}");
         if self.json {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ckpt::checkpoint::{After, Report};
 use ckpt::ids::Pid;
-use ckpt::stand_in::{Ended, StandIn};
+use ckpt::stand_in::{Ended, Signals, StandIn};
 use ckpt::sys::child;
 use ckpt::watch::{self, End, Event, Interval, Job, Stranger, Summary, Watch};
 use serde::Serialize;
@@ -104,10 +104,11 @@ impl Args {
         let [program, arguments @ ..] = self.command.as_slice() else {
             return Err(Failure::Usage("neither a process nor a command is given".to_owned()));
         };
-        let started = Command::new(program).args(arguments).spawn();
-        let started = started.map_err(|error| Failure::file(format!("cannot start {}", program.to_string_lossy()), error))?;
-        let pid = Pid(started.id() as i32);
-        Ok((pid, Job::Ours(StandIn::prepare(pid, false)?)))
+        // Signals that come from now on are the job's.
+        let signals = Signals::hold()?;
+        let started = child::spawn_with_mask(Command::new(program).args(arguments), signals.before());
+        let pid = started.map_err(|error| Failure::file(format!("cannot start {}", program.to_string_lossy()), error))?;
+        Ok((pid, Job::Ours(StandIn::prepare(pid, signals, false)?)))
     }
 
     fn interval(&self) -> Interval {

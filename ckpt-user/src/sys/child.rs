@@ -2,9 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::null_mut;
 
-use crate::ids::Pid;
+use nix::sys::signal::SigSet;
+
+use crate::ids::{Pid, Tid};
 
 /// What has become of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,45 @@ pub fn poll(pid: Pid) -> io::Result<Option<Change>> {
         0 => Ok(None),
         _ => Ok(Some(decode(status))),
     }
+}
+
+/// Waits for the next change of a task that we wait for, be it our child or traced by us, and takes none of it away. `Some`: it has ended, with this
+/// wait status. `flags`: those of waitpid(2).
+pub(super) fn peek_end(tid: Tid, flags: i32) -> io::Result<Option<i32>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = flags | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call.
+    if unsafe { libc::waitid(libc::P_PID, tid.0 as libc::id_t, info.as_mut_ptr(), flags) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: it was zeroed, which is a valid value, and then maybe filled in by the kernel.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: for SIGCHLD, or zeros, these fields are there.
+    let (status, code) = (unsafe { info.si_status() }, info.si_code);
+    Ok(match code {
+        libc::CLD_EXITED => Some((status & 0xff) << 8),
+        libc::CLD_KILLED | libc::CLD_DUMPED => Some(status),
+        _ => None,
+    })
+}
+
+/// Is it a process whose parent we are?
+pub(super) fn is_ours(tid: Tid) -> bool {
+    let stat = procfs::process::Process::new(tid.0).and_then(|process| process.stat());
+    stat.is_ok_and(|stat| stat.ppid == std::process::id() as i32)
+}
+
+/// Is the child stopped by job control at this moment?
+pub fn is_stopped(pid: Pid) -> bool {
+    super::procfs::thread_state(pid, pid.leader()) == Some('T')
+}
+
+/// Starts a command whose signal mask is `mask`, whatever ours is.
+pub fn spawn_with_mask(command: &mut Command, mask: SigSet) -> io::Result<Pid> {
+    // SAFETY: sigprocmask(2) is a plain system call, which may be made between fork and exec.
+    unsafe { command.pre_exec(move || mask.thread_set_mask().map_err(io::Error::from)) };
+    command.spawn().map(|child| Pid(child.id() as i32))
 }
 
 fn decode(status: i32) -> Change {

@@ -6,6 +6,7 @@ use std::ptr::null_mut;
 
 pub use libc::user_regs_struct as Regs;
 
+use super::child;
 use crate::ids::Tid;
 
 /// A signal set as the kernel keeps it: bit n-1 is signal n.
@@ -138,9 +139,21 @@ pub fn decode_stop(status: i32) -> Stop {
 
 /// Waits for the next report of one thread. `Ok(None)` when a signal of ours came first (a timer of the caller's, say), or when
 /// `block` is false and there is none.
+///
+/// The end of a child of ours is told, but its status is left where it is: for whoever stands in for the child ([`super::child`]).
 pub fn wait(tid: Tid, block: bool) -> io::Result<Option<Stop>> {
-    let mut status = 0;
     let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    if let Some(status) = child::peek_end(tid, flags)? {
+        if child::is_ours(tid) {
+            return Ok(Some(Stop::Ended(status)));
+        }
+    }
+    collect(tid, flags)
+}
+
+/// The same; a status that is told is gone.
+fn collect(tid: Tid, flags: i32) -> io::Result<Option<Stop>> {
+    let mut status = 0;
     // SAFETY: `status` outlives the call.
     match unsafe { libc::waitpid(tid.0, &raw mut status, flags) } {
         -1 => {
@@ -152,10 +165,10 @@ pub fn wait(tid: Tid, block: bool) -> io::Result<Option<Stop>> {
     }
 }
 
-/// Waits until a traced thread that was killed is dead. As long as its tracer has not seen that, nobody else does.
+/// Waits until a traced thread that was killed is dead, and collects its status, whoever's child it is. As long as its tracer has not seen that, nobody else does.
 pub fn wait_for_end(tid: Tid) -> io::Result<()> {
     loop {
-        match wait(tid, true) {
+        match collect(tid, libc::__WALL) {
             Ok(Some(Stop::Ended(_))) => return Ok(()),
             // Dead and collected by its parent, or never ours.
             Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(()),

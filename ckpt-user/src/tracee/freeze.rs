@@ -195,10 +195,8 @@ fn wait_for_stop(pid: Pid, tid: Tid, timeout: Duration, until: Instant) -> Resul
         match stop {
             Some(Stop::Event(signal)) => return Ok(Some(signal)),
             Some(Stop::Ended(_)) => return Ok(None),
-            Some(Stop::Signal(signal)) => gone_or(pid, ptrace::cont(tid, signal), || format!("cannot resume thread {tid}"))?,
-            Some(Stop::Syscall | Stop::Other(_)) => {
-                gone_or(pid, ptrace::cont(tid, 0), || format!("cannot resume thread {tid}"))?;
-            }
+            Some(Stop::Signal(signal)) => interrupt_and_resume(pid, tid, signal)?,
+            Some(Stop::Syscall | Stop::Other(_)) => interrupt_and_resume(pid, tid, 0)?,
             None if procfs::has_died(pid, tid) => return Ok(None),
             None if Instant::now() >= until => {
                 let state = procfs::thread_state(pid, tid).unwrap_or('?');
@@ -207,4 +205,11 @@ fn wait_for_stop(pid: Pid, tid: Tid, timeout: Duration, until: Instant) -> Resul
             None => {}
         }
     }
+}
+
+/// Lets a thread run on to the stop that we want. Any other stop may have taken our interrupt with it (the kernel forgets a pending one at every
+/// stop), so it is asked for again.
+fn interrupt_and_resume(pid: Pid, tid: Tid, signal: i32) -> Result<()> {
+    gone_or(pid, ptrace::interrupt(tid), || format!("cannot interrupt thread {tid}"))?;
+    gone_or(pid, ptrace::cont(tid, signal), || format!("cannot resume thread {tid}"))
 }

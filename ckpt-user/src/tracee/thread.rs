@@ -73,17 +73,15 @@ impl StoppedThread {
     /// there the kernel still does what it does for interrupted system calls, so any registers can be set.
     pub(super) fn reach_event_stop(&mut self) -> Result<()> {
         let doing = || "cannot stop a thread again".to_owned();
-        gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
-        gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
         let deadline = self.look_after()?;
         loop {
+            // Each time: any other stop takes a pending interrupt with it.
+            gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
+            gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
             match self.wait(&deadline)? {
                 Stop::Event(_) => return Ok(()),
-                Stop::Signal(signal) => {
-                    self.hold_back(signal)?;
-                    gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
-                }
-                _ => gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?,
+                Stop::Signal(signal) => self.hold_back(signal)?,
+                _ => {}
             }
         }
     }

@@ -1,0 +1,138 @@
+//! `ckpt watch -- COMMAND`: it starts the job, stands in for it, and what was saved brings it back.
+
+use std::path::Path;
+
+use ckpt_tests::ckpt;
+use ckpt_tests::job::{Job, adopt_orphans};
+use ckpt_tests::laps;
+use ckpt_tests::moments::Moments;
+use ckpt_tests::watched::{self, Watch};
+use ckpt_tests::{needs_root, process, program};
+use nix::sys::signal::Signal;
+use tempfile::tempdir;
+
+/// Starts it in `folder`, where output and errors of both go to files, and images to the folder `images`.
+fn watch(folder: &Path, interval: &str, job: &[&str]) -> Job {
+    adopt_orphans();
+    let mut command = ckpt::command(["watch", "--interval", interval, "--dir"]);
+    Job::start(folder, command.arg(folder.join("images")).arg("--").args(job).current_dir(folder))
+}
+
+/// The job of a watch.
+fn job_of(watch: &Job) -> Job {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", watch.pid())).unwrap();
+    let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let [pid] = pids[..] else { panic!("it has not one child: {children}") };
+    Job::adopt(pid, watch.folder())
+}
+
+/// Nothing tells of a new file in a folder that may not be there yet, except the log of its maker: waits until there are `count` images.
+fn wait_for_images(watch: &Job, count: usize) {
+    let dir = watch.folder().join("images");
+    let until = std::time::Instant::now() + ckpt_tests::job::DEADLINE;
+    while !dir.is_dir() || watched::images(&dir).len() < count {
+        assert!(watch.is_alive() && std::time::Instant::now() < until, "{}\n{}", watch.output(), watch.errors());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn the_exit_status_is_passed_on() {
+    needs_root!();
+    for status in [0, 7] {
+        let folder = tempdir().unwrap();
+        let mut watch = watch(folder.path(), "20ms", &["sh", "-c", &format!("echo begun; sleep 0.2; exit {status}")]);
+        assert_eq!(watch.wait().code(), Some(status), "{}", watch.errors());
+        assert_eq!(watch.output(), "begun\n");
+    }
+}
+
+#[test]
+fn signals_are_passed_on() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+    let script =
+        "for s in HUP INT QUIT USR1 USR2; do trap \"echo $s\" $s; done; trap 'exit 9' TERM; echo ready; while :; do :; done";
+    let mut watch = watch(folder.path(), "20ms", &["sh", "-c", script]);
+    watch.wait_for_line("ready");
+    // By then ckpt stands in for it.
+    let first = folder.path().join("images/000001.ckpt");
+    watch.wait_for("the first checkpoint", |_| first.exists());
+    for signal in signals {
+        watch.signal(signal);
+        watch.wait_for_line(signal.as_str().trim_start_matches("SIG"));
+    }
+    watch.signal(Signal::SIGTERM);
+    assert_eq!(watch.wait().code(), Some(9), "{}", watch.errors());
+}
+
+#[test]
+fn a_command_that_cannot_be_started() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut watch = watch(folder.path(), "20ms", &["/nonexistent/program"]);
+    assert_eq!(watch.wait().code(), Some(1));
+    assert!(watch.errors().contains("/nonexistent/program"), "{}", watch.errors());
+}
+
+/// A job that ckpt has started is as good under it as one that it was shown.
+#[test]
+fn a_job_of_a_watch_survives_crashes() {
+    needs_root!();
+    let (moments, folder) = (Moments::new(), tempdir().unwrap());
+    let mut watch = watch(folder.path(), "50ms", &[program!("lapper"), "512", "slow", "dontneed"]);
+    watch.wait_for_line("ready");
+    // Signals go through ckpt.
+    laps::verify(&watch);
+    wait_for_images(&watch, 3);
+    let mut job = job_of(&watch);
+    watch.signal(Signal::SIGKILL);
+    job.signal(Signal::SIGKILL);
+    watch.wait();
+    job.wait();
+    let job = ckpt::restart(&job, &folder.path().join("images"), &[]);
+    laps::verify(&job);
+    laps::finish(watched::survives_crashes(job, "50ms", 2, &moments, laps::verify));
+}
+
+/// Without its watch it goes on, and another one takes over.
+#[test]
+fn a_job_outlives_its_watch() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut first = watch(folder.path(), "20ms", &[program!("lapper"), "512", "threads", "2"]);
+    first.wait_for_line("ready");
+    wait_for_images(&first, 2);
+    let mut job = job_of(&first);
+    first.kill();
+    laps::verify(&job);
+    let second = Watch::start(&job, &folder.path().join("images"), "20ms", &[]);
+    second.wait_for(2);
+    second.end();
+    job.kill();
+    assert!(!process::is_alive(job.pid()));
+    laps::finish(ckpt::restart(&job, &folder.path().join("images"), &[]));
+}
+
+/// One that is restarted in the foreground, in place of its watch, ends as it does.
+#[test]
+fn a_folder_is_restarted_in_the_foreground() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut watch = watch(folder.path(), "20ms", &[program!("lapper"), "256"]);
+    watch.wait_for_line("ready");
+    wait_for_images(&watch, 2);
+    let mut job = job_of(&watch);
+    watch.signal(Signal::SIGKILL);
+    job.signal(Signal::SIGKILL);
+    watch.wait();
+    job.wait();
+    let mut foreground = ckpt::restart_in_foreground(&job, &folder.path().join("images"), &[]);
+    foreground.wait_until_running();
+    let running = Job::adopt(job.pid(), job.folder());
+    laps::verify(&running);
+    foreground.ckpt().signal(Signal::SIGTERM);
+    assert_eq!(foreground.end().code(), Some(0));
+    assert_eq!(job.output().lines().last(), Some("good"));
+}
