@@ -24,8 +24,9 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
+use crate::resources::written::{self, Rollback};
 use crate::resources::{Restorer, machine, task_registry};
-use crate::store::Overlay;
+use crate::store::{Overlay, Past, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -66,6 +67,8 @@ pub struct Report {
 pub struct Restarted {
     process: NewProcess,
     frozen: bool,
+    files: Rollback,
+    discard_changes: bool,
     began: Instant,
     report: Report,
 }
@@ -76,14 +79,18 @@ impl Restarted {
         self.process.pid
     }
 
-    /// Lets it run (or leaves it stopped, if that was asked for).
+    /// Changes files back to what they were, and lets it run (or leaves it stopped, if that was asked for).
+    ///
+    /// Errors: no process is left, and files are as they had become.
     pub fn release(self) -> Result<Report> {
         let pid = self.process.pid;
+        let files = self.files.apply()?;
         if self.frozen {
             // Taken on its way out of our stop, before any instruction of its own.
             signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
         }
         self.process.release()?;
+        files.settle(self.discard_changes);
         Ok(Report { total_us: self.began.elapsed().as_micros() as u64, ..self.report })
     }
 }
@@ -114,6 +121,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     check_parent(metadata.header.parent, !parents.is_empty())?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
     let plan = plan(&cx, &metadata)?;
+    let past = cx.all(past::KIND)?.pop().map_or_else(Past::default, |(_, past)| past);
+    written::prepare(&mut cx)?;
 
     // Everything that the process will hold open is made by us first; it inherits it.
     let mapped = mm::restore_files(&mut cx, &mm::files_of(&plan.mm, &plan.vmas))?;
@@ -134,7 +143,7 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     if !stats.owners.contains(&plan.memory.mm) {
         return Err(Error::Restart("the image holds no pages of the process".to_owned()));
     }
-    load_parents(metadata.header.parent, parents, &mut overlay)?;
+    load_parents(metadata.header.parent, past, parents, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
     if let Err(error) = reader.read_index() {
         tracing::warn!("the image is whole but for its index: {error}");
@@ -153,7 +162,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
         pages_read: stats.pages_data,
         threads: plan.state.threads.len(),
     };
-    Ok(Restarted { process, frozen, began, report })
+    let (files, discard_changes) = (std::mem::take(&mut cx.rollback), options.restore.discard_changes);
+    Ok(Restarted { process, frozen, files, discard_changes, began, report })
 }
 
 fn check_machine(metadata: &Metadata) -> Result<()> {
@@ -178,31 +188,31 @@ fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
 }
 
 /// Fills in the pages of which newer images say nothing.
-fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
+fn load_parents(mut wanted: Option<ParentRef>, mut past: Past, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
     for (n, parent) in parents.into_iter().enumerate() {
         check_parent(wanted, true)?;
-        let (found, its_parent) =
-            load_parent(parent, overlay).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
+        let loaded = load_parent(parent, &past, overlay);
+        let (found, its_parent, its_past) = loaded.map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
         if found != wanted {
             return Err(Error::Restart(format!("the images do not belong together: {wanted:?} is wanted, {found:?} was given")));
         }
-        wanted = its_parent;
+        (wanted, past) = (its_parent, its_past);
     }
     check_parent(wanted, false)
 }
 
-/// Who it is, and who its own parent is.
-fn load_parent(image: Input, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
+/// Who it is, who its own parent is, and what goes on from that. `past`: what goes on from this one.
+fn load_parent(image: Input, past: &Past, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>, Past)> {
     let mut reader = ImageReader::new(image)?;
     let metadata = read_metadata(&mut reader)?;
     let [state] = metadata.task_states.as_slice() else {
         return Err(Error::Restart("the image does not hold one process".to_owned()));
     };
     let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    overlay.next_image(memory.mm);
+    overlay.next_image(memory.mm, past);
     let stats = pipeline::load(&mut reader, overlay, &LoadOptions::default(), &|_| {})?;
     let itself = metadata.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, metadata.header.parent))
+    Ok((itself, metadata.header.parent, Past::of(&metadata.objects)?))
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

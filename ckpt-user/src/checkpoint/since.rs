@@ -2,11 +2,15 @@
 
 use rangemap::RangeSet;
 
+use super::content_extents;
+use super::history::History;
 use crate::error::Result;
 use crate::ids::{ObjRef, PageRange};
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
+use crate::resources::collector::Content;
 use crate::resources::vma::VmaRecord;
+use crate::store::Past;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::hash::PageHashes;
@@ -80,7 +84,19 @@ impl Since {
 
     /// Pages that must not be written again, which is known only when they are read.
     pub fn known(&self) -> Option<&dyn KnownPages> {
-        if let Since::Hashed(_, hashes) = self { Some(hashes) } else { None }
+        match self {
+            Since::Nothing => None,
+            Since::Tracked(tracking) => Some(&tracking.contents),
+            Since::Hashed(_, hashes) => Some(hashes),
+        }
+    }
+
+    /// At a cut: which pages of the contents of files are to be saved, and which contents go on from the last image.
+    pub fn contents(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
+        match self {
+            Since::Tracked(tracking) => tracking.contents.plan(contents),
+            Since::Nothing | Since::Hashed(..) => (contents.iter().flat_map(content_extents).collect(), Past::default()),
+        }
     }
 
     /// An image is on disk. `held`: the pages of the memory that it or its parents hold.
@@ -88,6 +104,7 @@ impl Since {
         if let Since::Tracked(tracking) = self {
             tracking.parent = Some((image, held));
             tracking.written.clear();
+            tracking.contents.commit();
         }
     }
 }
@@ -99,6 +116,8 @@ pub struct Tracking {
     parent: Option<(ParentRef, RangeSet<u64>)>,
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
+    /// What the parent holds of the contents of files.
+    contents: History,
 }
 
 impl Tracking {

@@ -3,7 +3,9 @@
 mod destination;
 mod folder;
 mod overlay;
+pub mod past;
 
 pub use destination::Destination;
 pub use folder::{Entry, Folder, Lock, chain};
 pub use overlay::Overlay;
+pub use past::Past;
