@@ -24,7 +24,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
-use crate::resources::written::{self, Rollback};
+use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, machine, task_registry};
 use crate::store::{Overlay, Past, past};
 use crate::sys::{procfs, ptrace, signal};
@@ -62,12 +62,12 @@ pub struct Report {
     pub threads: usize,
 }
 
-/// A process that is complete and still stopped.
+/// A process that is complete and still stopped. If it is dropped, it is gone, and files are again what they had become.
 #[derive(Debug)]
 pub struct Restarted {
     process: NewProcess,
     frozen: bool,
-    files: Rollback,
+    files: Applied,
     discard_changes: bool,
     began: Instant,
     report: Report,
@@ -79,18 +79,15 @@ impl Restarted {
         self.process.pid
     }
 
-    /// Changes files back to what they were, and lets it run (or leaves it stopped, if that was asked for).
-    ///
-    /// Errors: no process is left, and files are as they had become.
+    /// Lets it run (or leaves it stopped, if that was asked for).
     pub fn release(self) -> Result<Report> {
         let pid = self.process.pid;
-        let files = self.files.apply()?;
         if self.frozen {
             // Taken on its way out of our stop, before any instruction of its own.
             signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
         }
         self.process.release()?;
-        files.settle(self.discard_changes);
+        self.files.settle(self.discard_changes);
         Ok(Report { total_us: self.began.elapsed().as_micros() as u64, ..self.report })
     }
 }
@@ -130,6 +127,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     let mapped = fd_table::move_up(mapped, &[&plan.table])?;
     cx.settle()?;
 
+    // Before the process, so that it is gone when they are changed again after an error.
+    let mut files_changed = Applied::default();
     let mut process = NewProcess::spawn(plan.entry.pid, options.detach)?;
     let (mut injector, _) = Injector::new(plan.entry.pid)?;
     let workspace = build(&mut process, &mut injector, &plan, &mapped, &files)?;
@@ -149,6 +148,7 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
         tracing::warn!("the image is whole but for its index: {error}");
     }
 
+    std::mem::take(&mut cx.rollback).apply(&mut files_changed)?;
     let opened = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd()));
     fd_table::finish(&mut cx, files.iter().chain(opened))?;
     give_state(&mut cx, &mut process, &mut injector, &plan)?;
@@ -162,8 +162,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
         pages_read: stats.pages_data,
         threads: plan.state.threads.len(),
     };
-    let (files, discard_changes) = (std::mem::take(&mut cx.rollback), options.restore.discard_changes);
-    Ok(Restarted { process, frozen, files, discard_changes, began, report })
+    let discard_changes = options.restore.discard_changes;
+    Ok(Restarted { process, frozen, files: files_changed, discard_changes, began, report })
 }
 
 fn check_machine(metadata: &Metadata) -> Result<()> {

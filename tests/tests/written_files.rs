@@ -178,7 +178,21 @@ fn a_file_with_another_time() {
     killed.restart(&["--files", "fail"]);
 }
 
-/// Everything else has succeeded when files are changed, and they are as they were if one of them cannot be.
+/// Everything else has succeeded when files are changed. They are changed again if the rest fails after all.
+#[test]
+fn nobody_would_find_the_job() {
+    needs_root!();
+    let killed = killed(&(write("log", "ab", "10") + &report("f.write(b'more')")), &[]);
+    let before = contents(killed.folder.path());
+    let nowhere = killed.path("nowhere/pid");
+    let more = ["--detach", "--files", "rollback", "--pidfile", nowhere.to_str().unwrap()];
+    let said = ckpt::try_restart(&killed.path("image"), &more).failure();
+    assert!(said.contains("nowhere/pid"), "{said}");
+    Job::adopt(killed.job.pid(), killed.folder.path()).is_killed();
+    assert_eq!(contents(killed.folder.path()), before);
+}
+
+/// Files are as they were if one of them cannot be changed.
 #[test]
 fn a_restart_that_fails_late_changes_no_file() {
     needs_root!();
@@ -193,13 +207,6 @@ fn a_restart_that_fails_late_changes_no_file() {
     let open = format!("f = open({log:?}, 'ab', buffering=0); f.write(b'x'); g = open({full:?}, 'ab', buffering=0)\n");
     let killed = killed(&(open + &report("f.write(b'more'); g.write(b'y' * 900000)")), &[]);
     let before = disks.each_ref().map(|disk| contents(disk.path()));
-    // Nowhere to write the pid.
-    let nowhere = killed.path("nowhere/pid");
-    let more = ["--detach", "--files", "rollback", "--pidfile", nowhere.to_str().unwrap()];
-    let said = ckpt::try_restart(&killed.path("image"), &more).failure();
-    assert!(said.contains("nowhere/pid"), "{said}");
-    Job::adopt(killed.job.pid(), killed.folder.path()).is_killed();
-    assert_eq!(disks.each_ref().map(|disk| contents(disk.path())), before);
     // No room for what is cut off of the second, when the first was cut back.
     let said = ckpt::try_restart(&killed.path("image"), &["--detach", "--files", "rollback"]).failure();
     assert!(said.contains(&format!("cannot cut {} back to 0 bytes: No space left on device", full.display())), "{said}");
@@ -240,6 +247,8 @@ fn saved_files_are_put_back() {
     let killed = killed(SEVERAL, &["--save-files"]);
     let inode = |name: &str| fs::metadata(killed.path(name)).unwrap().ino();
     let (c, e, f) = (inode("c"), inode("e"), inode("f"));
+    // Of a ckpt that was killed.
+    fs::write(killed.path(".a.ckpt-restart-2147483647"), "unfinished").unwrap();
     for more in [&["--files", "fail"][..], &["--files", "rollback", "--discard-changes"], &[]] {
         let mut job = killed.restart(more);
         for name in ["a", "b", "c", "d", "e", "f"] {
@@ -276,6 +285,30 @@ fn saved_files_are_kept_if_that_is_wanted() {
     let before = contents(killed.folder.path());
     killed.restart(&["--files", "keep"]).kill();
     assert_eq!(contents(killed.folder.path()), before);
+}
+
+/// A lease tells the job when others open its file. A checkpoint is none of these.
+#[test]
+fn a_file_under_a_lease() {
+    needs_root!();
+    let lease = "import fcntl\nfcntl.fcntl(f, 1024, 1)\n";
+    let folder = tempdir().unwrap();
+    let script = write("data", "w+b", "10") + lease + &report("f.write(b'more')");
+    let mut job = python::rest_after(folder.path(), &script).unwrap();
+    let has_lease = |job: &Job| fs::read_to_string(format!("/proc/{}/fdinfo/3", job.pid())).unwrap().contains("ACTIVE    WRITE");
+    assert!(has_lease(&job));
+    let image = folder.path().join("image");
+    let said = ckpt::try_checkpoint(job.pid(), &image, &["--save-files"]).failure();
+    assert!(said.contains("data is under a lease") && said.contains("leave out --save-files"), "{said}");
+    ckpt::checkpoint(job.pid(), &image, &[]);
+    assert!(has_lease(&job), "it has lost its lease");
+    job.report();
+    job.kill();
+    // Nothing is known of what it held.
+    let said = ckpt::try_restart(&image, &["--detach", "--files", "rollback"]).failure();
+    assert!(said.contains("may have been written to anywhere"), "{said}");
+    let job = ckpt::restart(&job, &image, &["--files", "keep"]);
+    assert!(has_lease(&job), "it has not got its lease again");
 }
 
 /// What the job only reads must be as it was.

@@ -32,7 +32,7 @@ impl FileKind for Regular {
             );
         }
         if d.info.flags & libc::O_ACCMODE != libc::O_RDONLY {
-            cx.written.note(d, &file);
+            cx.written.note(d, &file)?;
         }
         Ok(file)
     }

@@ -6,7 +6,9 @@
 //! is changed; the changes themselves ([`rollback`]) are made last of all, when the process is complete and only has to be let go, and they
 //! are undone if that fails.
 
+mod applied;
 mod collect;
+mod copy;
 mod evidence;
 mod judge;
 mod restore;
@@ -14,9 +16,10 @@ mod rollback;
 mod siblings;
 mod stamp;
 
+pub use applied::Applied;
 pub use collect::{Written, collect};
 pub use restore::prepare;
-pub use rollback::{Applied, Rollback};
+pub use rollback::Rollback;
 pub use stamp::Stamp;
 
 use serde::{Deserialize, Serialize};

@@ -5,16 +5,18 @@
 //! database with another inode for one that was moved away).
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::siblings::KEPT;
+use super::Applied;
 use crate::error::{Doing, Result};
+use crate::ids::Pid;
 use crate::resources::named_file::NamedFile;
+use crate::sys::procfs;
 
 /// What is to be done, in this order. Nothing is left of one that is dropped.
 #[derive(Debug, Default)]
@@ -34,7 +36,7 @@ enum Step {
 
 /// A file with a name that is not to stay. It is removed when this is dropped.
 #[derive(Debug)]
-struct Temporary(Option<PathBuf>);
+pub struct Temporary(pub Option<PathBuf>);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -87,9 +89,8 @@ impl Rollback {
         self.made.get(&file.inode).map(PathBuf::as_path)
     }
 
-    /// Does it. What was done is undone if one of the steps fails.
-    pub fn apply(self) -> Result<Applied> {
-        let mut applied = Applied::default();
+    /// Does it. After an error, what was done until then is to be undone as well.
+    pub fn apply(self, applied: &mut Applied) -> Result<()> {
         // First: a journal that is newer must not lie beside a database that is older.
         for path in self.aside {
             applied.move_aside(&path).doing(|| format!("cannot move {} aside", path.display()))?;
@@ -110,260 +111,38 @@ impl Rollback {
                 }
             }
         }
-        Ok(applied)
+        Ok(())
     }
 }
 
-/// A rollback that was done. It is undone when this is dropped, unless it is settled.
-#[derive(Debug, Default)]
-pub struct Applied {
-    done: Vec<Done>,
-}
-
-/// One change, and what it takes to undo it.
-#[derive(Debug)]
-enum Done {
-    /// The bytes from here on are in another file.
-    Cut {
-        path: PathBuf,
-        size: u64,
-        kept: PathBuf,
-        modified: SystemTime,
-    },
-    /// All of it is in another file.
-    Overwritten {
-        path: PathBuf,
-        kept: PathBuf,
-        before: fs::Metadata,
-    },
-    Renamed {
-        path: PathBuf,
-        to: PathBuf,
-    },
-    Made {
-        path: PathBuf,
-    },
-}
-
-impl Applied {
-    fn move_aside(&mut self, path: &Path) -> io::Result<()> {
-        let (to, reserved) = create_beside(path)?;
-        drop(reserved);
-        // Takes the place of the empty file that has reserved the name.
-        fs::rename(path, &to)?;
-        self.done.push(Done::Renamed { path: path.to_owned(), to });
-        sync_folder(path)
-    }
-
-    fn cut_back(&mut self, file: &NamedFile) -> io::Result<()> {
-        let path = file.path();
-        let opened = open(&path)?;
-        let before = opened.metadata()?;
-        if before.size() < file.size {
-            return Err(io::Error::other("it was changed just now"));
-        }
-        if before.size() > file.size {
-            let kept = keep(&path, &opened, file.size)?;
-            let modified = before.modified()?;
-            self.done.push(Done::Cut { path, size: file.size, kept, modified });
-            opened.set_len(file.size)?;
-        }
-        opened.set_modified(time_of(file))?;
-        opened.sync_all()
-    }
-
-    fn put_back(&mut self, file: &NamedFile, contents: &File) -> io::Result<()> {
-        let path = file.path();
-        let opened = open(&path)?;
-        let before = opened.metadata()?;
-        let different = differences(&opened, contents, file.size)?;
-        if !different.is_empty() || before.size() != file.size {
-            let kept = keep(&path, &opened, 0)?;
-            self.done.push(Done::Overwritten { path, kept, before });
-            opened.set_len(file.size)?;
-            copy_ranges(contents, &opened, &different)?;
-        }
-        give_attributes(&opened, file)?;
-        opened.sync_all()
-    }
-
-    fn make_again(&mut self, file: &NamedFile, contents: &File, mut temporary: Temporary) -> io::Result<()> {
-        let path = file.path();
-        give_attributes(contents, file)?;
-        contents.sync_all()?;
-        if fs::symlink_metadata(&path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it has come back just now"));
-        }
-        if let Some(place) = &temporary.0 {
-            fs::rename(place, &path)?;
-        }
-        temporary.0 = None;
-        self.done.push(Done::Made { path: path.clone() });
-        sync_folder(&path)
-    }
-
-    /// It stays so. `discard`: what was taken from the files is not kept.
-    pub fn settle(mut self, discard: bool) {
-        for done in std::mem::take(&mut self.done) {
-            let (text, kept) = match done {
-                Done::Cut { path, size, kept, .. } => {
-                    (format!("{} was cut back to {size} bytes; what was cut off", path.display()), kept)
-                }
-                Done::Overwritten { path, kept, .. } => {
-                    (format!("{} holds again what it held; what it had become", path.display()), kept)
-                }
-                Done::Renamed { path, to } => (format!("{} was made after the checkpoint; it", path.display()), to),
-                Done::Made { path } => {
-                    tracing::warn!("{} was gone; it is there again as it was at the checkpoint", path.display());
-                    continue;
-                }
-            };
-            if !discard {
-                tracing::warn!("{text} is in {}", kept.display());
-            } else if let Err(error) = fs::remove_file(&kept) {
-                tracing::warn!("{text} is in {}, which cannot be removed: {error}", kept.display());
-            } else {
-                tracing::info!("{text} was removed");
-            }
-        }
-    }
-}
-
-impl Drop for Applied {
-    fn drop(&mut self) {
-        for done in self.done.drain(..).rev() {
-            if let Err(error) = undo(&done) {
-                tracing::error!("the restart has failed, and this change of a file cannot be undone ({error}): {done:?}");
-            }
-        }
-    }
-}
-
-fn undo(done: &Done) -> io::Result<()> {
-    match done {
-        Done::Cut { path, size, kept, modified } => {
-            let file = open(path)?;
-            put_tail(&file, *size, kept)?;
-            file.set_modified(*modified)?;
-            fs::remove_file(kept)
-        }
-        Done::Overwritten { path, kept, before } => {
-            let file = open(path)?;
-            put_tail(&file, 0, kept)?;
-            fchown(&file, Some(before.uid()), Some(before.gid()))?;
-            file.set_permissions(before.permissions())?;
-            file.set_modified(before.modified()?)?;
-            fs::remove_file(kept)
-        }
-        Done::Renamed { path, to } => fs::rename(to, path),
-        Done::Made { path } => fs::remove_file(path),
-    }
-}
-
-/// From the byte `at` on a file is what `kept` holds.
-fn put_tail(mut file: &File, at: u64, kept: &Path) -> io::Result<()> {
-    let mut kept = File::open(kept)?;
-    file.set_len(at)?;
-    file.seek(SeekFrom::Start(at))?;
-    io::copy(&mut kept, &mut file).map(drop)
-}
-
-/// For reading and writing, and nothing but the file itself.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)
-}
+/// What follows on the name of a file that is being made again, before the pid of the ckpt that does it. A dot stands before the name.
+const RESTART: &str = ".ckpt-restart-";
 
 /// An empty file in the folder of `file`, as long as that was.
 fn new_beside(file: &NamedFile) -> Result<(Temporary, File)> {
     let path = file.path();
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".ckpt-restart-{}", std::process::id()));
-    let place = path.with_file_name(name);
     let doing = || format!("cannot make room for the contents of {}", path.display());
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(RESTART);
+    remove_stale(&path, &name).doing(doing)?;
+    name.push(std::process::id().to_string());
+    let place = path.with_file_name(name);
     let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&place).doing(doing)?;
     let temporary = Temporary(Some(place));
     made.set_len(file.size).doing(doing)?;
     Ok((temporary, made))
 }
 
-fn time_of(file: &NamedFile) -> SystemTime {
-    UNIX_EPOCH + Duration::new(file.mtime.0.max(0) as u64, file.mtime.1.clamp(0, 999_999_999) as u32)
-}
-
-/// Owner, permissions and time.
-fn give_attributes(file: &File, wanted: &NamedFile) -> io::Result<()> {
-    let now = file.metadata()?;
-    if (now.uid(), now.gid()) != wanted.owner
-        && let Err(error) = fchown(file, Some(wanted.owner.0), Some(wanted.owner.1))
-    {
-        // Only root may give files away; whoever restarts a program as another user has it as one of their own.
-        tracing::warn!("{} belongs to another user than before: {error}", wanted.path().display());
-    }
-    file.set_permissions(Permissions::from_mode(wanted.mode & 0o7777))?;
-    file.set_modified(time_of(wanted))
-}
-
-/// Bytes that are compared, and copied, at once.
-const PIECE: usize = 64 << 10;
-
-/// The ranges of the first `size` bytes in which two files differ. What lies beyond the end of the first differs.
-fn differences(one: &File, other: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
-    let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    for at in (0..size).step_by(PIECE) {
-        let len = (size - at).min(PIECE as u64) as usize;
-        other.read_exact_at(&mut right[..len], at)?;
-        let same = match one.read_exact_at(&mut left[..len], at) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
-            other => other.map(|()| left[..len] == right[..len])?,
-        };
-        match ranges.last_mut() {
-            _ if same => {}
-            Some(last) if last.end == at => last.end += len as u64,
-            _ => ranges.push(at..at + len as u64),
-        }
-    }
-    Ok(ranges)
-}
-
-fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE];
-    for range in ranges {
-        for at in range.clone().step_by(PIECE) {
-            let some = &mut buffer[..(range.end - at).min(PIECE as u64) as usize];
-            from.read_exact_at(some, at)?;
-            to.write_all_at(some, at)?;
+/// Removes what a ckpt has left that was killed: files beside `path` with this beginning and the pid of nobody.
+fn remove_stale(path: &Path, beginning: &OsStr) -> io::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let pid = name.as_bytes().strip_prefix(beginning.as_bytes()).and_then(|pid| str::from_utf8(pid).ok()?.parse().ok());
+        if pid.is_some_and(|pid| procfs::thread_state(Pid(pid), Pid(pid).leader()).is_none()) {
+            fs::remove_file(folder.join(name))?;
         }
     }
     Ok(())
-}
-
-/// Copies what the file at `path` holds from the byte `from` on to a file beside it, and brings that to disk.
-fn keep(path: &Path, mut file: &File, from: u64) -> io::Result<PathBuf> {
-    let (kept_path, mut kept) = create_beside(path)?;
-    let mut unfinished = Temporary(Some(kept_path.clone()));
-    file.seek(SeekFrom::Start(from))?;
-    io::copy(&mut file, &mut kept)?;
-    kept.sync_all()?;
-    sync_folder(path)?;
-    unfinished.0 = None;
-    Ok(kept_path)
-}
-
-/// "NAME.ckpt-kept-1", or the first number that is free.
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let mut n = 1;
-    loop {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!("{KEPT}{n}"));
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
-            other => return other.map(|file| (name.into(), file)),
-        }
-    }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
