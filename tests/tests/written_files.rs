@@ -4,11 +4,17 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Instant, SystemTime};
 
-use ckpt_tests::job::Job;
+use ckpt_tests::job::{DEADLINE, Job};
+use ckpt_tests::moments::{Moments, Span};
 use ckpt_tests::scratch_disk::ScratchDisk;
 use ckpt_tests::{ckpt, needs_root, process, python, skip};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use tempfile::{TempDir, tempdir};
 
 /// A job that was checkpointed while it had files open, went on, and was killed.
@@ -275,6 +281,50 @@ fn saved_files_are_put_back() {
     assert!(killed.path("e.ckpt-kept-2").exists() && !killed.path("e.ckpt-kept-3").exists());
     let left: Vec<_> = fs::read_dir(killed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with('.')), "{left:?}");
+}
+
+/// A restart that is killed at any instant may leave files half changed back. The same restart once more makes them whole.
+#[test]
+fn a_restart_that_is_killed() {
+    needs_root!();
+    let (moments, killed) = (Moments::new(), killed(SEVERAL, &["--save-files"]));
+    let mut span = Span::of(|| killed.restart(&[]).kill());
+    let mut in_time = 0;
+    for _ in 0..40 {
+        fs::write(killed.path("c"), "another").unwrap();
+        fs::write(killed.path("e-journal"), "newer").unwrap();
+        // It may be gone already.
+        let _ = fs::remove_file(killed.path("a"));
+        let mut command = ckpt::command(["restart", "--detach"]);
+        let mut ckpt = command.arg(killed.path("image")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        span.let_pass(&moments);
+        ckpt.kill().unwrap();
+        let struck = !ckpt.wait().unwrap().success();
+        span.struck(struck);
+        in_time += u32::from(struck);
+        end_of(killed.job.pid());
+    }
+    println!("{in_time} of 40 were killed in time");
+    let mut job = killed.restart(&["--discard-changes"]);
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(fs::read(killed.path(name)).unwrap(), name.repeat(100_000).as_bytes(), "{name}");
+    }
+    assert!(!killed.path("e-journal").exists());
+    let left: Vec<_> = fs::read_dir(killed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with('.')), "{left:?}");
+    job.kill();
+}
+
+/// Ends what a killed restart may have left, or has let go.
+fn end_of(pid: i32) {
+    let until = Instant::now() + DEADLINE;
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        // Its end is only seen by its parent; which that is depends on when ckpt died.
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL));
+        assert!(Instant::now() < until, "pid {pid} does not end");
+        thread::yield_now();
+    }
 }
 
 #[test]
