@@ -14,11 +14,10 @@ use crate::image::model::{Object, Section};
 /// What to do with a file that is not as it was at the checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum FilesPolicy {
-    /// It is an error that names the file.
+    /// It is an error that names the file, unless its contents were saved (--save-files) and are put back.
     #[default]
     Fail,
-    /// A file that the job wrote and that only grew is cut back to its recorded size (what is cut off is kept beside it); any other change is
-    /// an error.
+    /// The same, but a file that the job could write to and that only grew is cut back to its recorded size; what is cut off is kept beside it.
     Rollback,
     /// Take it as it is.
     Keep,

@@ -107,6 +107,9 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
             Some(source) => record.evidence = Some(Evidence::take(&source, size).doing(doing)?),
             None => {}
         }
+        if saved == Saved::No && !seen.appended && !evidence::is_whole(size) {
+            tracing::info!("{} can be written anywhere: if it grows, no restart can tell whether it only grew", path.display());
+        }
         Ok(Section::encode(KIND, &record)?)
     })?;
     Ok(())

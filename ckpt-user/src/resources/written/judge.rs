@@ -59,7 +59,7 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
         (FilesPolicy::Rollback, true, _) => Ok(Verdict::CutBack),
         (_, true, _) => changed(what, &format!("--files rollback cuts it back, {KEEP}")),
         (_, _, Saved::Mapped) => changed(what, &format!("--files rollback puts back what it held, {KEEP}")),
-        _ => changed(what, KEEP),
+        _ => changed(what, &format!("{KEEP}; of checkpoints with --save-files it gets back what it held")),
     }
 }
 
