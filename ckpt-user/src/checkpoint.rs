@@ -3,6 +3,7 @@
 //! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
 //! guards: whatever fails, the target runs on, and no image appears.
 
+mod history;
 mod live;
 mod mappings;
 mod phases;
@@ -25,8 +26,8 @@ use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey}
 use crate::resources::memory::{MemoryRecord, MemorySource};
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, VmaRecord};
-use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry};
-use crate::store::Destination;
+use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry, written};
+use crate::store::{Destination, past};
 use crate::sys::procfs::Status;
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
@@ -471,6 +472,8 @@ fn collect(
     let pid = frozen.pid;
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid, mappings, watch)?;
+    written::collect(&mut cx)?;
+    watch.end_of(|parts| &mut parts.descriptors_us);
     let statuses = preflight::threads(&mut cx, frozen)?;
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
@@ -487,9 +490,12 @@ fn collect(
         tracker.cut(mappings)?;
     }
     watch.end_of(|parts| &mut parts.scan_us);
+    let (mut extents, past) = since.contents(cx.contents());
+    extents.extend(outside.extents);
+    if !past.contents.is_empty() {
+        cx.intern(ObjectKey::Task(past::KIND, pid), |_, _| Ok(Section::encode(past::KIND, &past)?))?;
+    }
     let Collected { objects, contents } = cx.finish()?;
-    let mut extents = outside.extents;
-    extents.extend(contents.iter().flat_map(content_extents));
     Ok(Cut {
         mm: outside.mm,
         tasks: task_table(frozen)?,

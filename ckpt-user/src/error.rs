@@ -1,6 +1,7 @@
 //! What can go wrong, said so that a person can act on it: what was being done, to whom, why it failed.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::ids::{Pid, Tid};
 use crate::image::ImageError;
@@ -69,6 +70,10 @@ pub enum Error {
     #[error("cannot restart: {0}")]
     Restart(String),
 
+    /// Files that are not as they were at the checkpoint, all of them. Nothing was changed.
+    #[error("{}", join(.0))]
+    FilesChanged(Vec<FileChange>),
+
     /// Something the kernel said makes no sense to us: never guess, always stop.
     #[error("{0}")]
     Unexpected(String),
@@ -89,8 +94,21 @@ pub struct Refusal {
     pub advice: String,
 }
 
-fn join(refusals: &[Refusal]) -> String {
-    let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+/// A file that is not as it was at the checkpoint: "cannot restart: the file /var/log/job had 7 bytes at the checkpoint and has 4 now;
+/// --files keep takes it as it is".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot restart: the file {} {what}; {advice}", path.display())]
+pub struct FileChange {
+    /// The file.
+    pub path: PathBuf,
+    /// What has become of it, as the rest of a sentence.
+    pub what: String,
+    /// What the user can do.
+    pub advice: String,
+}
+
+fn join<T: ToString>(reasons: &[T]) -> String {
+    let lines: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{Header, ParentRef, Section, TaskEntry, TaskKind, TaskState};
+use crate::image::model::{Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState};
 use crate::image::{ImageReader, Metadata, RecordType, Records, read_stored};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
@@ -24,8 +24,9 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
+use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, machine, task_registry};
-use crate::store::Overlay;
+use crate::store::{Overlay, Past, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -61,11 +62,13 @@ pub struct Report {
     pub threads: usize,
 }
 
-/// A process that is complete and still stopped.
+/// A process that is complete and still stopped. If it is dropped, it is gone, and files are again what they had become.
 #[derive(Debug)]
 pub struct Restarted {
     process: NewProcess,
     frozen: bool,
+    files: Applied,
+    discard_changes: bool,
     began: Instant,
     report: Report,
 }
@@ -84,6 +87,7 @@ impl Restarted {
             signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
         }
         self.process.release()?;
+        self.files.settle(self.discard_changes);
         Ok(Report { total_us: self.began.elapsed().as_micros() as u64, ..self.report })
     }
 }
@@ -116,6 +120,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     check_machine(&metadata)?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
     let plan = plan(&cx, &metadata)?;
+    let past = cx.all(past::KIND)?.pop().map_or_else(Past::default, |(_, past)| past);
+    written::prepare(&mut cx)?;
 
     // Everything that the process will hold open is made by us first; it inherits it.
     let mapped = mm::restore_files(&mut cx, &mm::files_of(&plan.mm, &plan.vmas))?;
@@ -123,6 +129,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     let mapped = fd_table::move_up(mapped, &[&plan.table])?;
     cx.settle()?;
 
+    // Before the process, so that it is gone when they are changed again after an error.
+    let mut files_changed = Applied::default();
     let mut process = NewProcess::spawn(plan.entry.pid, options.detach)?;
     let (mut injector, _) = Injector::new(plan.entry.pid)?;
     let workspace = build(&mut process, &mut injector, &plan, &mapped, &files)?;
@@ -136,12 +144,13 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     if !stats.owners.contains(&plan.memory.mm) {
         return Err(Error::Restart("the image holds no pages of the process".to_owned()));
     }
-    load_parents(metadata.header.parent, parents, &mut overlay)?;
+    load_parents(metadata.header.parent, past, parents, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
     if let Err(error) = reader.read_index() {
         tracing::warn!("the image is whole but for its index: {error}");
     }
 
+    std::mem::take(&mut cx.rollback).apply(&mut files_changed)?;
     let opened = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd()));
     fd_table::finish(&mut cx, files.iter().chain(opened))?;
     give_state(&mut cx, &mut process, &mut injector, &plan)?;
@@ -155,7 +164,8 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
         pages_read: stats.pages_data,
         threads: plan.state.threads.len(),
     };
-    Ok(Restarted { process, frozen, began, report })
+    let discard_changes = options.restore.discard_changes;
+    Ok(Restarted { process, frozen, files: files_changed, discard_changes, began, report })
 }
 
 fn check_machine(metadata: &Metadata) -> Result<()> {
@@ -184,6 +194,7 @@ struct ParentImage {
     reader: ImageReader<Input>,
     header: Header,
     mm: ObjRef,
+    past: Past,
 }
 
 /// Reads everything but the pages of all parents, the oldest first, as each may tell only how it differs from the one before. Returns them in the
@@ -210,29 +221,39 @@ fn read_parent(input: Input, its_parent: Option<&Records>) -> Result<(ParentImag
         return Err(Error::Restart("the image does not hold one process".to_owned()));
     };
     let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    Ok((ParentImage { reader, header, mm: memory.mm }, records))
+    let past = Past::of(&records.all::<Object>(RecordType::Object)?)?;
+    Ok((ParentImage { reader, header, mm: memory.mm, past }, records))
 }
 
 /// Fills in the pages of which newer images say nothing.
-fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<ParentImage>, overlay: &mut Overlay<'_>) -> Result<()> {
+fn load_parents(
+    mut wanted: Option<ParentRef>,
+    mut past: Past,
+    parents: Vec<ParentImage>,
+    overlay: &mut Overlay<'_>,
+) -> Result<()> {
     for (n, parent) in parents.into_iter().enumerate() {
         check_parent(wanted, true)?;
-        let (found, its_parent) =
-            load_parent(parent, overlay).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
+        let loaded = load_parent(parent, &past, overlay);
+        let (found, its_parent, its_past) = loaded.map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
         if found != wanted {
             return Err(Error::Restart(format!("the images do not belong together: {wanted:?} is wanted, {found:?} was given")));
         }
-        wanted = its_parent;
+        (wanted, past) = (its_parent, its_past);
     }
     check_parent(wanted, false)
 }
 
-/// Who it is, and who its own parent is.
-fn load_parent(mut image: ParentImage, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
-    overlay.next_image(image.mm);
+/// Who it is, who its own parent is, and what goes on from that. `past`: what goes on from this one.
+fn load_parent(
+    mut image: ParentImage,
+    past: &Past,
+    overlay: &mut Overlay<'_>,
+) -> Result<(Option<ParentRef>, Option<ParentRef>, Past)> {
+    overlay.next_image(image.mm, past);
     let stats = pipeline::load(&mut image.reader, overlay, &LoadOptions::default(), &|_| {})?;
     let itself = image.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, image.header.parent))
+    Ok((itself, image.header.parent, image.past))
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

@@ -35,13 +35,23 @@ fn a_checkpoint_changes_nothing() {
 
 #[test]
 fn s15_a_restart_brings_everything_back() {
+    a_restart_brings_everything_back(&[]);
+}
+
+/// The files that it writes come back, too, and what it has of locks and leases on them.
+#[test]
+fn a_restart_brings_everything_back_with_the_files() {
+    a_restart_brings_everything_back(&["--save-files"]);
+}
+
+fn a_restart_brings_everything_back(more: &[&str]) {
     needs_root!();
     let folder = tempdir().unwrap();
     let mut job = start(&folder);
     for round in ["first", "second"] {
         let look = process::look(job.pid());
         let image = folder.path().join(round);
-        ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+        ckpt::checkpoint_and_kill(&mut job, &image, more);
         job = ckpt::restart(&job, &image, &[]);
         process::assert_same(&look, &process::look(job.pid()));
         verify(&job);

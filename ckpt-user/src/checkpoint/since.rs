@@ -2,12 +2,16 @@
 
 use rangemap::RangeSet;
 
+use super::content_extents;
+use super::history::History;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange};
 use crate::image::Records;
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
+use crate::resources::collector::Content;
 use crate::resources::vma::VmaRecord;
+use crate::store::Past;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::hash::PageHashes;
@@ -97,7 +101,19 @@ impl Since {
 
     /// Pages that must not be written again, which is known only when they are read.
     pub fn known(&self) -> Option<&dyn KnownPages> {
-        if let Since::Hashed(_, hashes) = self { Some(hashes) } else { None }
+        match self {
+            Since::Nothing => None,
+            Since::Tracked(tracking) => Some(&tracking.contents),
+            Since::Hashed(_, hashes) => Some(hashes),
+        }
+    }
+
+    /// At a cut: which pages of the contents of files are to be saved, and which contents go on from the last image.
+    pub fn contents(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
+        match self {
+            Since::Tracked(tracking) => tracking.contents.plan(contents),
+            Since::Nothing | Since::Hashed(..) => (contents.iter().flat_map(content_extents).collect(), Past::default()),
+        }
     }
 
     /// The metadata of the parent that [`Since::shrink`] names, if it is at hand.
@@ -114,6 +130,7 @@ impl Since {
             tracking.parent = Some((image, held));
             tracking.metadata = Some(metadata);
             tracking.written.clear();
+            tracking.contents.commit();
         }
     }
 }
@@ -127,6 +144,8 @@ pub struct Tracking {
     metadata: Option<Records>,
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
+    /// What the parent holds of the contents of files.
+    contents: History,
 }
 
 impl Tracking {

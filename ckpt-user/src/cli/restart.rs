@@ -40,6 +40,9 @@ pub struct Args {
     /// What to do about files that are not as they were (default: `fail`, and `rollback` for a folder)
     #[arg(long, value_enum, value_name = "POLICY")]
     files: Option<FilesPolicy>,
+    /// Do not keep beside a file what is taken from it when it is changed back
+    #[arg(long)]
+    discard_changes: bool,
     /// Use descriptor M of ckpt (N, if not given) as descriptor N of the job, if that led outside
     #[arg(long, value_name = "N[=M]")]
     inherit_fd: Vec<Inherit>,
@@ -81,7 +84,8 @@ impl Args {
         // The job of a folder went on after its images were made, and its files with it.
         let default = if is_folder { FilesPolicy::Rollback } else { FilesPolicy::Fail };
         let files = self.files.unwrap_or(default);
-        let restore = RestoreOptions { files, inherit: self.inherited()?, ambient: ambient()? };
+        let restore =
+            RestoreOptions { files, discard_changes: self.discard_changes, inherit: self.inherited()?, ambient: ambient()? };
         let options = Options { detach: self.detach, frozen: self.frozen, restore };
         tracing::info!("restart from {}: {options:?}", self.image.display());
         let restarted = if is_folder {

@@ -15,6 +15,9 @@ pub struct Saving {
     /// Save established TCP connections as closed ones, instead of refusing
     #[arg(long)]
     tcp_close: bool,
+    /// Save the contents of the regular files that the process has open for writing, too
+    #[arg(long)]
+    save_files: bool,
     /// How long to wait for all threads to stop; after that the process runs on, and the checkpoint has failed
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "DURATION")]
     freeze_timeout: Duration,
@@ -36,7 +39,7 @@ impl Saving {
             CodecName::Lz4 => Codec::Lz4,
             CodecName::Raw => Codec::Raw,
         };
-        let collect = CollectOptions { tcp_close: self.tcp_close };
+        let collect = CollectOptions { tcp_close: self.tcp_close, save_files: self.save_files };
         Options { after, codec, freeze_timeout: self.freeze_timeout, live: true, collect }
     }
 }

@@ -45,7 +45,13 @@ impl Records {
         })
     }
 
-    /// The first record of this type.
+    /// The records of a type, in order.
+    pub fn all<T: DeserializeOwned>(&self, record_type: RecordType) -> Result<Vec<T>, ImageError> {
+        let found = self.iter().filter(|(found, _)| *found == record_type);
+        found.map(|(_, payload)| decode(record_type, payload)).collect()
+    }
+
+    /// The first record of a type.
     pub fn first<T: DeserializeOwned>(&self, record_type: RecordType) -> Result<Option<T>, ImageError> {
         let found = self.iter().find(|(found, _)| *found == record_type);
         found.map(|(_, payload)| decode(record_type, payload)).transpose()

@@ -181,6 +181,31 @@ proptest! {
     }
 }
 
+/// A chunk of which nothing is left would end its owner.
+#[test]
+fn pieces_that_are_known_as_a_whole_are_left_out() {
+    struct Known(u64);
+    impl KnownPages for Known {
+        fn is_known(&self, _: ObjRef, page: u64, _: &[u8]) -> bool {
+            page >= self.0
+        }
+    }
+    for unknown in [0, 1, 300] {
+        let mut bytes = Vec::new();
+        let mut writer = ImageWriter::new(&mut bytes).unwrap();
+        begin(&mut writer);
+        let known = Known(unknown);
+        let options = DumpOptions { known: Some(&known), ..options(Codec::Raw, 2) };
+        let plan = [extent(1, 0, 1000, ExtentKind::Read)];
+        dump(&plan, &WHOLE, &mut writer, &options, &|_| ()).unwrap();
+        end_owners(&plan, &mut writer).unwrap();
+        writer.finish().unwrap();
+        let memory = Memory::default();
+        assert_eq!(load_from(bytes.as_slice(), &memory, 2).unwrap().owners, [ObjRef(1)]);
+        assert_eq!(memory.pages.into_inner().unwrap(), expected(&[extent(1, 0, unknown, ExtentKind::Read)]));
+    }
+}
+
 #[test]
 fn an_image_goes_through_a_pipe_while_it_is_made() {
     let plan = [extent(1, 0, 5000, ExtentKind::Read), extent(2, 0, 700, ExtentKind::Read)];

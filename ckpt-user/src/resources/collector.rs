@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::written::{Stamp, Written};
 use crate::error::{Error, Refusal, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::image::model::{Object, Section};
@@ -20,7 +21,8 @@ pub enum ObjectKey {
     Task(&'static str, Pid),
 }
 
-/// The contents of a file that must travel in the image because nothing outside will hold them: a deleted file, a memfd.
+/// The contents of a file that must travel in the image because nothing outside will hold them as they are: a deleted file, a memfd, a file that
+/// the job goes on to write.
 #[derive(Debug)]
 pub struct Content {
     /// The object that the pages belong to.
@@ -31,6 +33,19 @@ pub struct Content {
     pub pages: Vec<PageRange>,
     /// Length in bytes.
     pub size: u64,
+    /// Which file: by this it is found in the next cut.
+    pub id: FileId,
+    /// If it is the same in the next cut, so are the contents.
+    pub stamp: Option<Stamp>,
+}
+
+/// A file, for as long as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId {
+    /// st_dev.
+    pub device: u64,
+    /// st_ino.
+    pub inode: u64,
 }
 
 /// Options of the user that kinds must know while collecting.
@@ -38,6 +53,8 @@ pub struct Content {
 pub struct CollectOptions {
     /// `--tcp-close`: established TCP connections are saved as closed ones instead of being refused.
     pub tcp_close: bool,
+    /// `--save-files`: the contents of regular files that could be written to are saved.
+    pub save_files: bool,
 }
 
 /// See the module.
@@ -49,6 +66,8 @@ pub struct Collector<'a> {
     pub pids: Vec<Pid>,
     /// Objects whose other end is outside of the cut.
     pub external: HashSet<ObjRef>,
+    /// Files that could be written to.
+    pub written: Written,
     objects: Vec<Object>,
     numbers: HashMap<ObjectKey, ObjRef>,
     next: u32,
@@ -64,6 +83,7 @@ impl<'a> Collector<'a> {
             options,
             pids,
             external: HashSet::new(),
+            written: Written::default(),
             objects: Vec::new(),
             numbers: HashMap::new(),
             next: 1,
@@ -107,6 +127,11 @@ impl<'a> Collector<'a> {
     /// Has pages saved that no file outside will hold.
     pub fn add_content(&mut self, content: Content) {
         self.contents.push(content);
+    }
+
+    /// Contents that are to be saved, so far.
+    pub fn contents(&self) -> &[Content] {
+        &self.contents
     }
 
     /// An error that says what cannot be saved, why, and what the user can do.

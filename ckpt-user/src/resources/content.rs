@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use super::collector::{Content, ObjectKey};
+use super::collector::{Content, FileId, ObjectKey};
 use super::file::{Descriptor, FileKind, OpenFile};
 use super::{Collector, Restorer, named_file, regular};
 use crate::error::{Doing, Error, Result};
@@ -67,7 +67,8 @@ fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, memfd: bool) -> Result<Co
         let source = File::open(format!("/proc/self/fd/{}", d.own.as_raw_fd())).doing(doing)?;
         let size = d.stat.st_size as u64;
         let data = sparse::data_ranges(source.as_fd(), 0..size).doing(doing)?;
-        cx.add_content(Content { owner, source: source.into(), pages: pages_of(&data), size });
+        let id = FileId { device: d.stat.st_dev, inode: d.stat.st_ino };
+        cx.add_content(Content { owner, source: source.into(), pages: pages_of(&data), size, id, stamp: None });
         let seals = if memfd { Some(fcntl(d.own, FcntlArg::F_GET_SEALS).doing(doing)?) } else { None };
         let name = d.link.as_bytes();
         let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
@@ -81,7 +82,7 @@ fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, memfd: bool) -> Result<Co
 }
 
 /// The pages that byte ranges touch, in order, each once.
-fn pages_of(data: &[std::ops::Range<u64>]) -> Vec<PageRange> {
+pub fn pages_of(data: &[std::ops::Range<u64>]) -> Vec<PageRange> {
     let mut pages: Vec<PageRange> = Vec::new();
     for range in data {
         let (mut start, end) = (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE));

@@ -15,7 +15,7 @@ use super::collector::{CollectOptions, Collected, ObjectKey};
 use super::fd_table::{self, FdSlot, FdTable};
 use super::file::{self, Descriptor, FdInfo, FileBody, OpenFile};
 use super::restorer::RestoreOptions;
-use super::{Collector, Restorer};
+use super::{Collector, Restorer, written};
 use crate::error::Result;
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::{Object, Section};
@@ -50,6 +50,7 @@ pub fn collect_with(options: &CollectOptions, pid: Pid, fds: &[i32]) -> Result<C
         });
         files.push(file?);
     }
+    written::collect(&mut cx)?;
     let Collected { objects, .. } = cx.finish()?;
     Ok(Cut { objects, files })
 }
@@ -90,6 +91,7 @@ impl Cut {
     pub fn restore_with(&self, options: &RestoreOptions) -> Result<Vec<OwnedFd>> {
         let mut cx = Restorer::new(options, self.objects.clone());
         let slots = self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false });
+        written::prepare(&mut cx)?;
         let files = fd_table::open(&mut cx, &[&FdTable { slots: slots.collect() }])?;
         cx.settle()?;
         fd_table::finish(&mut cx, files.iter())?;

@@ -87,6 +87,7 @@ pub mod unix_queue;
 mod unix_tests;
 pub mod view;
 pub mod vma;
+pub mod written;
 
 #[cfg(test)]
 mod trial;

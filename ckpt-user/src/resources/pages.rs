@@ -1,6 +1,6 @@
 //! Where the pages of an image go: into the memory of the new process, and into the files that were made for their contents.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -21,6 +21,8 @@ pub struct PageTarget {
     /// Where pages may go, in order; and whether zeros are there already.
     vmas: Vec<(PageRange, bool)>,
     contents: HashMap<ObjRef, Contents>,
+    /// Whose pages nobody wants.
+    ignored: HashSet<ObjRef>,
 }
 
 /// A file that was made for contents.
@@ -47,6 +49,7 @@ impl PageTarget {
             memory: ProcessMemory::open(pid)?,
             vmas: vmas.iter().map(|vma| (vma.pages(), zeroed(vma))).collect(),
             contents,
+            ignored: cx.ignored_contents().clone(),
         })
     }
 
@@ -107,10 +110,14 @@ impl PageTarget {
         Ok(())
     }
 
-    fn content(&self, owner: ObjRef) -> Result<&Contents> {
-        self.contents
-            .get(&owner)
-            .ok_or_else(|| Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
+    /// `None`: they are not wanted.
+    fn content(&self, owner: ObjRef) -> Result<Option<&Contents>> {
+        match self.contents.get(&owner) {
+            None if !self.ignored.contains(&owner) => {
+                Err(Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
+            }
+            contents => Ok(contents),
+        }
     }
 }
 
@@ -119,7 +126,7 @@ impl PageSink for PageTarget {
         if owner == self.mm {
             return self.write_memory(ranges, bytes);
         }
-        let Contents { file, size } = self.content(owner)?;
+        let Some(Contents { file, size }) = self.content(owner)? else { return Ok(()) };
         let mut bytes = bytes;
         for range in ranges {
             let (now, rest) = bytes.split_at(range.bytes() as usize);

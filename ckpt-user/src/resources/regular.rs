@@ -31,8 +31,10 @@ impl FileKind for Regular {
                 "give it back its name, or remove the others",
             );
         }
-        let mapped_to_be_written = d.fd < 0 && d.info.flags & libc::O_ACCMODE == libc::O_RDWR;
-        if mapped_to_be_written { file.with_contents(d.own) } else { Ok(file) }
+        if d.info.flags & libc::O_ACCMODE != libc::O_RDONLY {
+            cx.written.note(d, &file)?;
+        }
+        Ok(file)
     }
 
     fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &NamedFile) -> Result<OwnedFd> {

@@ -1,11 +1,12 @@
 //! The restoring side: decoded objects, what was made of them so far, and the wishes of the user.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use serde::de::DeserializeOwned;
 
+use super::written::Rollback;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::{Object, Section};
@@ -13,10 +14,10 @@ use crate::image::model::{Object, Section};
 /// What to do with a file that is not as it was at the checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum FilesPolicy {
-    /// It is an error that names the file.
+    /// It is an error that names the file, unless its contents were saved (--save-files) and are put back.
     #[default]
     Fail,
-    /// A file that only grew is cut back to its recorded size (what is cut off is kept beside it); any other change is an error.
+    /// The same, but a file that the job could write to and that only grew is cut back to its recorded size; what is cut off is kept beside it.
     Rollback,
     /// Take it as it is.
     Keep,
@@ -27,6 +28,8 @@ pub enum FilesPolicy {
 pub struct RestoreOptions {
     /// `--files`.
     pub files: FilesPolicy,
+    /// `--discard-changes`: what a rollback takes from files is not kept beside them.
+    pub discard_changes: bool,
     /// `--inherit-fd`: descriptor number in the image -> descriptor of ours to use for it.
     pub inherit: HashMap<RawFd, OwnedFd>,
     /// Other descriptors that ckpt was started with: one that led outside gets its number here, if that is of the same type.
@@ -37,9 +40,12 @@ pub struct RestoreOptions {
 pub struct Restorer<'a> {
     /// What the user asked for.
     pub options: &'a RestoreOptions,
+    /// What becomes of the files that the program wrote.
+    pub rollback: Rollback,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
+    ignored_contents: HashSet<ObjRef>,
     deferred: Vec<Deferred>,
 }
 
@@ -57,9 +63,11 @@ impl<'a> Restorer<'a> {
     pub fn new(options: &'a RestoreOptions, objects: Vec<Object>) -> Restorer<'a> {
         Restorer {
             options,
+            rollback: Rollback::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),
+            ignored_contents: HashSet::new(),
             deferred: Vec::new(),
         }
     }
@@ -91,6 +99,14 @@ impl<'a> Restorer<'a> {
         Ok(section.decode()?)
     }
 
+    /// Every object of this kind, in the order of their numbers.
+    pub fn all<T: DeserializeOwned>(&self, kind: &str) -> Result<Vec<(ObjRef, T)>> {
+        let of_kind = self.sections.iter().filter(|(_, section)| section.kind == kind);
+        let mut found = of_kind.map(|(&objref, section)| Ok((objref, section.decode()?))).collect::<Result<Vec<_>>>()?;
+        found.sort_by_key(|(objref, _)| *objref);
+        Ok(found)
+    }
+
     /// The state that several open files share (both ends of a pipe, ...), made by `make` the first time.
     pub fn shared<T: Any>(&mut self, objref: ObjRef, make: impl FnOnce(&mut Self) -> Result<T>) -> Result<&mut T> {
         if !self.shared.contains_key(&objref) {
@@ -106,6 +122,16 @@ impl<'a> Restorer<'a> {
     /// Says that the pages of `owner` in the image's streams are the contents of this file, to be written with pwrite.
     pub fn expect_content(&mut self, owner: ObjRef, fd: OwnedFd) {
         self.content_fds.insert(owner, fd);
+    }
+
+    /// Says that the pages of `owner` are the contents of a file that is taken as it is.
+    pub fn ignore_content(&mut self, owner: ObjRef) {
+        self.ignored_contents.insert(owner);
+    }
+
+    /// Whose pages nobody wants.
+    pub fn ignored_contents(&self) -> &HashSet<ObjRef> {
+        &self.ignored_contents
     }
 
     /// Where the pages of `owner` go, if they are the contents of a file.

@@ -200,7 +200,7 @@ mod tests {
 
     fn collect_closing(fds: &[BorrowedFd<'_>]) -> super::super::fd_trial::Cut {
         let fds: Vec<i32> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
-        collect_with(&CollectOptions { tcp_close: true }, this_process(), &fds).unwrap()
+        collect_with(&CollectOptions { tcp_close: true, ..CollectOptions::default() }, this_process(), &fds).unwrap()
     }
 
     #[test]

@@ -4,8 +4,10 @@ mod destination;
 mod folder;
 mod lineage;
 mod overlay;
+pub mod past;
 
 pub use destination::Destination;
 pub use folder::{Entry, Folder, Lock, chain};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::Overlay;
+pub use past::Past;

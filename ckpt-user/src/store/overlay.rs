@@ -1,100 +1,110 @@
 //! A chain of images laid over each other, the newest first: each page is taken from the newest image that speaks of it, and goes to a
 //! sink once.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use rangemap::RangeSet;
 
+use super::Past;
 use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, common};
 use crate::pipeline::PageSink;
 
-/// See the module. Only memory has a past: contents of files are whole in every image, so those of older ones are left out.
+/// See the module.
 pub struct Overlay<'a> {
     inner: &'a dyn PageSink,
     /// The memory, as the newest image calls it.
     memory: ObjRef,
     /// Where the newest image has mappings: older pages elsewhere are gone.
     mapped: RangeSet<u64>,
-    /// As the image that is being read calls it. `None`: that is the newest.
-    older: Option<ObjRef>,
-    /// Pages that newer images speak of.
-    claimed: RangeSet<u64>,
+    /// Whose pages are taken from the image that is being read: as it calls them, and as the newest does. `None`: that is the newest.
+    older: Option<HashMap<ObjRef, ObjRef>>,
+    /// Pages that newer images speak of, by the newest's names.
+    claimed: Claims,
     /// And the one that is being read.
-    claiming: Mutex<RangeSet<u64>>,
+    claiming: Mutex<Claims>,
 }
+
+type Claims = HashMap<ObjRef, RangeSet<u64>>;
 
 impl<'a> Overlay<'a> {
     /// Begins with the newest image, which calls the memory `memory` and has mappings at the pages `mapped`.
     pub fn new(inner: &'a dyn PageSink, memory: ObjRef, mapped: RangeSet<u64>) -> Overlay<'a> {
-        Overlay { inner, memory, mapped, older: None, claimed: RangeSet::new(), claiming: Mutex::default() }
+        Overlay { inner, memory, mapped, older: None, claimed: Claims::new(), claiming: Mutex::default() }
     }
 
-    /// Goes on with the parent of the image that was read, which calls the memory `memory`.
-    pub fn next_image(&mut self, memory: ObjRef) {
-        self.claimed.extend(std::mem::take(self.claiming.get_mut().unwrap_or_else(PoisonError::into_inner)));
-        self.older = Some(memory);
+    /// Goes on with the parent of the image that was read, which calls the memory `memory`. `past`: what the one that was read says of the contents
+    /// of files ([`Past::of`]).
+    pub fn next_image(&mut self, memory: ObjRef, past: &Past) {
+        for (owner, pages) in self.claiming.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+            self.claimed.entry(owner).or_default().extend(pages);
+        }
+        let newest = |owner: &ObjRef| self.older.as_ref().map_or(Some(*owner), |names| names.get(owner).copied());
+        let contents = past.contents.iter().filter_map(|(owner, parents)| Some((*parents, newest(owner)?)));
+        let names = contents.chain([(memory, self.memory)]).collect();
+        self.older = Some(names);
     }
 
-    fn claim(&self, pages: PageRange) {
+    /// As the newest image calls an owner. `None`: its pages are of no use.
+    fn newest(&self, owner: ObjRef) -> Option<ObjRef> {
+        self.older.as_ref().map_or(Some(owner), |names| names.get(&owner).copied())
+    }
+
+    fn claim(&self, owner: ObjRef, pages: PageRange) {
         if pages.count > 0 {
-            self.claiming.lock().unwrap_or_else(PoisonError::into_inner).insert(pages.numbers());
+            let mut claiming = self.claiming.lock().unwrap_or_else(PoisonError::into_inner);
+            claiming.entry(owner).or_default().insert(pages.numbers());
         }
     }
 
     /// The parts of `pages` that are still to come.
-    fn wanted(&self, pages: PageRange) -> Vec<PageRange> {
+    fn wanted(&self, owner: ObjRef, pages: PageRange) -> Vec<PageRange> {
         let pages = pages.numbers();
-        let mapped = self.mapped.overlapping(&pages).map(|mapped| common(mapped, &pages));
-        mapped.flat_map(|inside| self.claimed.gaps(&inside).map(PageRange::from).collect::<Vec<_>>()).collect()
+        let there = if owner == self.memory {
+            self.mapped.overlapping(&pages).map(|mapped| common(mapped, &pages)).collect()
+        } else {
+            vec![pages]
+        };
+        let Some(claimed) = self.claimed.get(&owner) else { return there.into_iter().map(PageRange::from).collect() };
+        there.iter().flat_map(|inside| claimed.gaps(inside).map(PageRange::from)).collect()
     }
 }
 
 impl PageSink for Overlay<'_> {
     fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-        let Some(memory) = self.older else {
-            if owner == self.memory {
-                ranges.iter().for_each(|range| self.claim(*range));
-            }
+        let Some(owner) = self.newest(owner) else { return Ok(()) };
+        if self.older.is_none() {
+            ranges.iter().for_each(|range| self.claim(owner, *range));
             return self.inner.data(owner, ranges, bytes);
-        };
-        if owner != memory {
-            return Ok(());
         }
         let (mut parts, mut kept) = (Vec::new(), Vec::new());
         let mut rest = bytes;
         for range in ranges {
             let (here, after) = rest.split_at(range.bytes() as usize);
-            for part in self.wanted(*range) {
+            for part in self.wanted(owner, *range) {
                 let from = ((part.start - range.start) * PAGE_SIZE) as usize;
                 kept.extend_from_slice(&here[from..from + part.bytes() as usize]);
                 parts.push(part);
             }
-            self.claim(*range);
+            self.claim(owner, *range);
             rest = after;
         }
         // A page is a part at the least, so these are not more than a sink takes at once.
-        if parts.is_empty() { Ok(()) } else { self.inner.data(self.memory, &parts, &kept) }
+        if parts.is_empty() { Ok(()) } else { self.inner.data(owner, &parts, &kept) }
     }
 
     fn zero(&self, owner: ObjRef, pages: PageRange) -> Result<()> {
-        let Some(memory) = self.older else {
-            if owner == self.memory {
-                self.claim(pages);
-            }
-            return self.inner.zero(owner, pages);
-        };
-        if owner == memory {
-            self.wanted(pages).into_iter().try_for_each(|part| self.inner.zero(self.memory, part))?;
-            self.claim(pages);
-        }
+        let Some(owner) = self.newest(owner) else { return Ok(()) };
+        let parts = if self.older.is_none() { vec![pages] } else { self.wanted(owner, pages) };
+        parts.into_iter().try_for_each(|part| self.inner.zero(owner, part))?;
+        self.claim(owner, pages);
         Ok(())
     }
 
     fn hole(&self, owner: ObjRef, pages: PageRange) -> Result<()> {
-        if owner == self.older.unwrap_or(self.memory) {
-            self.claim(pages);
-        }
+        let Some(owner) = self.newest(owner) else { return Ok(()) };
+        self.claim(owner, pages);
         if self.older.is_none() { self.inner.hole(owner, pages) } else { Ok(()) }
     }
 }
@@ -113,14 +123,13 @@ mod tests {
 
     /// Pages by the first byte of their contents.
     #[derive(Default)]
-    struct Pages(Mutex<BTreeMap<u64, u8>>);
+    struct Pages(Mutex<BTreeMap<(u32, u64), u8>>);
 
     impl PageSink for Pages {
         fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-            assert_eq!(owner, ObjRef(7), "as the newest image calls it");
             let pages = ranges.iter().flat_map(|range| range.numbers());
             for (page, contents) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
-                assert!(self.0.lock().unwrap().insert(page, contents[0]).is_none(), "page {page} comes twice");
+                assert!(self.0.lock().unwrap().insert((owner.0, page), contents[0]).is_none(), "page {page} comes twice");
             }
             Ok(())
         }
@@ -135,23 +144,49 @@ mod tests {
         }
     }
 
+    fn range(start: u64, count: u64) -> PageRange {
+        PageRange { start, count }
+    }
+
+    fn pages(values: &[u8]) -> Vec<u8> {
+        values.iter().flat_map(|v| [*v; PAGE_SIZE as usize]).collect()
+    }
+
     #[test]
     fn each_page_comes_from_the_newest_image_that_speaks_of_it() {
-        let range = |start, count| PageRange { start, count };
-        let pages = |values: &[u8]| values.iter().flat_map(|v| [*v; PAGE_SIZE as usize]).collect::<Vec<u8>>();
         let sink = Pages::default();
         let mut overlay = Overlay::new(&sink, ObjRef(7), std::iter::once(0..20).collect());
         overlay.data(ObjRef(7), &[range(3, 2), range(9, 1)], &pages(&[33, 34, 39])).unwrap();
         overlay.hole(ObjRef(7), range(5, 2)).unwrap();
-        overlay.next_image(ObjRef(2));
+        overlay.next_image(ObjRef(2), &Past::default());
         overlay.zero(ObjRef(2), range(4, 4)).unwrap();
-        overlay.data(ObjRef(7), &[range(1, 1)], &pages(&[99])).unwrap();
+        overlay.data(ObjRef(7), &[range(1, 1)], &pages(&[98])).unwrap();
+        overlay.data(ObjRef(2), &[range(1, 1)], &pages(&[99])).unwrap();
         overlay.hole(ObjRef(2), range(10, 1)).unwrap();
-        overlay.next_image(ObjRef(3));
+        overlay.next_image(ObjRef(3), &Past::default());
         let values: Vec<u8> = (100..124).collect();
         overlay.data(ObjRef(3), &[range(0, 12), range(18, 12)], &pages(&values)).unwrap();
         let expected =
-            [(0, 100), (1, 101), (2, 102), (3, 33), (4, 34), (7, 0), (8, 108), (9, 39), (11, 111), (18, 112), (19, 113)];
+            [(0, 100), (1, 99), (2, 102), (3, 33), (4, 34), (7, 0), (8, 108), (9, 39), (11, 111), (18, 112), (19, 113)];
+        assert_eq!(sink.0.into_inner().unwrap(), expected.into_iter().map(|(page, value)| ((7, page), value)).collect());
+    }
+
+    #[test]
+    fn contents_of_files_go_on_where_the_newer_image_says_so() {
+        let past = |contents: &[(u32, u32)]| Past { contents: contents.iter().map(|&(a, b)| (ObjRef(a), ObjRef(b))).collect() };
+        let sink = Pages::default();
+        let mut overlay = Overlay::new(&sink, ObjRef(1), RangeSet::new());
+        // 5 goes on as 6 and then as 4; 6 is another file, and whole.
+        overlay.data(ObjRef(5), &[range(0, 1)], &pages(&[50])).unwrap();
+        overlay.hole(ObjRef(5), range(3, 1)).unwrap();
+        overlay.data(ObjRef(6), &[range(0, 1)], &pages(&[60])).unwrap();
+        overlay.next_image(ObjRef(1), &past(&[(5, 6)]));
+        overlay.data(ObjRef(6), &[range(0, 2)], &pages(&[70, 71])).unwrap();
+        overlay.data(ObjRef(5), &[range(9, 1)], &pages(&[72])).unwrap();
+        overlay.next_image(ObjRef(1), &past(&[(6, 4), (5, 6)]));
+        overlay.zero(ObjRef(4), range(1, 4)).unwrap();
+        overlay.data(ObjRef(6), &[range(8, 1)], &pages(&[80])).unwrap();
+        let expected = [((5, 0), 50), ((5, 1), 71), ((5, 2), 0), ((5, 4), 0), ((6, 0), 60)];
         assert_eq!(sink.0.into_inner().unwrap(), BTreeMap::from(expected));
     }
 }

@@ -1,0 +1,176 @@
+//! What the last image holds of the contents of files, so that the next one need hold only what has changed: a 128-bit hash of each page.
+//!
+//! The contents are read at each cut and compared by these, because nothing else tells reliably what was written where. Only a file whose size
+//! and times prove that it was left alone ([`Stamp`]) is not read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rangemap::RangeSet;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::content_extents;
+use crate::ids::ObjRef;
+use crate::pipeline::{self, Changes, Extent, KnownPages};
+use crate::resources::collector::{Content, FileId};
+use crate::resources::written::Stamp;
+use crate::store::Past;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct History {
+    last: HashMap<FileId, Arc<Held>>,
+    /// Of the cut that is being saved.
+    next: HashMap<ObjRef, Mutex<Held>>,
+}
+
+/// What an image, or its parents, hold of one file.
+#[derive(Debug)]
+struct Held {
+    id: FileId,
+    /// As the image calls it.
+    owner: ObjRef,
+    stamp: Option<Stamp>,
+    hashes: Arc<Hashes>,
+    /// As the image before held it.
+    before: Option<Arc<Held>>,
+}
+
+impl History {
+    /// At a cut: which pages of the contents are to be saved, and which contents go on from the last image.
+    pub fn plan(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
+        let (mut plan, mut past) = (Vec::new(), Past::default());
+        self.next.clear();
+        let all: RangeSet<u64> = std::iter::once(0..u64::MAX).collect();
+        for content in contents {
+            let before = self.last.get(&content.id).cloned();
+            let mut hashes = Arc::default();
+            match &before {
+                None => plan.extend(content_extents(content)),
+                Some(held) => {
+                    past.contents.push((content.owner, held.owner));
+                    if content.stamp.is_some() && content.stamp == held.stamp {
+                        hashes = held.hashes.clone();
+                    } else {
+                        let whole: Vec<Extent> = content_extents(content).collect();
+                        let changes = Changes { owner: content.owner, written: &all, held: &held.hashes.pages() };
+                        plan.extend(pipeline::increment(&whole, &changes));
+                    }
+                }
+            }
+            let held = Held { id: content.id, owner: content.owner, stamp: content.stamp, hashes, before };
+            self.next.insert(content.owner, Mutex::new(held));
+        }
+        (plan, past)
+    }
+
+    /// The image of that cut is on disk.
+    pub fn commit(&mut self) {
+        let held = self.next.drain().map(|(_, held)| held.into_inner().unwrap_or_else(PoisonError::into_inner));
+        self.last = held.map(|held| (held.id, Arc::new(Held { before: None, ..held }))).collect();
+    }
+}
+
+impl KnownPages for History {
+    fn is_known(&self, owner: ObjRef, page: u64, bytes: &[u8]) -> bool {
+        let Some(held) = self.next.get(&owner) else { return false };
+        let hash = xxh3_128(bytes);
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut held.hashes).set(page, hash);
+        held.before.as_ref().is_some_and(|before| before.hashes.get(page) == Some(hash))
+    }
+}
+
+/// Pages of a file in one piece of the list.
+const PIECE: usize = 256;
+
+/// The hashes of the pages of a file that may have holes. 0 stands for none, which no page has in the life of this universe.
+#[derive(Clone, Debug, Default)]
+struct Hashes(BTreeMap<u64, Box<[u128; PIECE]>>);
+
+impl Hashes {
+    fn set(&mut self, page: u64, hash: u128) {
+        let piece = self.0.entry(page / PIECE as u64).or_insert_with(|| Box::new([0; PIECE]));
+        piece[page as usize % PIECE] = hash;
+    }
+
+    fn get(&self, page: u64) -> Option<u128> {
+        let piece = self.0.get(&(page / PIECE as u64))?;
+        Some(piece[page as usize % PIECE]).filter(|hash| *hash != 0)
+    }
+
+    /// The pages that have one.
+    fn pages(&self) -> RangeSet<u64> {
+        let numbers = self.0.iter().flat_map(|(&at, piece)| (at * PIECE as u64..).zip(piece.iter()));
+        let mut there = numbers.filter(|(_, hash)| **hash != 0).map(|(page, _)| page);
+        let mut pages = RangeSet::new();
+        let Some(first) = there.next() else { return pages };
+        let mut run = first..first + 1;
+        for page in there {
+            if page == run.end {
+                run.end += 1;
+            } else {
+                pages.insert(std::mem::replace(&mut run, page..page + 1));
+            }
+        }
+        pages.insert(run);
+        pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::ids::{PAGE_SIZE, PageRange};
+    use crate::pipeline::ExtentKind;
+
+    fn content(owner: u32, inode: u64, pages: PageRange) -> Content {
+        let source: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let (owner, id) = (ObjRef(owner), FileId { device: 1, inode });
+        Content { owner, source, pages: vec![pages], size: pages.end() * PAGE_SIZE, id, stamp: None }
+    }
+
+    fn range(start: u64, count: u64) -> PageRange {
+        PageRange { start, count }
+    }
+
+    /// What a plan says of each page.
+    fn fates(plan: &[Extent]) -> Vec<(u32, u64, ExtentKind)> {
+        plan.iter().flat_map(|e| e.pages.numbers().map(|page| (e.owner.0, page, e.kind))).collect()
+    }
+
+    #[test]
+    fn a_page_is_known_if_the_last_image_holds_it_of_the_same_file() {
+        let mut history = History::default();
+        let (_, past) = history.plan(&[content(4, 70, range(0, 3))]);
+        assert_eq!(past, Past::default());
+        let page = |value: u8| [value; PAGE_SIZE as usize];
+        assert!((0..3).all(|n| !history.is_known(ObjRef(4), n, &page(n as u8))));
+        history.commit();
+
+        // Of three pages the last is cut off, and two come; another file has the number that this one had.
+        let (plan, past) = history.plan(&[content(4, 71, range(0, 1)), content(9, 70, range(0, 2)), content(8, 72, range(5, 1))]);
+        assert_eq!(past.contents, [(ObjRef(9), ObjRef(4))]);
+        let read = |owner, page| (owner, page, ExtentKind::Read);
+        assert_eq!(fates(&plan), [read(4, 0), read(9, 0), read(9, 1), (9, 2, ExtentKind::Hole), read(8, 5)]);
+        assert!(!history.is_known(ObjRef(4), 0, &page(0)));
+        assert!(history.is_known(ObjRef(9), 0, &page(0)) && !history.is_known(ObjRef(9), 1, &page(7)));
+        assert!(!history.is_known(ObjRef(8), 5, &page(0)));
+        // That image has failed: what counts is still the one before.
+        history.plan(&[content(3, 70, range(0, 3))]);
+        assert!(history.is_known(ObjRef(3), 1, &page(1)) && history.is_known(ObjRef(3), 2, &page(2)));
+    }
+
+    #[test]
+    fn pages_that_have_a_hash() {
+        let mut hashes = Hashes::default();
+        for page in [0, 1, 255, 256, 257, 1 << 40] {
+            hashes.set(page, u128::from(page) + 1);
+        }
+        assert_eq!(hashes.pages().iter().cloned().collect::<Vec<_>>(), [0..2, 255..258, 1 << 40..(1 << 40) + 1]);
+        assert_eq!((hashes.get(256), hashes.get(2), hashes.get(9999)), (Some(257), None, None));
+        assert!(Hashes::default().pages().is_empty());
+    }
+}
