@@ -1,5 +1,6 @@
 //! `ckpt watch -- COMMAND`: it starts the job, stands in for it, and what was saved brings it back.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use ckpt_tests::ckpt;
@@ -7,7 +8,7 @@ use ckpt_tests::job::{Job, adopt_orphans};
 use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::watched::{self, Watch};
-use ckpt_tests::{needs_root, process, program};
+use ckpt_tests::{needs_root, process, program, python};
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
 
@@ -48,6 +49,76 @@ fn the_exit_status_is_passed_on() {
 }
 
 #[test]
+fn a_death_by_a_signal_is_passed_on() {
+    needs_root!();
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGSEGV] {
+        let folder = tempdir().unwrap();
+        let mut watch = watch(folder.path(), "20ms", &["sh", "-c", "echo ready; while :; do :; done"]);
+        watch.wait_for_line("ready");
+        wait_for_images(&watch, 1);
+        job_of(&watch).signal(signal);
+        assert_eq!(watch.wait().signal(), Some(signal as i32), "{}", watch.errors());
+    }
+}
+
+/// Whatever ckpt does at that moment: a checkpoint begins every few milliseconds, so that most of these end in the middle of one.
+#[test]
+fn the_end_is_passed_on_whenever_it_comes() {
+    needs_root!();
+    let moments = Moments::new();
+    for n in 0..60 {
+        let folder = tempdir().unwrap();
+        let delay = moments.below(60);
+        let end = if n % 2 == 0 { format!("sys.exit({})", n % 100) } else { "os.kill(os.getpid(), 11)".to_owned() };
+        let script = format!("import os, sys, time; time.sleep(0.{delay:03}); {end}");
+        let mut watch = watch(folder.path(), "1ms", &[python::PYTHON, "-c", &script]);
+        let status = watch.wait();
+        let expected = if n % 2 == 0 { (Some(n % 100), None) } else { (None, Some(Signal::SIGSEGV as i32)) };
+        assert_eq!((status.code(), status.signal()), expected, "{script}: {}", watch.errors());
+    }
+}
+
+/// A signal that comes before ckpt stands in for the job waits for it.
+#[test]
+fn a_signal_in_the_first_instant_is_the_jobs() {
+    needs_root!();
+    let moments = Moments::new();
+    for _ in 0..30 {
+        let folder = tempdir().unwrap();
+        let mut watch = watch(folder.path(), "20ms", &["sh", "-c", "trap 'exit 7' USR1; while :; do :; done"]);
+        // The job exists as soon as it is a child; it may not have set its trap yet, and then dies of the signal.
+        let children = format!("/proc/{0}/task/{0}/children", watch.pid());
+        while std::fs::read_to_string(&children).is_ok_and(|list| list.is_empty()) {
+            std::hint::spin_loop();
+        }
+        std::thread::sleep(std::time::Duration::from_micros(moments.below(3000)));
+        watch.signal(Signal::SIGUSR1);
+        let status = watch.wait();
+        let as_the_job = status.code() == Some(7) || status.signal() == Some(Signal::SIGUSR1 as i32);
+        assert!(as_the_job, "{status:?}: {}", watch.errors());
+        assert!(watch.errors().contains("has ended"), "ckpt itself was ended: {}", watch.errors());
+    }
+}
+
+/// A job that is stopped at any moment is stopped, and goes on with the signal that ckpt passes on.
+#[test]
+fn a_stopped_job_goes_on() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut watch = watch(folder.path(), "2ms", &["sh", "-c", "trap 'echo on' CONT; echo ready; while :; do :; done"]);
+    watch.wait_for_line("ready");
+    let mut job = job_of(&watch);
+    for n in 1..20 {
+        job.signal(Signal::SIGSTOP);
+        watch.signal(Signal::SIGCONT);
+        job.signal(Signal::SIGCONT);
+        watch.wait_for("a line", |output| output.matches("on\n").count() >= n);
+    }
+    job.signal(Signal::SIGKILL);
+    assert_eq!(watch.wait().signal(), Some(Signal::SIGKILL as i32));
+}
+
+#[test]
 fn signals_are_passed_on() {
     needs_root!();
     let folder = tempdir().unwrap();
@@ -56,9 +127,6 @@ fn signals_are_passed_on() {
         "for s in HUP INT QUIT USR1 USR2; do trap \"echo $s\" $s; done; trap 'exit 9' TERM; echo ready; while :; do :; done";
     let mut watch = watch(folder.path(), "20ms", &["sh", "-c", script]);
     watch.wait_for_line("ready");
-    // By then ckpt stands in for it.
-    let first = folder.path().join("images/000001.ckpt");
-    watch.wait_for("the first checkpoint", |_| first.exists());
     for signal in signals {
         watch.signal(signal);
         watch.wait_for_line(signal.as_str().trim_start_matches("SIG"));

@@ -143,12 +143,10 @@ pub fn decode_stop(status: i32) -> Stop {
 /// The end of a child of ours is told, but its status is left where it is: for whoever stands in for the child ([`super::child`]).
 pub fn wait(tid: Tid, block: bool) -> io::Result<Option<Stop>> {
     let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
-    if let Some(status) = child::peek_end(tid, flags)? {
-        if child::is_ours(tid) {
-            return Ok(Some(Stop::Ended(status)));
-        }
+    match child::peek_end(tid, flags)? {
+        Some(status) if child::is_ours(tid) => Ok(Some(Stop::Ended(status))),
+        _ => collect(tid, flags),
     }
-    collect(tid, flags)
 }
 
 /// The same; a status that is told is gone.
