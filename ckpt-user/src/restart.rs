@@ -178,7 +178,7 @@ fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
 }
 
 /// Fills in the pages of which newer images say nothing.
-fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
+pub(crate) fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mut Overlay<'_>) -> Result<()> {
     for (n, parent) in parents.into_iter().enumerate() {
         check_parent(wanted, true)?;
         let (found, its_parent) =
@@ -195,14 +195,17 @@ fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<Input>, overlay: &mu
 fn load_parent(image: Input, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
     let mut reader = ImageReader::new(image)?;
     let metadata = read_metadata(&mut reader)?;
+    overlay.next_image(memory_of(&metadata)?.mm);
+    let stats = pipeline::load(&mut reader, overlay, &LoadOptions::default(), &|_| {})?;
+    Ok((metadata.header.as_parent(stats.trailer_checksum), metadata.header.parent))
+}
+
+/// What the one process of an image holds as a whole.
+pub(crate) fn memory_of(metadata: &Metadata) -> Result<MemoryRecord> {
     let [state] = metadata.task_states.as_slice() else {
         return Err(Error::Restart("the image does not hold one process".to_owned()));
     };
-    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    overlay.next_image(memory.mm);
-    let stats = pipeline::load(&mut reader, overlay, &LoadOptions::default(), &|_| {})?;
-    let itself = metadata.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, metadata.header.parent))
+    Ok(find(&state.sections, memory::KIND)?.decode()?)
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

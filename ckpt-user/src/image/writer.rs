@@ -15,6 +15,7 @@ use super::chunk::{ChunkBuffer, SealedChunk};
 use super::codec::Codec;
 use super::error::{ImageError, Place};
 use super::ledger::Ledger;
+use super::metadata::EncodedVma;
 use super::model::{Container, Header, Object, TaskState, TaskTable};
 use super::output::{FileOutput, Output, StreamOutput};
 use super::wire::{FRAME_LEN, Frame, PageCounts, RecordType, preamble};
@@ -96,10 +97,20 @@ impl<'w> ImageWriter<'w> {
         self.record(RecordType::Vma, record)
     }
 
+    /// Writes a mapping as another image has it, with whatever fields this version does not know.
+    pub fn encoded_vma(&mut self, vma: &EncodedVma) -> Result<(), ImageError> {
+        self.framed(RecordType::Vma, [&[0; FRAME_LEN], vma.0.as_slice()].concat())
+    }
+
     /// Writes a metadata record: a MessagePack map with field names.
     pub fn record<T: Serialize>(&mut self, record_type: RecordType, record: &T) -> Result<(), ImageError> {
         let mut bytes = vec![0; FRAME_LEN];
         rmp_serde::encode::write_named(&mut bytes, record).map_err(|e| ImageError::encode(&record_type.to_string(), e))?;
+        self.framed(record_type, bytes)
+    }
+
+    /// Writes a record of which `bytes` holds the payload, after room for the frame.
+    fn framed(&mut self, record_type: RecordType, mut bytes: Vec<u8>) -> Result<(), ImageError> {
         let frame = Frame::of(record_type, &bytes[FRAME_LEN..]);
         bytes[..FRAME_LEN].copy_from_slice(&frame.to_bytes());
         self.append(&bytes, |ledger| ledger.enter_metadata(record_type, frame))
