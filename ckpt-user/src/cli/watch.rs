@@ -1,6 +1,7 @@
 //! `ckpt watch`.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -165,6 +166,11 @@ impl Args {
 }
 
 fn complain(status: &Status, text: &str) {
-    status.above(|| eprintln!("ckpt: {text}"));
     tracing::error!(target: super::log::REPORTED, "{text}");
+    status.above(|| {
+        // Standard error may be a file on the very disk that is full. The watch goes on.
+        if let Err(error) = writeln!(io::stderr(), "ckpt: {text}") {
+            tracing::error!("cannot write to standard error: {error}");
+        }
+    });
 }
