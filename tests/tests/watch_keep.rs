@@ -234,7 +234,7 @@ fn a_damaged_image_is_not_merged() {
     let (folder, mut job) = start("512 slow");
     let dir = folder.path().join("images");
     // So many that nothing is merged yet.
-    let mut watch = Watch::start(&job, &dir, "20ms", &["--keep", "6"]);
+    let mut watch = Watch::start(&job, &dir, "20ms", &["--keep", "30"]);
     watch.wait_for(3);
     let second = &dir.join("000002.ckpt");
     flip_a_bit(second);
