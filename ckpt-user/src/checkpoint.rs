@@ -603,6 +603,7 @@ fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<
     Ok(Header {
         image_id: Some(image_id),
         parent,
+        stands_for: None,
         ckpt_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: machine::uts()?,
         time: machine::wall_clock()?,

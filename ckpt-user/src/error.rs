@@ -66,6 +66,15 @@ pub enum Error {
         source: Box<Error>,
     },
 
+    /// An image of a folder cannot be used.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// Where it is.
+        path: std::path::PathBuf,
+        /// Why.
+        source: Box<Error>,
+    },
+
     /// The image is whole, but this machine or this caller cannot bring it back.
     #[error("cannot restart: {0}")]
     Restart(String),

@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod ids;
 pub mod image;
+pub mod merge;
 pub mod pipeline;
 pub mod resources;
 pub mod restart;

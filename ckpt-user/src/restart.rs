@@ -4,6 +4,8 @@
 //! The new process is stopped and under our ptrace from its first instant to its last step, and is killed if any step fails or if
 //! ckpt dies: a failed restart leaves no process.
 
+pub(crate) mod parents;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,8 +15,8 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState};
-use crate::image::{ImageReader, Metadata, RecordType, Records, read_stored};
+use crate::image::model::{Section, TaskEntry, TaskKind, TaskState};
+use crate::image::{ImageReader, Metadata, read_stored};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
 use crate::resources::fd_table::{self, FdTable, OpenFiles};
@@ -31,6 +33,7 @@ use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::spawn::{self, NewProcess};
+use parents::{check_parent, find, load_parents, read_parents};
 
 pub use crate::checkpoint::Progress;
 
@@ -179,83 +182,6 @@ fn check_machine(metadata: &Metadata) -> Result<()> {
     Ok(())
 }
 
-fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
-    match parent {
-        Some(parent) if !given => {
-            Err(Error::Restart(format!("the image is an increment of image {}, which must be given too", parent.image_id)))
-        }
-        None if given => Err(Error::Restart("the image is a whole one and has no parent".to_owned())),
-        _ => Ok(()),
-    }
-}
-
-/// A parent, read up to its pages.
-struct ParentImage {
-    reader: ImageReader<Input>,
-    header: Header,
-    mm: ObjRef,
-    past: Past,
-}
-
-/// Reads everything but the pages of all parents, the oldest first, as each may tell only how it differs from the one before. Returns them in the
-/// same order as they were given, and the metadata of the first.
-fn read_parents(inputs: Vec<Input>) -> Result<(Vec<ParentImage>, Option<Records>)> {
-    let mut parents = Vec::with_capacity(inputs.len());
-    let mut resolved = None;
-    for (n, input) in inputs.into_iter().enumerate().rev() {
-        let (parent, records) =
-            read_parent(input, resolved.as_ref()).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
-        parents.push(parent);
-        resolved = Some(records);
-    }
-    parents.reverse();
-    Ok((parents, resolved))
-}
-
-fn read_parent(input: Input, its_parent: Option<&Records>) -> Result<(ParentImage, Records)> {
-    let mut reader = ImageReader::new(input)?;
-    let stored = read_stored(&mut reader)?;
-    let header = stored.header.clone();
-    let records = stored.resolve(its_parent)?;
-    let Some(state) = records.first::<TaskState>(RecordType::TaskState)? else {
-        return Err(Error::Restart("the image does not hold one process".to_owned()));
-    };
-    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    let past = Past::of(&records.all::<Object>(RecordType::Object)?)?;
-    Ok((ParentImage { reader, header, mm: memory.mm, past }, records))
-}
-
-/// Fills in the pages of which newer images say nothing.
-fn load_parents(
-    mut wanted: Option<ParentRef>,
-    mut past: Past,
-    parents: Vec<ParentImage>,
-    overlay: &mut Overlay<'_>,
-) -> Result<()> {
-    for (n, parent) in parents.into_iter().enumerate() {
-        check_parent(wanted, true)?;
-        let loaded = load_parent(parent, &past, overlay);
-        let (found, its_parent, its_past) = loaded.map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
-        if found != wanted {
-            return Err(Error::Restart(format!("the images do not belong together: {wanted:?} is wanted, {found:?} was given")));
-        }
-        (wanted, past) = (its_parent, its_past);
-    }
-    check_parent(wanted, false)
-}
-
-/// Who it is, who its own parent is, and what goes on from that. `past`: what goes on from this one.
-fn load_parent(
-    mut image: ParentImage,
-    past: &Past,
-    overlay: &mut Overlay<'_>,
-) -> Result<(Option<ParentRef>, Option<ParentRef>, Past)> {
-    overlay.next_image(image.mm, past);
-    let stats = pipeline::load(&mut image.reader, overlay, &LoadOptions::default(), &|_| {})?;
-    let itself = image.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, image.header.parent, image.past))
-}
-
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {
     let ([entry], [state]) = (metadata.tasks.tasks.as_slice(), metadata.task_states.as_slice()) else {
         return Err(Error::Restart(format!(
@@ -280,10 +206,6 @@ fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {
         memory,
         vmas,
     })
-}
-
-fn find<'a>(sections: &'a [Section], kind: &str) -> Result<&'a Section> {
-    sections.iter().find(|s| s.kind == kind).ok_or_else(|| Error::Restart(format!("the image lacks the section '{kind}'")))
 }
 
 /// Session, address space, descriptors.

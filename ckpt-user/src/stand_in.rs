@@ -130,6 +130,17 @@ impl StandIn {
         }
     }
 
+    /// Once the job has ended: has a signal come that asks this process to end?
+    pub fn is_asked_to_end(&mut self) -> Result<bool> {
+        const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        while let Some(info) = self.signals.read_signal().doing(|| "cannot read signals")? {
+            if ENDING.iter().any(|signal| *signal as u32 == info.ssi_signo) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn pass_on(&mut self, info: &siginfo) -> Result<()> {
         let signal = info.ssi_signo as i32;
         if signal == libc::SIGCHLD || has_had_it(info.ssi_code, info.ssi_pid, self.job, shares_our_group(self.job)) {

@@ -2,10 +2,14 @@
 //!
 //! Only the first image is whole, the others are increments. A checkpoint that fails leaves the job running and the older images good; the
 //! next one holds what it should have. Between checkpoints one thread waits for everything at once: the time of the next, the end of the
-//! job, signals. Checkpoints are made on that thread too, for a tracer must not change.
+//! job, signals. Checkpoints are made on that thread too, for a tracer must not change. Older points are merged on another.
 
+mod retention;
+
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -20,6 +24,7 @@ use crate::stand_in::{Ended, StandIn};
 use crate::store::{Folder, Lock};
 use crate::sys::pidfd;
 use crate::sys::readiness::Waiting;
+use retention::Retention;
 
 /// When the next checkpoint is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub struct Options {
     pub checkpoint: checkpoint::Options,
     /// When.
     pub interval: Interval,
+    /// How many restart points are kept. `None`: all.
+    pub keep: Option<NonZeroUsize>,
 }
 
 /// What is watched.
@@ -93,8 +100,12 @@ impl Stranger {
         Ok(Stranger { process, signals: signals.doing(|| "cannot make a descriptor for signals")? })
     }
 
+    fn is_asked(&mut self) -> Result<bool> {
+        Ok(self.signals.read_signal().doing(|| "cannot read a signal")?.is_some())
+    }
+
     fn check(&mut self) -> Result<Option<End>> {
-        if self.signals.read_signal().doing(|| "cannot read a signal")?.is_some() {
+        if self.is_asked()? {
             return Ok(Some(End::Asked));
         }
         let ended = pidfd::has_ended(self.process.as_fd()).doing(|| "cannot look at the job")?;
@@ -130,6 +141,22 @@ impl Job {
         }
     }
 
+    /// Once the watch is over: has a signal come that asks ckpt itself to end?
+    fn is_asked_again(&mut self) -> Result<bool> {
+        match self {
+            Job::Ours(child) => child.is_asked_to_end(),
+            Job::Theirs(process) => process.is_asked(),
+        }
+    }
+
+    /// Readable when a signal has come.
+    fn signals(&self) -> BorrowedFd<'_> {
+        match self {
+            Job::Ours(child) => child.as_fd(),
+            Job::Theirs(process) => process.signals.as_fd(),
+        }
+    }
+
     /// One of these is readable then.
     fn descriptors(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
         match self {
@@ -146,6 +173,8 @@ pub enum Event<'a> {
     Checkpoint(u64, &'a Report),
     /// A checkpoint has failed; the job runs on.
     Failed(&'a Error),
+    /// Older points could not be merged or removed; all that were there still are.
+    NotMerged(&'a Error),
 }
 
 /// The longest pause that is told apart, in microseconds: an hour.
@@ -172,7 +201,8 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct Watch {
     folder: Folder,
-    lock: Lock,
+    lock: Arc<Lock>,
+    retention: Option<Retention>,
     target: Target,
     options: Options,
     pauses: Histogram<u64>,
@@ -186,12 +216,14 @@ impl Watch {
     /// Errors: another ckpt works with the folder.
     pub fn new(pid: Pid, folder: &Path, options: Options) -> Result<Watch> {
         let folder = Folder::create(folder)?;
-        let lock = folder.lock()?;
+        let lock = Arc::new(folder.lock()?);
         folder.clean(&lock)?;
+        let start = |keep| Retention::start(folder.clone(), Arc::clone(&lock), keep);
+        let retention = options.keep.map(start).transpose()?;
         let target = Target::tracked(pid, options.checkpoint.clone());
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
-        Ok(Watch { folder, lock, target, options, pauses, bytes: 0, failed: 0 })
+        Ok(Watch { folder, lock, retention, target, options, pauses, bytes: 0, failed: 0 })
     }
 
     /// Checkpoints the job until it ends or the watch is to.
@@ -212,6 +244,7 @@ impl Watch {
             job.catch_up()?;
             let cost = match outcome {
                 Ok((number, report)) => {
+                    self.retention.iter().for_each(Retention::look);
                     tell(Event::Checkpoint(number, &report));
                     Some(Duration::from_micros(report.pause_us))
                 }
@@ -222,8 +255,25 @@ impl Watch {
                     None
                 }
             };
+            self.tell_faults(tell);
             due = began + self.options.interval.after(cost);
         }
+    }
+
+    fn tell_faults(&self, tell: &mut dyn FnMut(Event<'_>)) {
+        for fault in self.retention.iter().flat_map(Retention::faults) {
+            tell(Event::NotMerged(&fault));
+        }
+    }
+
+    /// When there will be no more checkpoints: brings the folder down to as many points as are to be kept, unless a signal comes first.
+    pub fn settle(&mut self, job: &mut Job, tell: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        self.tell_faults(tell);
+        let Some(retention) = self.retention.take() else { return Ok(()) };
+        if let Err(fault) = retention.end()?.finish(job) {
+            tell(Event::NotMerged(&fault));
+        }
+        Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<(u64, Report)> {

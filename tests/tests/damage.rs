@@ -159,7 +159,7 @@ fn files_that_cannot_be_read() {
     let cases = [
         ("info", missing.as_path(), "No such file or directory"),
         ("restart", missing.as_path(), "No such file or directory"),
-        ("info", folder.path(), "Is a directory"),
+        ("info", folder.path(), "holds nothing that can be restarted"),
         ("restart", folder.path(), "holds no images"),
     ];
     for (command, path, word) in cases {

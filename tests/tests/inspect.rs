@@ -1,11 +1,12 @@
 //! What ckpt tells: `ckpt info`, `ckpt check`, help, the manual and completions, for people and for programs (docs/cli.md).
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ckpt_tests::ckpt;
 use ckpt_tests::job::Job;
+use ckpt_tests::watched::{self, Watch};
 use ckpt_tests::{maps, needs_root, process, python};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -47,6 +48,93 @@ threading.Thread(target=lambda: time.sleep(1000), daemon=True).start()
         assert_eq!(text.matches('\n').count(), 1, "one object on one line: {text}");
         serde_json::from_str(&text).unwrap()
     }
+}
+
+/// A folder with a whole image and increments of a job that is dead.
+fn watched_folder() -> (TempDir, PathBuf) {
+    let folder = tempdir().unwrap();
+    let mut job = python::rest_after(folder.path(), "b = bytearray(os.urandom(1 << 20))").unwrap();
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "20ms", &[]);
+    watch.wait_for(4);
+    watch.end();
+    job.kill();
+    (folder, dir)
+}
+
+fn folder_info(dir: &Path, more: &[&str]) -> ckpt::Outcome {
+    ckpt::run(ckpt::command(["info"]).arg(dir).args(more))
+}
+
+#[test]
+fn info_of_a_folder() {
+    needs_root!();
+    let (_folder, dir) = watched_folder();
+    let images = watched::images(&dir);
+    let info = folder_info(&dir, &["--json"]).success().json();
+    assert_eq!((&info["folder"], &info["verified"]), (&json!(dir.to_str().unwrap()), &json!(false)));
+    assert_eq!(info["newest"], images.len());
+    let points = info["images"].as_array().unwrap();
+    assert_eq!(points.len(), images.len());
+    for (n, (point, image)) in points.iter().zip(&images).enumerate() {
+        let alone = ckpt::run(ckpt::command(["info", "--json"]).arg(image)).success().json();
+        assert_eq!(point["number"], n + 1);
+        assert_eq!(point["file"], image.to_str().unwrap());
+        assert_eq!(point["image_id"], alone["header"]["image_id"]);
+        assert_eq!(point["parent_id"], alone["header"]["parent"]["image_id"]);
+        assert_eq!(point["parent"], if n > 0 { json!(n) } else { Value::Null });
+        assert_eq!(point["kind"], if n > 0 { "increment" } else { "full" });
+        for key in ["bytes", "pages_data", "pages_zero", "pages_hole"] {
+            assert_eq!(point[key], alone[key], "{key}");
+        }
+        assert_eq!((&point["chain"], &point["restartable"], &point["fault"]), (&json!(n + 1), &json!(true), &Value::Null));
+        assert!(point["time"].as_str().unwrap().ends_with('Z'), "{point}");
+    }
+    // The columns of the table are aligned.
+    let text = folder_info(&dir, &[]).success().stdout;
+    let rows: Vec<&str> = text.lines().skip(1).take(images.len() + 1).collect();
+    let column = rows[0].find("KIND").unwrap();
+    assert!(rows[1][column..].starts_with("full ") && rows[2][column..].starts_with("increment "), "{text}");
+    assert!(text.contains("can be restarted; checksums were not checked"), "{text}");
+    assert!(folder_info(&dir, &["--verify"]).success().stdout.contains("every checksum was checked"));
+}
+
+/// A damaged image is named, and so is what needs it.
+#[test]
+fn info_of_a_folder_with_damage() {
+    needs_root!();
+    let (_folder, dir) = watched_folder();
+    let images = watched::images(&dir);
+    let restartable = |more: &[&str]| {
+        let info = folder_info(&dir, &[&["--json"], more].concat()).json();
+        let points = info["images"].as_array().unwrap().clone();
+        let faults = points.iter().filter_map(|point| point["fault"].as_str().map(str::to_owned)).collect::<Vec<_>>();
+        (points.iter().filter(|point| point["restartable"] == true).count(), faults)
+    };
+    // In the pages of the second, which only a verification reads.
+    let mut bytes = fs::read(&images[1]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(&images[1], &bytes).unwrap();
+    assert_eq!(restartable(&[]).0, images.len());
+    let (usable, faults) = restartable(&["--verify"]);
+    assert_eq!((usable, faults.len()), (1, images.len() - 1));
+    assert!(faults.iter().all(|fault| fault.contains("000002.ckpt") && fault.contains("damaged")), "{faults:?}");
+    let text = folder_info(&dir, &["--verify"]).success().stdout;
+    assert_eq!(text.matches("  no: ").count(), images.len() - 1, "{text}");
+    // What is gone is missed without a verification.
+    fs::remove_file(&images[1]).unwrap();
+    let (usable, faults) = restartable(&[]);
+    assert_eq!((usable, faults.len()), (1, images.len() - 2));
+    assert!(faults[0].contains("000003.ckpt") && faults[0].contains("not there"), "{faults:?}");
+    // Nothing is left.
+    fs::write(&images[0], "no image").unwrap();
+    let outcome = folder_info(&dir, &[]);
+    assert!(outcome.stdout.contains("unreadable"), "{}", outcome.stdout);
+    assert!(outcome.failure().contains("nothing that can be restarted"));
+    let empty = tempdir().unwrap();
+    assert!(folder_info(empty.path(), &[]).failure().contains("nothing that can be restarted"));
+    assert_eq!(folder_info(&dir, &["-v"]).status.code(), Some(2));
 }
 
 fn keys(value: &Value) -> Vec<&str> {

@@ -56,7 +56,9 @@ fn a_death_by_a_signal_is_passed_on() {
         let mut watch = watch(folder.path(), "20ms", &["sh", "-c", "echo ready; while :; do :; done"]);
         watch.wait_for_line("ready");
         wait_for_images(&watch, 1);
-        job_of(&watch).signal(signal);
+        // It is killed when it is dropped.
+        let mut job = job_of(&watch);
+        job.signal(signal);
         assert_eq!(watch.wait().signal(), Some(signal as i32), "{}", watch.errors());
     }
 }

@@ -11,16 +11,17 @@ use ckpt::store;
 
 use super::{Failure, input, output};
 
+mod folder;
 mod json;
 mod text;
 
-/// Show what is in an image.
+/// Show what is in an image, or the restart points of a folder.
 ///
 /// An image of a checkpoint that failed holds the reason, which is shown.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image; `-` is standard input
-    #[arg(value_name = "FILE")]
+    /// The image, or a folder of images; `-` is standard input
+    #[arg(value_name = "FILE|DIR")]
     image: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -53,6 +54,9 @@ struct Contents {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
+        if self.image.is_dir() {
+            return self.folder();
+        }
         let name = self.image.display().to_string();
         let contents = match self.read() {
             Err(Failure::Image { source: ImageError::RecordedFailure(reason), path }) => {
@@ -67,6 +71,22 @@ impl Args {
             output::print_json(&json::describe(&contents, self.verbose))?;
         } else {
             output::print(&text::describe(&contents, self.verbose))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn folder(&self) -> Result<ExitCode, Failure> {
+        if self.verbose {
+            return Err(Failure::Usage("--verbose shows the records of one image, and this is a folder".to_owned()));
+        }
+        let points = folder::Points::read(&self.image, self.verify)?;
+        if self.json {
+            output::print_json(&points.json())?;
+        } else {
+            output::print(&points.text())?;
+        }
+        if points.newest().is_none() {
+            return Err(Failure::Damaged(format!("the folder {} holds nothing that can be restarted", self.image.display())));
         }
         Ok(ExitCode::SUCCESS)
     }

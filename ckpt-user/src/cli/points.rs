@@ -2,28 +2,59 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Seek;
 use std::path::Path;
 
 use ckpt::Error;
 use ckpt::image::{ImageError, ImageReader, verify_stored};
+use ckpt::merge::Lazy;
 use ckpt::restart::{self, Input, Options, Restarted};
-use ckpt::store::{Entry, Folder, chain};
+use ckpt::store::{Chains, Entry, Folder};
 
 use super::Failure;
 use super::progress::Progress;
 
+/// So often at most, images that were merged away meanwhile are looked for anew.
+const TRIES: usize = 10;
+
 /// Restarts the newest point of the folder whose images are whole, or the one that `at` names: a number, or the beginning of an image id.
 pub fn restart_newest(folder: &Path, at: Option<&str>, options: &Options) -> Result<Restarted, Failure> {
-    let entries = Folder::open(folder).scan()?;
+    let mut entries = Folder::open(folder).scan()?;
+    for _ in 1..TRIES {
+        match restart_one_of(folder, &entries, at, options) {
+            Err(failure @ (Failure::Usage(_) | Failure::Library(Error::Refused(_)))) => return Err(failure),
+            Err(failure) => {
+                // A watch that goes on may have merged what was listed.
+                let now = Folder::open(folder).scan()?;
+                if !has_changed(&entries, &now) {
+                    return Err(failure);
+                }
+                tracing::info!("the folder has changed, so it is read again: {failure}");
+                entries = now;
+            }
+            restarted => return restarted,
+        }
+    }
+    restart_one_of(folder, &entries, at, options)
+}
+
+/// Is something that was there gone, or something else now? New images are no change.
+fn has_changed(before: &[Entry], now: &[Entry]) -> bool {
+    let same =
+        |a: &Entry, b: &Entry| a.number == b.number && a.bytes == b.bytes && a.header.as_ref().ok() == b.header.as_ref().ok();
+    !before.iter().all(|old| now.iter().any(|new| same(old, new)))
+}
+
+fn restart_one_of(folder: &Path, entries: &[Entry], at: Option<&str>, options: &Options) -> Result<Restarted, Failure> {
     let chosen = match at {
-        Some(at) => vec![find(&entries, at, folder)?],
+        Some(at) => vec![find(entries, at, folder)?],
         None => (0..entries.len()).rev().collect(),
     };
+    let chains = Chains::of(entries);
     let mut verified = Verified::default();
     let mut damaged = None;
     for point in chosen {
-        match restart_point(&entries, point, &mut verified, options) {
+        let chain = chains.chain(point).map_err(|why| Failure::Damaged(why.to_owned()));
+        match chain.and_then(|images| restart_point(&images, &mut verified, options)) {
             Err(failure @ (Failure::Image { .. } | Failure::Damaged(_))) => {
                 // An older point may be whole.
                 if let Some(earlier) = damaged.replace(failure) {
@@ -53,38 +84,62 @@ fn find(entries: &[Entry], at: &str, folder: &Path) -> Result<usize, Failure> {
     let by_id: Vec<usize> = (0..entries.len()).filter(|&position| has_id(&entries[position])).collect();
     match by_id.as_slice() {
         [only] => Ok(*only),
-        [] => Err(Failure::Usage(format!("no image in {} has the number or id {at}", folder.display()))),
+        [] => Err(Failure::Usage(format!(
+            "no image in {} has the number or id {at}: there is {}; older points may have been merged away (`ckpt info {}` shows all)",
+            folder.display(),
+            numbers(entries),
+            folder.display()
+        ))),
         _ => Err(Failure::Usage(format!("more than one image in {} has an id that begins with {at}", folder.display()))),
     }
 }
 
-/// What is wrong with images, by their numbers: each is read once, however many points need it.
+/// "1, 4 to 9".
+fn numbers(entries: &[Entry]) -> String {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for number in entries.iter().map(|entry| entry.number) {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let tell = |&(first, last): &(u64, u64)| if first == last { first.to_string() } else { format!("{first} to {last}") };
+    if runs.is_empty() { "none".to_owned() } else { runs.iter().map(tell).collect::<Vec<_>>().join(", ") }
+}
+
+/// The checksums of the trailers of images, or what is wrong with them, by their numbers: each is read once, however many points need it.
 #[derive(Default)]
-struct Verified(HashMap<u64, Option<String>>);
+struct Verified(HashMap<u64, Result<u64, String>>);
 
 impl Verified {
-    /// Opens an image that is whole.
-    fn open(&mut self, entry: &Entry) -> Result<File, Failure> {
-        let opened = File::open(&entry.path);
-        let mut file = opened.map_err(|error| Failure::file(format!("cannot open {}", entry.path.display()), error))?;
-        let damage = self.0.entry(entry.number).or_insert_with(|| {
-            let checked = verify_all(&mut file);
-            checked.err().map(|source| format!("{}: {source}", entry.path.display()))
-        });
-        damage.clone().map_or(Ok(file), |damage| Err(Failure::Damaged(damage)))
+    fn check(&mut self, entry: &Entry) -> Result<u64, Failure> {
+        let checked = self
+            .0
+            .entry(entry.number)
+            .or_insert_with(|| verify_all(entry).map_err(|source| format!("{}: {source}", entry.path.display())));
+        checked.clone().map_err(Failure::Damaged)
     }
 }
 
-fn verify_all(file: &mut File) -> Result<(), ImageError> {
-    verify_stored(&mut ImageReader::new(&mut *file)?)?;
-    file.rewind().map_err(|source| ImageError::Read { offset: 0, source })
+fn verify_all(entry: &Entry) -> Result<u64, ImageError> {
+    let file = File::open(&entry.path).map_err(|source| ImageError::Read { offset: 0, source })?;
+    Ok(verify_stored(&mut ImageReader::new(file)?)?.1.trailer_checksum)
 }
 
-fn restart_point(entries: &[Entry], point: usize, verified: &mut Verified, options: &Options) -> Result<Restarted, Failure> {
-    let images = chain(entries, point).map_err(Failure::Damaged)?;
+/// `images`: what the point needs, itself first.
+fn restart_point(images: &[&Entry], verified: &mut Verified, options: &Options) -> Result<Restarted, Failure> {
     // All of them, before anything is done: going back to an older point must find the world as it was.
-    let opened: Vec<File> = images.iter().map(|entry| verified.open(entry)).collect::<Result<_, _>>()?;
-    let mut inputs = opened.into_iter().map(|file| Box::new(file) as Input);
+    let mut wanted = None;
+    for image in images {
+        let checksum = verified.check(image)?;
+        let header = image.header.as_ref().ok();
+        if wanted.is_some() && header.and_then(|header| header.as_parent(checksum)) != wanted {
+            return Err(Failure::Damaged(format!("{} is another image than its increment names", image.path.display())));
+        }
+        wanted = header.and_then(|header| header.parent);
+    }
+    // Not opened yet: a chain may be longer than a process can have descriptors.
+    let mut inputs = images.iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input);
     let Some(newest) = inputs.next() else { return Err(Failure::Damaged("an empty chain".to_owned())) };
     let parents: Vec<Input> = inputs.collect();
     tracing::info!("restart from {} and {} parents", images[0].path.display(), parents.len());
@@ -95,4 +150,30 @@ fn restart_point(entries: &[Entry], point: usize, verified: &mut Verified, optio
         Error::Parent { older, source } => Failure::about(&images[older].path, *source),
         other => Failure::about(&images[0].path, other),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use ckpt::image::model::Header;
+
+    use super::*;
+
+    fn entry(number: u64, bytes: u64) -> Entry {
+        Entry { number, path: PathBuf::new(), header: Ok(Header::default()), bytes, ending: None }
+    }
+
+    #[test]
+    fn numbers_are_told_in_runs() {
+        assert_eq!(numbers(&[entry(1, 0), entry(4, 0), entry(5, 0), entry(6, 0), entry(9, 0)]), "1, 4 to 6, 9");
+        assert_eq!(numbers(&[]), "none");
+    }
+
+    #[test]
+    fn a_new_image_is_no_change() {
+        assert!(!has_changed(&[entry(1, 5)], &[entry(1, 5), entry(2, 5)]));
+        assert!(has_changed(&[entry(1, 5)], &[entry(1, 6)]));
+        assert!(has_changed(&[entry(1, 5), entry(2, 5)], &[entry(2, 5)]));
+    }
 }

@@ -1,6 +1,8 @@
 //! `ckpt watch`.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -36,6 +38,9 @@ pub struct Args {
     /// For `--interval auto`: how long it takes on average until the job or its machine fails
     #[arg(long, value_parser = humantime::parse_duration, default_value = "1day", value_name = "DURATION")]
     mtbf: Duration,
+    /// Keep so many restart points: older images are merged into the oldest of them (default: all are kept)
+    #[arg(long, value_name = "N")]
+    keep: Option<NonZeroUsize>,
     #[command(flatten)]
     saving: Saving,
     /// Append everything that is done to this file
@@ -79,14 +84,17 @@ impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let (pid, mut job) = self.job()?;
         tracing::info!("watch of pid {pid}: {self:?}");
-        let options = watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval() };
+        let options =
+            watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval(), keep: self.keep };
         let status = Status::new(!self.json);
         let mut watch = Watch::new(pid, &self.dir, options)?;
         let mut printed = Ok(());
-        let end = watch.run(&mut job, &mut |event| {
+        let mut tell = |event: Event<'_>| {
             let told = self.tell(&status, &event);
             printed = std::mem::replace(&mut printed, Ok(())).and(told);
-        })?;
+        };
+        let end = watch.run(&mut job, &mut tell)?;
+        watch.settle(&mut job, &mut tell)?;
         status.clear();
         printed?;
         self.summarize(pid, end, &watch.summary());
@@ -128,9 +136,11 @@ impl Args {
                 }
             }
             Event::Failed(error) => {
-                let text = format!("the checkpoint into {} has failed, and the job runs on: {error}", self.dir.display());
-                status.above(|| eprintln!("ckpt: {text}"));
-                tracing::error!(target: super::log::REPORTED, "{text}");
+                complain(status, &format!("the checkpoint into {} has failed, and the job runs on: {error}", self.dir.display()));
+            }
+            Event::NotMerged(error) => {
+                let all = "everything that was there still is";
+                complain(status, &format!("older points in {} cannot be merged; {all}: {error}", self.dir.display()));
             }
         }
         Ok(())
@@ -154,4 +164,14 @@ impl Args {
         eprintln!("ckpt: {text}");
         tracing::info!("{text}");
     }
+}
+
+fn complain(status: &Status, text: &str) {
+    tracing::error!(target: super::log::REPORTED, "{text}");
+    status.above(|| {
+        // Standard error may be a file on the very disk that is full. The watch goes on.
+        if let Err(error) = writeln!(io::stderr(), "ckpt: {text}") {
+            tracing::error!("cannot write to standard error: {error}");
+        }
+    });
 }

@@ -26,6 +26,11 @@ impl Codec {
         [Codec::Raw, Codec::Lz4].into_iter().find(|codec| *codec as u32 == number)
     }
 
+    /// The codec of this name, if this revision has one.
+    pub fn from_name(name: &str) -> Option<Codec> {
+        [Codec::Raw, Codec::Lz4].into_iter().find(|codec| codec.name() == name)
+    }
+
     /// The name in the image's header and in reports.
     pub fn name(self) -> &'static str {
         match self {

@@ -15,6 +15,9 @@ pub struct Header {
     pub image_id: Option<ImageId>,
     /// The image that this one is an increment of.
     pub parent: Option<ParentRef>,
+    /// Of an image into which another one was merged with its parents: the checksum of that one's trailer, by which its children name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stands_for: Option<u64>,
     /// Version of the ckpt that wrote it.
     pub ckpt_version: String,
     /// uname -s, -r, -v, -m, -n of the machine, and its NIS domain.
@@ -33,6 +36,14 @@ pub struct Header {
     pub codec: String,
     /// What was asked for: "subtree" or "container".
     pub scope: String,
+}
+
+impl Header {
+    /// How increments of this image name it; its trailer has the checksum `trailer_checksum`.
+    pub fn as_parent(&self, trailer_checksum: u64) -> Option<ParentRef> {
+        let trailer_checksum = self.stands_for.unwrap_or(trailer_checksum);
+        self.image_id.map(|image_id| ParentRef { image_id, trailer_checksum })
+    }
 }
 
 /// The names that uname(2) tells.

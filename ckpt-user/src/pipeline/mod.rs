@@ -12,6 +12,7 @@ mod dump;
 mod increment;
 mod load;
 mod plan;
+mod repack;
 mod stop;
 mod zero;
 
@@ -24,6 +25,7 @@ pub use dump::{DumpOptions, DumpStats, dump, end_owners};
 pub use increment::{Changes, increment, pages_of};
 pub use load::{LoadOptions, LoadStats, load};
 pub use plan::{Extent, ExtentKind, pages_to_read};
+pub use repack::Repack;
 
 use crate::error::Result;
 use crate::ids::{ObjRef, PageRange};

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use super::Destination;
 use crate::error::{Doing, Error, Result};
 use crate::image::model::Header;
-use crate::image::{ImageError, ImageReader, Payload};
+use crate::image::{ImageError, ImageReader, Index, PageCounts, Payload};
 use crate::sys::fcntl;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
 }
@@ -35,6 +35,19 @@ pub struct Entry {
     pub path: PathBuf,
     /// What it says of itself, or why that cannot be read.
     pub header: Result<Header, ImageError>,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// What its end says, if that can be found without reading all of it.
+    pub ending: Option<Ending>,
+}
+
+/// The end of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The checksum of the trailer.
+    pub trailer_checksum: u64,
+    /// Pages of which the image tells.
+    pub pages: PageCounts,
 }
 
 const SUFFIX: &str = ".ckpt";
@@ -97,14 +110,36 @@ impl Folder {
         Ok((number, Destination::file(&self.image(number))?))
     }
 
+    /// Where an image goes that takes the place of the one with this number.
+    pub fn replace(&self, _: &Lock, number: u64) -> Result<Destination> {
+        Destination::file(&self.image(number))
+    }
+
+    /// Removes an image.
+    pub fn remove(&self, _: &Lock, number: u64) -> Result<()> {
+        let path = self.image(number);
+        fs::remove_file(&path).doing(|| format!("cannot remove {}", path.display()))
+    }
+
     /// All images, the oldest first.
     pub fn scan(&self) -> Result<Vec<Entry>> {
-        let numbers = self.numbers()?.into_iter();
-        let entries = numbers.map(|number| {
+        let mut entries = Vec::new();
+        for number in self.numbers()? {
             let path = self.image(number);
-            Ok(Entry { number, header: header_of(&path)?, path })
-        });
-        entries.collect()
+            let file = match File::open(&path) {
+                // Merged away since the folder was listed.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other.doing(|| format!("cannot open {}", path.display()))?,
+            };
+            let bytes = file.metadata().doing(|| format!("cannot read {}", path.display()))?.len();
+            // An index that is damaged is found by whoever reads the whole image.
+            let ending = Index::find(&file)
+                .ok()
+                .flatten()
+                .map(|(index, trailer)| Ending { trailer_checksum: index.trailer_checksum, pages: trailer.pages });
+            entries.push(Entry { number, header: header_of(file), path, bytes, ending });
+        }
+        Ok(entries)
     }
 
     fn image(&self, number: u64) -> PathBuf {
@@ -126,55 +161,18 @@ impl Folder {
     }
 }
 
-/// The images that `entries[at]` needs, itself first and a whole one last. The error says what is missing or damaged.
-pub fn chain(entries: &[Entry], at: usize) -> Result<Vec<&Entry>, String> {
-    let mut chain: Vec<&Entry> = Vec::new();
-    let mut entry = &entries[at];
-    loop {
-        let header = entry.header.as_ref().map_err(|error| format!("{}: {error}", entry.path.display()))?;
-        chain.push(entry);
-        let Some(parent) = header.parent else { return Ok(chain) };
-        // Parents are older, so this comes to an end.
-        let is_parent =
-            |e: &&Entry| e.number < entry.number && e.header.as_ref().is_ok_and(|h| h.image_id == Some(parent.image_id));
-        entry = entries.iter().find(is_parent).ok_or_else(|| {
-            format!("{} is an increment of image {}, which is not there or damaged", entry.path.display(), parent.image_id)
-        })?;
+fn header_of(file: File) -> Result<Header, ImageError> {
+    let mut reader = ImageReader::new(file)?;
+    let mut payload = Payload::default();
+    match reader.next_checked(&mut payload)? {
+        Some(record) => payload.decode(record.record_type),
+        None => Ok(Header::default()),
     }
-}
-
-fn header_of(path: &Path) -> Result<Result<Header, ImageError>> {
-    let file = File::open(path).doing(|| format!("cannot open {}", path.display()))?;
-    Ok(ImageReader::new(file).and_then(|mut reader| {
-        let mut payload = Payload::default();
-        match reader.next_checked(&mut payload)? {
-            Some(record) => payload.decode(record.record_type),
-            None => Ok(Header::default()),
-        }
-    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ImageId;
-    use crate::image::model::ParentRef;
-
-    fn entry(number: u64, id: u128, parent: Option<u128>) -> Entry {
-        let parent = parent.map(|id| ParentRef { image_id: ImageId(id), trailer_checksum: 0 });
-        let header = Header { image_id: Some(ImageId(id)), parent, ..Header::default() };
-        Entry { number, path: PathBuf::from(format!("{number:06}.ckpt")), header: Ok(header) }
-    }
-
-    #[test]
-    fn a_chain_ends_with_a_whole_image() {
-        let entries =
-            [entry(1, 10, None), entry(2, 20, Some(10)), entry(3, 30, None), entry(4, 40, Some(20)), entry(5, 50, Some(99))];
-        let numbers = |at| chain(&entries, at).map(|chain| chain.iter().map(|e| e.number).collect::<Vec<_>>());
-        assert_eq!(numbers(3), Ok(vec![4, 2, 1]));
-        assert_eq!(numbers(2), Ok(vec![3]));
-        assert!(numbers(4).unwrap_err().contains("000005.ckpt"));
-    }
 
     #[test]
     fn two_cannot_have_the_lock() {

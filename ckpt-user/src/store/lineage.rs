@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::{Folder, chain};
+use super::{Chains, Folder};
 use crate::error::{Doing, Result};
 use crate::image::model::Header;
 use crate::image::{ImageReader, Records, read_stored};
@@ -30,5 +30,5 @@ pub fn parents_beside(image: &Path, header: &Header) -> Result<Option<Vec<PathBu
     let entries = Folder::open(folder).scan()?;
     let is_parent = |header: &Header| header.image_id == Some(parent.image_id);
     let Some(at) = entries.iter().position(|entry| entry.header.as_ref().is_ok_and(is_parent)) else { return Ok(None) };
-    Ok(chain(&entries, at).ok().map(|chain| chain.iter().map(|entry| entry.path.clone()).collect()))
+    Ok(Chains::of(&entries).chain(at).ok().map(|chain| chain.iter().map(|entry| entry.path.clone()).collect()))
 }

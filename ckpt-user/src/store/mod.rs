@@ -1,13 +1,17 @@
 //! Where images are kept: whole, under their final name, or not at all; and chains of them.
 
+mod chains;
 mod destination;
 mod folder;
 mod lineage;
 mod overlay;
 pub mod past;
+mod retention;
 
+pub use chains::Chains;
 pub use destination::Destination;
-pub use folder::{Entry, Folder, Lock, chain};
+pub use folder::{Ending, Entry, Folder, Lock};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::Overlay;
 pub use past::Past;
+pub use retention::{Step, steps};

@@ -37,14 +37,11 @@ pub fn describe(contents: &Contents, records: bool) -> String {
 
 fn header(contents: &Contents, header: &Header) -> String {
     let unknown = || "unknown".to_owned();
-    let time = u64::try_from(header.time.0).ok().and_then(|s| UNIX_EPOCH.checked_add(Duration::new(s, 0)));
-    // The formatter knows four digits of a year.
-    let time = time.filter(|_| header.time.0 < 253_402_300_800).map(|t| humantime::format_rfc3339_seconds(t).to_string());
     let kernel = &header.kernel;
     let mut rows = vec![
         row([&"image", &header.image_id.map_or_else(unknown, |id| id.to_string())]),
         row([&"parent", &header.parent.map_or_else(|| "none: it is complete".to_owned(), |p| p.image_id.to_string())]),
-        row([&"taken", &time.unwrap_or_else(unknown)]),
+        row([&"taken", &time(header).unwrap_or_else(unknown)]),
         row([&"on", &format!("{}: {} {} {}", kernel.nodename, kernel.sysname, kernel.release, kernel.machine)]),
         row([&"by", &format!("ckpt {}", header.ckpt_version)]),
         row([&"codec", &header.codec]),
@@ -64,6 +61,13 @@ fn header(contents: &Contents, header: &Header) -> String {
     };
     rows.push(row([&"whole", &whole]));
     format!("{}\n{}", clean(&contents.name), table(&rows))
+}
+
+/// When the image was taken, if that is a time.
+pub fn time(header: &Header) -> Option<String> {
+    let time = u64::try_from(header.time.0).ok().and_then(|s| UNIX_EPOCH.checked_add(Duration::new(s, 0)));
+    // The formatter knows four digits of a year.
+    time.filter(|_| header.time.0 < 253_402_300_800).map(|t| humantime::format_rfc3339_seconds(t).to_string())
 }
 
 fn task(task: &TaskEntry) -> [String; 7] {
