@@ -1,7 +1,9 @@
 //! The parents of an increment: their metadata, which may be told as changes from one to the next, and their pages.
 
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
 use super::Input;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::{Header, Object, ParentRef, Section, TaskState};
 use crate::image::{ImageReader, RecordType, Records, read_stored};
@@ -20,6 +22,7 @@ pub(crate) struct ParentImage {
 /// Reads everything but the pages of all parents, the oldest first, as each may tell only how it differs from the one before. Returns them in the
 /// same order as they were given, and the metadata of the first.
 pub(crate) fn read_parents(inputs: Vec<Input>) -> Result<(Vec<ParentImage>, Option<Records>)> {
+    make_room(inputs.len())?;
     let mut parents = Vec::with_capacity(inputs.len());
     let mut resolved = None;
     for (n, input) in inputs.into_iter().enumerate().rev() {
@@ -30,6 +33,16 @@ pub(crate) fn read_parents(inputs: Vec<Input>) -> Result<(Vec<ParentImage>, Opti
     }
     parents.reverse();
     Ok((parents, resolved))
+}
+
+/// All of them stay open until their pages are read, and a chain may be longer than the usual limit.
+fn make_room(files: usize) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).doing(|| "cannot read the limit on open files")?;
+    // Some for everything else.
+    if files as rlim_t + 256 > soft && soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).doing(|| "cannot raise the limit on open files")?;
+    }
+    Ok(())
 }
 
 fn read_parent(input: Input, its_parent: Option<&Records>) -> Result<(ParentImage, Records)> {
