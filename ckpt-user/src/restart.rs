@@ -5,7 +5,6 @@
 //! ckpt dies: a failed restart leaves no process.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -13,8 +12,8 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{Header, ParentRef, Section, TaskEntry, TaskKind, TaskState};
-use crate::image::{ImageReader, Metadata, RecordType, Records, read_stored};
+use crate::image::model::{Section, TaskEntry, TaskKind, TaskState};
+use crate::image::{ImageReader, Metadata, read_stored};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
 use crate::resources::fd_table::{self, FdTable, OpenFiles};
@@ -25,13 +24,14 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
 use crate::resources::{Restorer, machine, task_registry};
-use crate::store::Overlay;
+use crate::store::{Overlay, parents};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::spawn::{self, NewProcess};
 
 pub use crate::checkpoint::Progress;
+pub use crate::store::parents::Input;
 
 /// What the user can choose.
 #[derive(Debug, Default)]
@@ -98,20 +98,17 @@ struct Plan {
     table: FdTable,
 }
 
-/// Something to read an image from.
-pub type Input = Box<dyn Read + Send>;
-
-/// Builds the process of an image, up to the point where it would run. `parents`: if it is an increment, its parent, the parent of that, and so
+/// Builds the process of an image, up to the point where it would run. `images`: if it is an increment, its parent, the parent of that, and so
 /// on up to a whole image.
 ///
 /// Errors: an image that is damaged or asks for the impossible, a file that is not what it was, a pid in use, missing rights. No process
 /// is left behind.
-pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
+pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
     let began = Instant::now();
     let mut reader = ImageReader::new(image)?;
     let stored = read_stored(&mut reader)?;
-    check_parent(stored.header.parent, !parents.is_empty())?;
-    let (parents, theirs) = read_parents(parents)?;
+    parents::check_parent(stored.header.parent, !images.is_empty())?;
+    let (images, theirs) = parents::read(images)?;
     let mut metadata = stored.decode(theirs.as_ref())?;
     check_machine(&metadata)?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
@@ -136,7 +133,7 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     if !stats.owners.contains(&plan.memory.mm) {
         return Err(Error::Restart("the image holds no pages of the process".to_owned()));
     }
-    load_parents(metadata.header.parent, parents, &mut overlay)?;
+    parents::load(metadata.header.parent, images, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
     if let Err(error) = reader.read_index() {
         tracing::warn!("the image is whole but for its index: {error}");
@@ -167,72 +164,6 @@ fn check_machine(metadata: &Metadata) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn check_parent(parent: Option<ParentRef>, given: bool) -> Result<()> {
-    match parent {
-        Some(parent) if !given => {
-            Err(Error::Restart(format!("the image is an increment of image {}, which must be given too", parent.image_id)))
-        }
-        None if given => Err(Error::Restart("the image is a whole one and has no parent".to_owned())),
-        _ => Ok(()),
-    }
-}
-
-/// A parent, read up to its pages.
-struct ParentImage {
-    reader: ImageReader<Input>,
-    header: Header,
-    mm: ObjRef,
-}
-
-/// Reads everything but the pages of all parents, the oldest first, as each may tell only how it differs from the one before. Returns them in the
-/// same order as they were given, and the metadata of the first.
-fn read_parents(inputs: Vec<Input>) -> Result<(Vec<ParentImage>, Option<Records>)> {
-    let mut parents = Vec::with_capacity(inputs.len());
-    let mut resolved = None;
-    for (n, input) in inputs.into_iter().enumerate().rev() {
-        let (parent, records) =
-            read_parent(input, resolved.as_ref()).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
-        parents.push(parent);
-        resolved = Some(records);
-    }
-    parents.reverse();
-    Ok((parents, resolved))
-}
-
-fn read_parent(input: Input, its_parent: Option<&Records>) -> Result<(ParentImage, Records)> {
-    let mut reader = ImageReader::new(input)?;
-    let stored = read_stored(&mut reader)?;
-    let header = stored.header.clone();
-    let records = stored.resolve(its_parent)?;
-    let Some(state) = records.first::<TaskState>(RecordType::TaskState)? else {
-        return Err(Error::Restart("the image does not hold one process".to_owned()));
-    };
-    let memory: MemoryRecord = find(&state.sections, memory::KIND)?.decode()?;
-    Ok((ParentImage { reader, header, mm: memory.mm }, records))
-}
-
-/// Fills in the pages of which newer images say nothing.
-fn load_parents(mut wanted: Option<ParentRef>, parents: Vec<ParentImage>, overlay: &mut Overlay<'_>) -> Result<()> {
-    for (n, parent) in parents.into_iter().enumerate() {
-        check_parent(wanted, true)?;
-        let (found, its_parent) =
-            load_parent(parent, overlay).map_err(|source| Error::Parent { older: n + 1, source: source.into() })?;
-        if found != wanted {
-            return Err(Error::Restart(format!("the images do not belong together: {wanted:?} is wanted, {found:?} was given")));
-        }
-        wanted = its_parent;
-    }
-    check_parent(wanted, false)
-}
-
-/// Who it is, and who its own parent is.
-fn load_parent(mut image: ParentImage, overlay: &mut Overlay<'_>) -> Result<(Option<ParentRef>, Option<ParentRef>)> {
-    overlay.next_image(image.mm);
-    let stats = pipeline::load(&mut image.reader, overlay, &LoadOptions::default(), &|_| {})?;
-    let itself = image.header.image_id.map(|image_id| ParentRef { image_id, trailer_checksum: stats.trailer_checksum });
-    Ok((itself, image.header.parent))
 }
 
 fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {

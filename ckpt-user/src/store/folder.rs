@@ -143,7 +143,8 @@ pub fn chain(entries: &[Entry], at: usize) -> Result<Vec<&Entry>, String> {
     }
 }
 
-fn header_of(path: &Path) -> Result<Result<Header, ImageError>> {
+/// What the image at `path` says of itself, or why that cannot be read.
+pub fn header_of(path: &Path) -> Result<Result<Header, ImageError>> {
     let file = File::open(path).doing(|| format!("cannot open {}", path.display()))?;
     Ok(ImageReader::new(file).and_then(|mut reader| {
         let mut payload = Payload::default();

@@ -4,8 +4,9 @@ mod destination;
 mod folder;
 mod lineage;
 mod overlay;
+pub mod parents;
 
 pub use destination::Destination;
-pub use folder::{Entry, Folder, Lock, chain};
+pub use folder::{Entry, Folder, Lock, chain, header_of};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::Overlay;
