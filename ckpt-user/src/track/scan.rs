@@ -100,8 +100,8 @@ impl DirtyTracker for ScanTracker {
     fn prearm(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
         for mapping in mappings {
-            // What was registered once most probably still is, and asking costs the process its lock.
-            if mapping.flags.contains(VmFlags::WRITES_NOTED) || self.is_noted(mapping)? {
+            // Registered again, though that costs the process its lock: what another ckpt has registered must not be taken from it.
+            if self.is_noted(mapping)? {
                 self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
             }
         }
