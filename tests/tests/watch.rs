@@ -58,6 +58,25 @@ fn another_program_is_executed() {
     }
 }
 
+/// A checkpoint beside a watch protects the same memory for a moment, but takes nothing of what the watch is to learn.
+#[test]
+fn a_checkpoint_beside_a_watch() {
+    needs_root!();
+    let (folder, mut job) = start("256 slow");
+    let dir = folder.path().join("images");
+    let watch = Watch::start(&job, &dir, "50ms", &[]);
+    for round in 1..=5 {
+        watch.wait_for(2 * round);
+        // Only one can trace a thread at a time, so it may be refused.
+        let outcome = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]);
+        assert!(outcome.status.success() || outcome.stderr.contains("there can be only one"), "{}", outcome.stderr);
+    }
+    let done = watch.checkpoints().len();
+    watch.wait_for(done + 1);
+    watch.crash(&mut job, &Moments::new());
+    laps::finish(ckpt::restart(&job, &dir, &[]));
+}
+
 #[test]
 fn the_end_of_a_watch_leaves_the_job_alone() {
     needs_root!();
