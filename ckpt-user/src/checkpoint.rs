@@ -481,6 +481,10 @@ fn collect(
     let (sections, threads) = collect_inside(&mut cx, frozen, &statuses, &mut injector, waits, &outside, fds)?;
     let mut leader = RemoteTask::new(&mut injector, frozen.leader());
     since.prepare(&mut leader)?;
+    if let Some(Err(error)) = armed.as_mut().map(|tracker| tracker.prepare(&mut leader)) {
+        tracing::info!("pages are copied while the process is stopped: {error}");
+        armed = None;
+    }
     drop(leader);
     injector.remove(frozen.leader())?;
     watch.end_of(|parts| &mut parts.state_us);

@@ -18,8 +18,7 @@ use crate::pipeline::{self, LoadOptions, Repack};
 use crate::resources::mm;
 use crate::resources::vma::VmaRecord;
 use crate::restart::Input;
-use crate::restart::parents::{load_parents, memory_of, past_of, read_parents};
-use crate::store::{Destination, Overlay};
+use crate::store::{Destination, Overlay, parents};
 
 /// An image that is opened when it is read first, so that a long chain does not take as many descriptors.
 #[derive(Debug)]
@@ -68,26 +67,26 @@ pub fn merge(chain: &[&Path], destination: Destination, stop: &AtomicBool) -> Re
         other => Error::InFile { path: newest.to_path_buf(), source: other.into() },
     };
     let mut writer = ImageWriter::to_file(destination.writer())?;
-    let parents = parents.iter().map(|path| Box::new(Lazy::new(path)) as Input).collect();
-    write(newest, parents, &mut writer, stop).map_err(about)?;
+    let images = parents.iter().map(|path| Box::new(Lazy::new(path)) as Input).collect();
+    write(newest, images, &mut writer, stop).map_err(about)?;
     let trailer = writer.finish()?;
     destination.commit()?;
     Ok(Merged { images: chain.len(), bytes: trailer.bytes })
 }
 
-fn write(newest: &Path, parents: Vec<Input>, writer: &mut ImageWriter<'_>, stop: &AtomicBool) -> Result<()> {
+fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, stop: &AtomicBool) -> Result<()> {
     let mut file = File::open(newest).doing(|| format!("cannot open {}", newest.display()))?;
     let trailer_checksum = trailer_checksum(&mut file)?;
     let mut reader = ImageReader::new(&file)?;
     let stored = read_stored(&mut reader)?;
     let header = stored.header.clone();
-    let (parents, theirs) = read_parents(parents)?;
+    let (images, theirs) = parents::read(images)?;
     let records = stored.resolve(theirs.as_ref())?;
     // Children tell how their metadata differ from these, so they must stay as they are.
     let stands_for = header.stands_for.or(Some(trailer_checksum));
     writer.metadata(&Header { parent: None, stands_for, ..header.clone() }, &records, None)?;
 
-    let memory = memory_of(&records)?.mm;
+    let memory = parents::memory_of(&records)?.mm;
     let mut vmas: Vec<VmaRecord> = records.all(RecordType::Vma)?;
     vmas.retain(|vma| vma.mm == memory);
     mm::check(&vmas)?;
@@ -99,13 +98,13 @@ fn write(newest: &Path, parents: Vec<Input>, writer: &mut ImageWriter<'_>, stop:
     if stats.trailer_checksum != trailer_checksum || !stats.owners.contains(&memory) {
         return Err(Error::Restart("the image has changed, or holds no pages of the process".to_owned()));
     }
-    let past = past_of(&records)?;
+    let past = parents::past_of(&records)?;
     // Contents that did not change since the parent have no pages in the image itself.
     let mut owners = stats.owners;
     owners.extend(past.contents.iter().map(|(owner, _)| *owner));
     owners.sort_unstable();
     owners.dedup();
-    load_parents(header.parent, past, parents, &mut overlay)?;
+    parents::load(header.parent, past, images, &mut overlay)?;
     drop(overlay);
     repack.finish(&owners)
 }

@@ -4,10 +4,7 @@
 //! The new process is stopped and under our ptrace from its first instant to its last step, and is killed if any step fails or if
 //! ckpt dies: a failed restart leaves no process.
 
-pub(crate) mod parents;
-
 use std::collections::HashMap;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -28,14 +25,14 @@ use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
 use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, machine, task_registry};
-use crate::store::{Overlay, Past, past};
+use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::spawn::{self, NewProcess};
-use parents::{check_parent, find, load_parents, read_parents};
 
 pub use crate::checkpoint::Progress;
+pub use crate::store::parents::Input;
 
 /// What the user can choose.
 #[derive(Debug, Default)]
@@ -105,20 +102,17 @@ struct Plan {
     table: FdTable,
 }
 
-/// Something to read an image from.
-pub type Input = Box<dyn Read + Send>;
-
-/// Builds the process of an image, up to the point where it would run. `parents`: if it is an increment, its parent, the parent of that, and so
+/// Builds the process of an image, up to the point where it would run. `images`: if it is an increment, its parent, the parent of that, and so
 /// on up to a whole image.
 ///
 /// Errors: an image that is damaged or asks for the impossible, a file that is not what it was, a pid in use, missing rights. No process
 /// is left behind.
-pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
+pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
     let began = Instant::now();
     let mut reader = ImageReader::new(image)?;
     let stored = read_stored(&mut reader)?;
-    check_parent(stored.header.parent, !parents.is_empty())?;
-    let (parents, theirs) = read_parents(parents)?;
+    parents::check_parent(stored.header.parent, !images.is_empty())?;
+    let (images, theirs) = parents::read(images)?;
     let mut metadata = stored.decode(theirs.as_ref())?;
     check_machine(&metadata)?;
     let mut cx = Restorer::new(&options.restore, std::mem::take(&mut metadata.objects));
@@ -147,7 +141,7 @@ pub fn restart(image: Input, parents: Vec<Input>, options: &Options, progress: P
     if !stats.owners.contains(&plan.memory.mm) {
         return Err(Error::Restart("the image holds no pages of the process".to_owned()));
     }
-    load_parents(metadata.header.parent, past, parents, &mut overlay)?;
+    parents::load(metadata.header.parent, past, images, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
     if let Err(error) = reader.read_index() {
         tracing::warn!("the image is whole but for its index: {error}");
@@ -206,6 +200,10 @@ fn plan(cx: &Restorer<'_>, metadata: &Metadata) -> Result<Plan> {
         memory,
         vmas,
     })
+}
+
+fn find<'a>(sections: &'a [Section], kind: &str) -> Result<&'a Section> {
+    sections.iter().find(|s| s.kind == kind).ok_or_else(|| Error::Restart(format!("the image lacks the section '{kind}'")))
 }
 
 /// Session, address space, descriptors.

@@ -67,8 +67,25 @@ pub fn lap(job: &Job) -> u64 {
     numbers(&job.output(), "lap ").last().copied().unwrap_or(0)
 }
 
-/// Has it verify every page, in a lap that begins after now.
+/// Has it execute itself, and waits until the new program has begun.
+pub fn succeed(job: &Job) {
+    let begun = |output: &str| output.lines().filter(|line| *line == "ready").count();
+    let before = begun(&job.output());
+    job.signal(Signal::SIGUSR2);
+    job.wait_for("a new program", |output| begun(output) > before);
+}
+
+/// Has it verify every page, in a lap that begins after now. No lap may be missing from its output, and none be there twice: its memory and
+/// its files are of the same moment.
 pub fn verify(job: &Job) {
+    verify_pages(job);
+    let laps = numbers(&job.output(), "lap ");
+    if let Some(wrong) = laps.windows(2).find(|two| two[0] + 1 != two[1]) {
+        panic!("lap {} follows on lap {}", wrong[1], wrong[0]);
+    }
+}
+
+fn verify_pages(job: &Job) {
     let output = job.output();
     let begun = numbers(&output, "lap ").last().map_or(1, |lap| lap + 1);
     let mut answers = numbers(&output, "verified ").len();

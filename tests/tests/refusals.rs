@@ -143,6 +143,66 @@ os.rmdir('../gone')
 ";
 }
 
+/// Has a page whose writes are reported to a userfaultfd with these features, which another process holds.
+fn with_protected_memory(folder: &Path, features: u64) -> Result<Job, String> {
+    let script = format!(
+        "
+import fcntl, mmap, select
+handler = call('userfaultfd', 323, 1)
+memory = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+try:
+    fcntl.ioctl(handler, 0xc018aa3f, struct.pack('QQQ', 0xaa, {features}, 0))
+    fcntl.ioctl(handler, 0xc020aa00, bytearray(struct.pack('QQQQ', address, 4096, 2, 0)))
+except OSError as error: absent(f'no write protection by userfaultfd: {{error}}')
+job = os.getpid()
+child = os.fork()
+if child == 0:
+    os.setsid()
+    if os.fork() == 0:
+        end = select.poll()
+        end.register(os.pidfd_open(job))
+        end.poll()
+    os._exit(0)
+os.waitpid(child, 0)
+os.close(handler)
+"
+    );
+    python::rest_after(folder, &script)
+}
+
+/// UFFD_FEATURE_PAGEFAULT_FLAG_WP, _WP_UNPOPULATED, _WP_ASYNC.
+const REPORTED: u64 = 1 << 0;
+const ONLY_NOTED: u64 = 1 << 0 | 1 << 13 | 1 << 15;
+
+/// Whoever writes to that memory after a restart would not find the one who is to let it go on.
+#[test]
+fn memory_whose_writes_another_process_handles() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    match with_protected_memory(folder.path(), REPORTED) {
+        Ok(job) => {
+            stays_as_it_is(&job, &["the anonymous mapping at 0x", "registered with a userfaultfd", "before it uses userfaultfd"])
+        }
+        Err(why) => skip!("{why}"),
+    }
+}
+
+/// That the kernel notes writes for somebody (another ckpt, say) changes nothing for the process.
+#[test]
+fn memory_whose_writes_are_only_noted_is_not_refused() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    match with_protected_memory(folder.path(), ONLY_NOTED) {
+        Ok(mut job) => {
+            let image = folder.path().join("image");
+            ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+            ckpt::restart(&job, &image, &[]);
+        }
+        Err(why) => skip!("{why}"),
+    }
+}
+
 /// The connection that is refused without it is saved as closed with `--tcp-close`.
 #[test]
 fn tcp_close_is_a_way_out() {

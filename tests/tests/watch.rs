@@ -31,6 +31,55 @@ fn survives_crashes(words: &str) {
 
 each_mode!(survives_crashes);
 
+/// What is tracked is an address space, and the process gets a new one: also if the old one is still there, with the same mappings, and another
+/// watch has the kernel note writes in the new one.
+#[test]
+fn another_program_is_executed() {
+    needs_root!();
+    for words in ["256 slow", "256 slow held"] {
+        let (folder, mut job) = start(words);
+        for _ in 0..2 {
+            let dir = folder.path().join("images");
+            let watch = Watch::start(&job, &dir, "20ms", &[]);
+            watch.wait_for(2);
+            laps::succeed(&job);
+            let done = watch.checkpoints().len();
+            watch.wait_for(done + 3);
+            let mut other = Watch::start(&job, &folder.path().join("others"), "20ms", &[]);
+            other.wait_for(2);
+            let done = watch.checkpoints().len();
+            watch.wait_for(done + 4);
+            watch.crash(&mut job, &Moments::new());
+            other.wait();
+            job = ckpt::restart(&job, &dir, &[]);
+            laps::verify(&job);
+        }
+        laps::finish(job);
+    }
+}
+
+/// A checkpoint beside a watch protects the same memory for a moment, but takes nothing of what the watch is to learn. A lap takes longer than
+/// the image that follows, so that nothing mends what is missing there.
+#[test]
+fn a_checkpoint_beside_a_watch() {
+    needs_root!();
+    let (folder, mut job) = start("4096 slow");
+    let dir = folder.path().join("images");
+    for _ in 0..3 {
+        let watch = Watch::start(&job, &dir, "100ms", &[]);
+        watch.wait_for(3);
+        // Only one can trace a thread at a time, so it may be refused.
+        let outcome = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]);
+        assert!(outcome.status.success() || outcome.stderr.contains("there can be only one"), "{}", outcome.stderr);
+        let done = watch.checkpoints().len();
+        watch.wait_for(done + 1);
+        watch.crash(&mut job, &Moments::new());
+        job = ckpt::restart(&job, &dir, &[]);
+        laps::verify(&job);
+    }
+    laps::finish(job);
+}
+
 #[test]
 fn the_end_of_a_watch_leaves_the_job_alone() {
     needs_root!();

@@ -149,7 +149,11 @@ pub struct Tracking {
 }
 
 impl Tracking {
+    /// A tracker that has lost sight of the memory (another program runs in it, say) makes place for a new one, and the image will be whole.
     fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+        if let Some(Err(error)) = self.tracker.as_mut().map(|tracker| tracker.prepare(task)) {
+            self.lose_sight(&error);
+        }
         if self.tracker.is_none() {
             self.tracker = Some(track::start(task)?);
         }

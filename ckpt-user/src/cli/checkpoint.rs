@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use ckpt::checkpoint::{After, Report, Target};
 use ckpt::ids::{PAGE_SIZE, Pid};
-use ckpt::store::Destination;
+use ckpt::store::{self, Destination};
 
+use super::parents::Parents;
 use super::progress::Progress;
 use super::saving::Saving;
 use super::{Failure, output, parse_pid};
@@ -24,6 +25,10 @@ pub struct Args {
     /// Where the image goes; `-` is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// An image of the same process, of which this one is to be an increment; then the parent of that, and so on, but those beside it are found
+    /// by themselves
+    #[arg(long, value_name = "FILE")]
+    parent: Vec<PathBuf>,
     /// What happens to the process once the image is on disk
     #[arg(long, value_enum, default_value = "continue", value_name = "WHAT")]
     after: After,
@@ -41,11 +46,10 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
         let to_stdout = self.output == Path::new("-");
+        let mut target = self.target()?;
         let destination = if to_stdout { self.stdout()? } else { Destination::file(&self.output)? };
-        let options = self.saving.options(self.after);
-        tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
         let progress = Progress::new("reading pages");
-        let result = Target::new(self.pid, options).checkpoint(destination, &|done, all| progress.show(done, all));
+        let result = target.checkpoint(destination, &|done, all| progress.show(done, all));
         drop(progress);
         let report = result.map_err(|error| Failure::about(&self.output, error))?;
         let summary = self.summary(&report);
@@ -58,6 +62,22 @@ impl Args {
             output::print(&(summary + "\n"))?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn target(&self) -> Result<Target, Failure> {
+        let options = self.saving.options(self.after);
+        tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
+        if self.parent.is_empty() {
+            return Ok(Target::new(self.pid, options));
+        }
+        let parents = Parents::of_stream(&self.parent)?;
+        if parents.contain(&self.output) {
+            let name = self.output.display();
+            return Err(Failure::Usage(format!("the image would take the place of its own parent {name}: give it another name")));
+        }
+        let read = store::parents::hashes(parents.open()?);
+        let (parent, hashes) = read.map_err(|error| parents.explain(error))?;
+        Ok(Target::since(parent, hashes, self.pid, options))
     }
 
     fn stdout(&self) -> Result<Destination, Failure> {

@@ -11,6 +11,7 @@ mod input;
 mod log;
 mod man;
 mod output;
+mod parents;
 mod points;
 mod progress;
 mod restart;

@@ -13,6 +13,7 @@ use ckpt::restart::{self, Options, Restarted};
 use ckpt::stand_in::{Ended, Signals, StandIn};
 use ckpt::sys::{child, pidfd};
 
+use super::parents::Parents;
 use super::progress::Progress;
 use super::{Failure, input, output, points, spool};
 
@@ -25,6 +26,10 @@ pub struct Args {
     /// The image, or a folder of images, of which the newest whole one is taken; `-` is standard input
     #[arg(value_name = "FILE|DIR")]
     image: PathBuf,
+    /// The parent of an increment, the parent of that, and so on; those beside the image are found by themselves. With `-`, the first is
+    /// the parent of the image
+    #[arg(long, value_name = "FILE")]
+    parent: Vec<PathBuf>,
     /// Of a folder: take this image, by its number or the beginning of its id
     #[arg(long, value_name = "ID")]
     at: Option<String>,
@@ -81,6 +86,11 @@ impl Args {
         if self.at.is_some() && !is_folder {
             return Err(Failure::Usage("--at chooses an image of a folder".to_owned()));
         }
+        if !self.parent.is_empty() && is_folder {
+            return Err(Failure::Usage(
+                "--parent belongs to one image, and the images of a folder find their parents there".to_owned(),
+            ));
+        }
         // The job of a folder went on after its images were made, and its files with it.
         let default = if is_folder { FilesPolicy::Rollback } else { FilesPolicy::Fail };
         let files = self.files.unwrap_or(default);
@@ -97,11 +107,14 @@ impl Args {
     }
 
     fn restart_image(&self, options: &Options) -> Result<Restarted, Failure> {
+        let is_stream = input::is_stdin(&self.image);
+        let parents = if is_stream { Parents::of_stream(&self.parent) } else { Parents::of(&self.image, &self.parent) }?;
+        let images = parents.open()?;
         let image = spool::until_pid_is_free(input::open(&self.image)?, &self.image.display().to_string())?;
         let progress = Progress::new("filling pages");
-        let result = restart::restart(image, Vec::new(), options, &|done, all| progress.show(done, all));
+        let result = restart::restart(image, images, options, &|done, all| progress.show(done, all));
         drop(progress);
-        Ok(result?)
+        result.map_err(|error| parents.explain(error))
     }
 
     fn let_go(&self, restarted: Restarted) -> Result<ExitCode, Failure> {

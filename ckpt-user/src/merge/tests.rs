@@ -117,6 +117,7 @@ impl Chain {
         let mut writer = ImageWriter::to_file(destination.writer()).unwrap();
         write_records(&mut writer, image_id, self.last, mm, now.mapped);
         pipeline::dump(&plan, &Source(now, number as u8), &mut writer, &DumpOptions::default(), &|_| {}).unwrap();
+        pipeline::end_owners(&plan, &mut writer).unwrap();
         let trailer_checksum = writer.finish().unwrap().trailer_checksum;
         destination.commit().unwrap();
         self.last = Some(ParentRef { image_id, trailer_checksum });
@@ -195,14 +196,14 @@ fn load(chain: &[&Entry]) -> BTreeMap<(ObjRef, u64), u8> {
     let mut reader = ImageReader::new(File::open(&chain[0].path).unwrap()).unwrap();
     let stored = read_stored(&mut reader).unwrap();
     let header = stored.header.clone();
-    let (parents, theirs) =
-        read_parents(chain[1..].iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input).collect()).unwrap();
+    let (images, theirs) =
+        parents::read(chain[1..].iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input).collect()).unwrap();
     let records = stored.resolve(theirs.as_ref()).unwrap();
     let mapped = records.all::<VmaRecord>(RecordType::Vma).unwrap().iter().map(|vma| vma.pages().numbers()).collect();
     let sink = Memory::default();
-    let mut overlay = Overlay::new(&sink, memory_of(&records).unwrap().mm, mapped);
+    let mut overlay = Overlay::new(&sink, parents::memory_of(&records).unwrap().mm, mapped);
     pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|_| {}).unwrap();
-    load_parents(header.parent, past_of(&records).unwrap(), parents, &mut overlay).unwrap();
+    parents::load(header.parent, parents::past_of(&records).unwrap(), images, &mut overlay).unwrap();
     sink.0.into_inner().unwrap()
 }
 

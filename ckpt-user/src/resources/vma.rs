@@ -81,9 +81,11 @@ impl VmaRecord {
 }
 
 /// Refuses, by name, a mapping that cannot be saved.
-fn refuse_unknown(cx: &Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<()> {
+fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Mapping) -> Result<()> {
     let refuse = |reason: &str, advice: &str| cx.refuse(pid, mapping.describe(), reason, advice);
-    if mapping.flags.contains(VmFlags::USERFAULTFD) {
+    // Where the kernel only notes writes, as for ckpt itself, nobody waits for a handler.
+    let is_handled = mapping.flags.contains(VmFlags::WRITES_NOTED) && !page_map.notes_writes(mapping.pages())?;
+    if is_handled || mapping.flags.contains(VmFlags::USERFAULTFD) {
         return refuse(
             "is registered with a userfaultfd, whose handler ckpt cannot restart",
             "checkpoint the program before it uses userfaultfd",
@@ -130,7 +132,7 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping
     let mut shared_seen = HashMap::new();
     for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
         let done = cx.attempt(|cx| {
-            refuse_unknown(cx, pid, mapping)?;
+            refuse_unknown(cx, pid, &page_map, mapping)?;
             let backing = backing(cx, pid, mapping)?;
             Ok(VmaRecord {
                 mm,

@@ -137,7 +137,7 @@ impl Folder {
                 .ok()
                 .flatten()
                 .map(|(index, trailer)| Ending { trailer_checksum: index.trailer_checksum, pages: trailer.pages });
-            entries.push(Entry { number, header: header_of(file), path, bytes, ending });
+            entries.push(Entry { number, header: header(file), path, bytes, ending });
         }
         Ok(entries)
     }
@@ -161,13 +161,18 @@ impl Folder {
     }
 }
 
-fn header_of(file: File) -> Result<Header, ImageError> {
+fn header(file: File) -> Result<Header, ImageError> {
     let mut reader = ImageReader::new(file)?;
     let mut payload = Payload::default();
     match reader.next_checked(&mut payload)? {
         Some(record) => payload.decode(record.record_type),
         None => Ok(Header::default()),
     }
+}
+
+/// What the image at `path` says of itself, or why that cannot be read.
+pub fn header_of(path: &Path) -> Result<Result<Header, ImageError>> {
+    Ok(header(File::open(path).doing(|| format!("cannot open {}", path.display()))?))
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ mod destination;
 mod folder;
 mod lineage;
 mod overlay;
+pub mod parents;
 pub mod past;
 mod retention;
 
 pub use chains::Chains;
 pub use destination::Destination;
-pub use folder::{Ending, Entry, Folder, Lock};
+pub use folder::{Ending, Entry, Folder, Lock, header_of};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::Overlay;
 pub use past::Past;

@@ -67,7 +67,7 @@ impl Region {
 const PAGEMAP_SCAN: libc::c_ulong =
     (3 << 30) | ((size_of::<ScanArg>() as libc::c_ulong) << 16) | ((b'f' as libc::c_ulong) << 8) | 16;
 
-/// PAGE_IS_WRITTEN, and flags of the request.
+/// PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, and flags of the request.
 const PAGE_IS_WPALLOWED: u64 = 1 << 0;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
@@ -75,7 +75,7 @@ const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 const REGIONS_PER_CALL: usize = 1024;
 
-/// The page tables of one process.
+/// The page tables of one address space: the one that the process had when this was opened. If it executes another program, it gets another.
 #[derive(Debug)]
 pub struct PageMap {
     pid: Pid,
@@ -131,6 +131,18 @@ impl PageMap {
         };
         let result = self.request(range, request, &mut |region| found(region.pages()));
         result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
+    }
+
+    /// Is all of `range`, which must be mapped, registered with a userfaultfd of asynchronous write protection, so that the kernel notes writes
+    /// by itself? No kernel without PAGEMAP_SCAN has that.
+    pub fn notes_writes(&self, range: PageRange) -> Result<bool> {
+        let request = ScanArg { category_mask: PAGE_IS_WPALLOWED, return_mask: PAGE_IS_WPALLOWED, ..ScanArg::default() };
+        let mut noted = 0;
+        if self.has_scan {
+            let result = self.request(range, request, &mut |region| noted += region.pages().count);
+            result.doing(|| format!("cannot ask how writes of pid {} at {} are noted", self.pid, range.addr()))?;
+        }
+        Ok(noted == range.count)
     }
 
     fn take(&self, range: PageRange, flags: u64, written: &mut RangeSet<u64>) -> Result<()> {

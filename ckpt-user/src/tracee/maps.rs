@@ -73,7 +73,7 @@ bitflags! {
         const LOCK_ON_FAULT = 1 << 18;
         /// mw: may be made writable; tells how the file behind a shared mapping was opened.
         const MAY_WRITE = 1 << 19;
-        /// uw: registered with a userfaultfd for write protection, as ckpt itself does to learn of writes.
+        /// uw: registered with a userfaultfd for write protection, as ckpt itself does to learn of writes (and others to handle them).
         const WRITES_NOTED = 1 << 20;
     }
 }

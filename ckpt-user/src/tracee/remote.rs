@@ -17,7 +17,7 @@ use super::memory::ProcessMemory;
 use super::stub::{self, Saved, Workspace};
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Error, Result};
-use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
+use crate::ids::{Addr, PAGE_SIZE, PageRange, Pid, Tid};
 use crate::sys::deadline::Deadline;
 use crate::sys::ptrace::{self, Regs, Stop};
 
@@ -128,6 +128,12 @@ impl<'a> RemoteTask<'a> {
     /// The memory of its process.
     pub fn memory(&self) -> &ProcessMemory {
         &self.injector.memory
+    }
+
+    /// Pages of its address space that are ckpt's own, and mapped now.
+    pub fn own_pages(&mut self) -> Result<PageRange> {
+        let start = self.room(1)?;
+        Ok(PageRange { start: start.page(), count: self.injector.workspace.len / PAGE_SIZE })
     }
 
     /// Threads born from remote calls since this was last asked, each in its first stop.

@@ -20,12 +20,19 @@ pub trait DirtyTracker: Debug + Send {
     /// Its name in reports.
     fn name(&self) -> &'static str;
 
+    /// Before each cut but the first, with every thread of the process stopped: makes sure that it still sees the memory of the process. `task` is
+    /// one of the threads.
+    ///
+    /// Errors: it has lost sight of it (another program was executed, say), and another tracker must begin.
+    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()>;
+
     /// At a cut, with every thread of the process stopped: the numbers of the pages that were written since the last cut (at the first one, of
     /// every page that is there). From now on watches for the next cut. What it cannot watch counts as written, each time. `mappings` as
     /// [`crate::tracee::maps::read_with_flags`] gives them.
     ///
-    /// Errors: it has lost sight of the address space, and another tracker must begin.
     /// Mappings that it watches from now on, and that it knows to be its own by that, get [`VmFlags::WRITES_NOTED`].
+    ///
+    /// Errors: what was written is not known any more, and another tracker must begin.
     fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>>;
 
     /// While the process runs: begins with what the next cut has to do, and returns what was written since the last one until now, which that will not

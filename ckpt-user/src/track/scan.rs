@@ -4,6 +4,9 @@
 //! The descriptor is made in the process, whose address space it then belongs to, and lives here. When it is closed, by us or because ckpt
 //! was killed, the kernel forgets all of it. Every cut registers what is not registered: new mappings, and those that have lost it (mremap,
 //! munmap and mmap at one place). Their pages are not protected, so they count as written without further ado.
+//!
+//! The address space is that of the time when the descriptor was made. It may live on, with mappings at the same addresses, while the process
+//! executes another program: so each cut proves first that the descriptor and the process still have the same.
 
 use std::os::fd::AsFd;
 
@@ -79,11 +82,26 @@ impl DirtyTracker for ScanTracker {
         "scan"
     }
 
+    /// Nothing is executed from here to the cut: every thread is stopped. The trial is made with memory of ckpt's own, which nobody else has
+    /// registered: what is registered in the address space of the descriptor must be seen in that of the process.
+    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+        let page_map = PageMap::open(self.pid)?;
+        let own = task.own_pages()?;
+        let lost = "it has another address space than before (another program was executed)";
+        let doing = || format!("cannot track the memory of pid {}: {lost}", self.pid);
+        self.notes.register(own).doing(doing)?;
+        if !page_map.notes_writes(own)? {
+            return Err(Error::Unexpected(doing()));
+        }
+        self.page_map = page_map;
+        Ok(())
+    }
+
     fn prearm(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
         for mapping in mappings {
-            // What was registered once most probably still is, and asking costs the process its lock.
-            if mapping.flags.contains(VmFlags::WRITES_NOTED) || self.is_noted(mapping)? {
+            // Registered again, though that costs the process its lock: what another ckpt has registered must not be taken from it.
+            if self.is_noted(mapping)? {
                 self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
             }
         }

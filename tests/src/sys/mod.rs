@@ -2,6 +2,7 @@
 
 pub mod memory;
 pub mod pidfd;
+pub mod program;
 pub mod raw;
 pub mod session;
 pub mod usage;

@@ -7,11 +7,15 @@
 //! Words for the writing (several share the pages): `store`, `read` (from a pipe), `direct` (from a file with O_DIRECT; where that is
 //! impossible, "absent direct: WHY"), `vmwritev`. For the pages: `dontneed` (every fifth is dropped instead), `mremap` (they move),
 //! `remap` (a quarter is mapped anew in every lap), `huge`, `shared`. Besides: `brk` (the heap grows and shrinks), `slow` (a pause after each
-//! page), `threads N` (each with its part of the pages).
+//! page), `threads N` (each with its part of the pages), `held` (see below).
+//!
+//! After the lap in which SIGUSR2 came it executes itself, with the word `from LAP` at the end. With `held` it gets the same addresses, and
+//! another process holds the old address space.
 
 mod hand;
 mod heap;
 mod plan;
+mod successor;
 mod territory;
 mod walker;
 
@@ -27,6 +31,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use hand::Hand;
 use heap::Heap;
 use plan::{PARTS, Plan, Way};
+use successor::Old;
 use territory::{Kind, Territory};
 use walker::Walker;
 
@@ -58,6 +63,8 @@ struct Settings {
     renews: bool,
     moves: bool,
     grows: bool,
+    old: Old,
+    from: u64,
     pause: Option<Duration>,
 }
 
@@ -72,6 +79,8 @@ impl Settings {
             renews: false,
             moves: false,
             grows: false,
+            old: Old::Gone,
+            from: 0,
             pause: None,
         };
         let mut words = words.iter();
@@ -88,6 +97,8 @@ impl Settings {
                 "mremap" => settings.moves = true,
                 "brk" => settings.grows = true,
                 "slow" => settings.pause = Some(PAUSE),
+                "held" => settings.old = Old::Held,
+                "from" => settings.from = number(words.next().map_or("", |n| n))? as u64,
                 "threads" => settings.threads = number(words.next().map_or("", |n| n))?.max(1),
                 other => settings.pages = number(other)?,
             }
@@ -112,6 +123,9 @@ fn number(word: &str) -> Result<usize, String> {
 
 fn run(words: &[String]) -> Result<(), String> {
     let mut settings = Settings::parse(words)?;
+    if settings.old == Old::Held {
+        successor::fix_addresses(words).map_err(|error| format!("cannot have the same addresses again: {error}"))?;
+    }
     let mut blocks = None;
     if settings.ways.contains(&Way::Direct) {
         match hand::open_blocks() {
@@ -122,7 +136,7 @@ fn run(words: &[String]) -> Result<(), String> {
             }
         }
     }
-    let signals: SigSet = [Signal::SIGUSR1, Signal::SIGTERM].into_iter().collect();
+    let signals: SigSet = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM].into_iter().collect();
     let requests = signals.thread_block().and_then(|()| SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK));
     let requests = requests.map_err(|error| format!("no signalfd: {error}"))?;
     let mut walkers = Vec::new();
@@ -131,27 +145,40 @@ fn run(words: &[String]) -> Result<(), String> {
         walkers.push(settings.walker(thread, file.map_err(|error| format!("no descriptor: {error}"))?)?);
     }
     for walker in &mut walkers {
-        walker.begin()?;
+        walker.begin(settings.from)?;
     }
     let (barrier, end) = (Barrier::new(walkers.len()), AtomicBool::new(false));
     let mut own = walkers.remove(0);
+    let first = settings.from + 1;
+    let succeed = |lap| match successor::hand_over(words, settings.old, lap) {
+        Ok(never) => match never {},
+        Err(error) => fail(&format!("cannot execute itself: {error}")),
+    };
     thread::scope(|scope| {
         for mut walker in walkers {
             let (barrier, end) = (&barrier, &end);
-            scope.spawn(move || follow(&mut walker, barrier, end));
+            scope.spawn(move || follow(&mut walker, first, barrier, end));
         }
-        lead(&mut own, &requests, &barrier, &end)
+        lead(&mut own, first, &requests, &barrier, &end, &succeed)
     })
 }
 
 /// The laps of the first thread, which speaks for all.
-fn lead(walker: &mut Walker, requests: &SignalFd, barrier: &Barrier, end: &AtomicBool) -> Result<(), String> {
+fn lead(
+    walker: &mut Walker,
+    first: u64,
+    requests: &SignalFd,
+    barrier: &Barrier,
+    end: &AtomicBool,
+    succeed: &dyn Fn(u64),
+) -> Result<(), String> {
     println!("ready");
     let mut last = false;
-    for lap in 1.. {
-        let mut verifying = false;
+    for lap in first.. {
+        let (mut verifying, mut successor) = (false, false);
         while let Some(request) = requests.read_signal().map_err(|error| format!("cannot read signals: {error}"))? {
             verifying |= request.ssi_signo == Signal::SIGUSR1 as u32;
+            successor |= request.ssi_signo == Signal::SIGUSR2 as u32;
             last |= request.ssi_signo == Signal::SIGTERM as u32;
         }
         end.store(last, Ordering::Relaxed);
@@ -165,14 +192,17 @@ fn lead(walker: &mut Walker, requests: &SignalFd, barrier: &Barrier, end: &Atomi
         if verifying {
             println!("verified {lap}");
         }
+        if successor {
+            succeed(lap);
+        }
     }
     println!("good");
     Ok(())
 }
 
 /// The laps of every other thread.
-fn follow(walker: &mut Walker, barrier: &Barrier, end: &AtomicBool) {
-    for lap in 1.. {
+fn follow(walker: &mut Walker, first: u64, barrier: &Barrier, end: &AtomicBool) {
+    for lap in first.. {
         barrier.wait();
         if end.load(Ordering::Relaxed) {
             return;

@@ -26,11 +26,11 @@ pub struct Walker {
 }
 
 impl Walker {
-    /// Writes every page for the first time.
-    pub fn begin(&mut self) -> Result<(), String> {
+    /// Writes every page for the first time, as after `lap`.
+    pub fn begin(&mut self, lap: u64) -> Result<(), String> {
         for page in 0..self.plan.pages {
-            self.check(page, Held::Zeros, 0)?;
-            self.write(page, 0)?;
+            self.check(page, Held::Zeros, lap)?;
+            self.write(page, lap)?;
         }
         Ok(())
     }
