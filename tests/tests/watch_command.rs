@@ -57,7 +57,7 @@ fn a_death_by_a_signal_is_passed_on() {
         watch.wait_for_line("ready");
         wait_for_images(&watch, 1);
         // It is killed when it is dropped.
-        let mut job = job_of(&watch);
+        let job = job_of(&watch);
         job.signal(signal);
         assert_eq!(watch.wait().signal(), Some(signal as i32), "{}", watch.errors());
     }
@@ -109,7 +109,7 @@ fn a_stopped_job_goes_on() {
     let folder = tempdir().unwrap();
     let mut watch = watch(folder.path(), "2ms", &["sh", "-c", "trap 'echo on' CONT; echo ready; while :; do :; done"]);
     watch.wait_for_line("ready");
-    let mut job = job_of(&watch);
+    let job = job_of(&watch);
     for n in 1..20 {
         job.signal(Signal::SIGSTOP);
         watch.signal(Signal::SIGCONT);
