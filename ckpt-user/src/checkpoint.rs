@@ -31,7 +31,7 @@ use crate::store::{Destination, past};
 use crate::sys::procfs::Status;
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
-use crate::tracee::freeze::{self, FrozenProcess};
+use crate::tracee::freeze::{self, FrozenProcess, Stragglers};
 use crate::tracee::interrupted::{self, Sleep, WaitTimes};
 use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
@@ -137,6 +137,7 @@ pub struct Target {
     programs: Programs,
     trust: Trust,
     mappings: Mappings,
+    stragglers: Stragglers,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -158,7 +159,8 @@ impl Target {
     pub fn new(pid: Pid, options: Options) -> Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
         let (programs, trust, mappings) = (Programs::default(), Trust::default(), Mappings::default());
-        Target { pid, options, inspector, since, programs, trust, mappings }
+        let stragglers = Stragglers::default();
+        Target { pid, options, inspector, since, programs, trust, mappings, stragglers }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -232,6 +234,11 @@ impl Target {
         })
     }
 
+    /// Between checkpoints, whenever there is a SIGCHLD: threads that would not stop in time at the last one, and have since, are let go.
+    pub fn let_stragglers_go(&self) {
+        self.stragglers.let_go();
+    }
+
     /// Does what shall be done with the target once its image is safe.
     fn end(&self, frozen: FrozenProcess) -> Result<()> {
         let pid = self.pid;
@@ -252,7 +259,8 @@ impl Target {
         let pid = self.pid;
         self.load_inspector(&freeze::threads(pid)?, live);
         self.mappings.look(pid, self.inspector.loaded())?;
-        let freezer = Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector };
+        let freezer =
+            Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector, stragglers: &self.stragglers };
         let armed = if live { prearm(&freezer, &mut self.since, self.mappings.last())? } else { None };
         // Registering memory counts as a change of its mappings.
         self.mappings.look(pid, self.inspector.loaded())?;
@@ -373,6 +381,7 @@ struct Freezer<'a> {
     pid: Pid,
     timeout: Duration,
     inspector: &'a Inspector,
+    stragglers: &'a Stragglers,
 }
 
 /// A target that stands still, and does not know it.
@@ -397,7 +406,7 @@ impl Freezer<'_> {
     fn freeze(&self) -> Result<(Frozen, Injector)> {
         let mut waits = WaitTimes::read(self.pid, &freeze::threads(self.pid)?);
         let (since, mut watch) = (Instant::now(), Stopwatch::start());
-        let mut process = FrozenProcess::freeze(self.pid, self.timeout)?;
+        let mut process = FrozenProcess::freeze(self.pid, self.timeout, self.stragglers)?;
         if let Some(inspector) = self.inspector.loaded() {
             waits.learn(sleeps(inspector, self.pid));
         }

@@ -94,14 +94,20 @@ impl Stranger {
             }
             other => other.doing(|| format!("cannot get a handle of pid {pid}"))?,
         };
-        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
         set.thread_block().doing(|| "cannot block signals")?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
         Ok(Stranger { process, signals: signals.doing(|| "cannot make a descriptor for signals")? })
     }
 
     fn is_asked(&mut self) -> Result<bool> {
-        Ok(self.signals.read_signal().doing(|| "cannot read a signal")?.is_some())
+        while let Some(signal) = self.signals.read_signal().doing(|| "cannot read a signal")? {
+            // That of a thread that has stopped late only wakes us.
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn check(&mut self) -> Result<Option<End>> {
@@ -231,6 +237,7 @@ impl Watch {
         let waiting = Waiting::new().doing(|| "cannot prepare to wait")?;
         let mut due = Instant::now();
         loop {
+            self.target.let_stragglers_go();
             if let Some(end) = job.check()? {
                 return Ok(end);
             }

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::{Object, Section};
 use crate::sys::{pidfd, queue};
-use crate::tracee::freeze::FrozenProcess;
+use crate::tracee::freeze::{FrozenProcess, Stragglers};
 use crate::tracee::remote::{Injector, RemoteTask};
 
 /// What was collected of some descriptors.
@@ -144,7 +144,7 @@ impl Heir {
         let give = |fd: &OwnedFd| fd.try_clone().unwrap();
         let child = Command::new("sleep").arg("1000").stdin(give(a)).stdout(give(b)).stderr(give(c)).spawn().unwrap();
         let pid = Pid(child.id() as i32);
-        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10)).unwrap();
+        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
         let (injector, _) = Injector::new(pid).unwrap();
         Heir { child, frozen, injector }
     }

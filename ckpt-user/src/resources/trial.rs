@@ -13,7 +13,7 @@ use crate::image::model::Section;
 use crate::sys::procfs;
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::batch::Batch;
-use crate::tracee::freeze::FrozenProcess;
+use crate::tracee::freeze::{FrozenProcess, Stragglers};
 use crate::tracee::remote::{Injector, RemoteTask};
 
 /// A stopped program. It is killed in the end.
@@ -39,7 +39,7 @@ impl Trial {
             assert!(Instant::now() < until, "{command:?} does not come to rest");
             std::thread::yield_now();
         }
-        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10)).unwrap();
+        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
         let (injector, _) = Injector::new(pid).unwrap();
         Trial { child, frozen: Some(frozen), injector }
     }

@@ -55,10 +55,10 @@ pub(super) fn peek_end(tid: Tid, flags: i32) -> io::Result<Option<i32>> {
     })
 }
 
-/// Is it a process whose parent we are?
+/// Is it a process whose parent we are? The end of one of its other threads is of interest to its tracer alone.
 pub(super) fn is_ours(tid: Tid) -> bool {
-    let stat = procfs::process::Process::new(tid.0).and_then(|process| process.stat());
-    stat.is_ok_and(|stat| stat.ppid == std::process::id() as i32)
+    let status = procfs::process::Process::new(tid.0).and_then(|process| process.status());
+    status.is_ok_and(|status| status.ppid == std::process::id() as i32 && status.tgid == tid.0)
 }
 
 /// Is the child stopped by job control at this moment?

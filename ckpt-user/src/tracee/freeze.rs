@@ -1,5 +1,6 @@
 //! Stopping every thread of a process, and letting them go again whatever happens.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -24,9 +25,10 @@ impl FrozenProcess {
     /// Stops every thread of `pid`, also those that are born meanwhile. After `timeout` everything is let go again.
     ///
     /// Errors: no such process, no right to trace it, traced by somebody else, a thread that does not stop in time.
-    pub fn freeze(pid: Pid, timeout: Duration) -> Result<FrozenProcess> {
+    pub fn freeze(pid: Pid, timeout: Duration, stragglers: &Stragglers) -> Result<FrozenProcess> {
+        stragglers.let_go();
         let mut frozen = FrozenProcess { pid, threads: Vec::new() };
-        let mut seized = Seized { pid, running: Vec::new() };
+        let mut seized = Seized { pid, running: Vec::new(), stragglers };
         let deadline = Deadline::arm(timeout.min(LOOK_AFTER)).doing(|| "cannot set a timer".to_owned())?;
         let until = Instant::now() + timeout;
         let mut known = HashSet::new();
@@ -82,11 +84,19 @@ impl FrozenProcess {
 
     fn release(&mut self) -> Result<()> {
         let mut first = Ok(());
+        let mut dead = Vec::new();
         for thread in self.threads.drain(..) {
+            let tid = thread.tid;
             match thread.detach() {
-                Err(Error::Gone(_)) | Ok(()) => {}
+                Ok(()) => {}
+                Err(Error::Gone(_)) => dead.push(tid),
                 Err(error) => first = first.and(Err(error)),
             }
+        }
+        // As long as its tracer has not seen the end of a thread, nobody else does: neither the parent, nor who waits on a pidfd. The leader last:
+        // it is dead only when the others are.
+        for tid in dead.into_iter().rev() {
+            see_the_end(self.pid, tid);
         }
         first
     }
@@ -100,29 +110,78 @@ impl Drop for FrozenProcess {
     }
 }
 
-/// Threads that were told to stop and have not yet: on the way out they are waited for and let go.
-#[derive(Debug)]
-struct Seized {
-    pid: Pid,
-    running: Vec<Tid>,
+/// Waits until a traced thread that is about to end has ended. One that stops instead is let go.
+fn see_the_end(pid: Pid, tid: Tid) {
+    loop {
+        match ptrace::wait(tid, true) {
+            Ok(Some(Stop::Ended(_))) => return,
+            Ok(Some(stop)) => let_go(pid, tid, stop),
+            Ok(None) => {}
+            // It is nobody's any more.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return,
+            Err(error) => return tracing::warn!("cannot wait for thread {tid} of pid {pid}: {error}"),
+        }
+    }
 }
 
-impl Drop for Seized {
+fn let_go(pid: Pid, tid: Tid, stop: Stop) {
+    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+    match ptrace::detach(tid, signal) {
+        // It has been killed since.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+        Err(error) => tracing::warn!("cannot let go of thread {tid} of pid {pid}: {error}"),
+        Ok(()) => {}
+    }
+}
+
+/// Threads that were told to stop and would not in time, in an uninterruptible wait, say. ptrace lets nobody go that runs, so they stay attached and stop
+/// later; then they must be let go. To be used by the thread that traces.
+#[derive(Debug, Default)]
+pub struct Stragglers(RefCell<Vec<(Pid, Tid)>>);
+
+impl Stragglers {
+    /// Lets those go that have stopped or ended meanwhile. Whenever another has, there is a SIGCHLD.
+    pub fn let_go(&self) {
+        self.0.borrow_mut().retain(|&(pid, tid)| !is_done(pid, tid));
+    }
+}
+
+/// Lets a thread go if it has stopped. `false`: it has not.
+fn is_done(pid: Pid, tid: Tid) -> bool {
+    match ptrace::wait(tid, false) {
+        Ok(None) => false,
+        Ok(Some(Stop::Ended(_))) => true,
+        Ok(Some(stop)) => {
+            let_go(pid, tid, stop);
+            true
+        }
+        // It has ended and is nobody's any more.
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => true,
+        Err(error) => {
+            tracing::warn!("cannot wait for thread {tid} of pid {pid}: {error}");
+            true
+        }
+    }
+}
+
+/// Threads that were told to stop and have not yet: on the way out those that have are let go.
+#[derive(Debug)]
+struct Seized<'a> {
+    pid: Pid,
+    running: Vec<Tid>,
+    stragglers: &'a Stragglers,
+}
+
+impl Drop for Seized<'_> {
     fn drop(&mut self) {
-        // ptrace lets nobody go that runs. A thread that will not stop (in an uninterruptible wait, say) stays attached until it
-        // does or ckpt ends, and either way goes on unharmed.
+        let ending = procfs::is_ending(self.pid);
+        // The leader last, as above.
+        self.running.sort_by_key(|tid| *tid == self.pid.leader());
         for &tid in &self.running {
-            match ptrace::wait(tid, false) {
-                Ok(Some(Stop::Ended(_)) | None) => {}
-                Ok(Some(stop)) => {
-                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-                    if let Err(error) = ptrace::detach(tid, signal) {
-                        tracing::warn!("cannot let go of thread {tid} of pid {}: {error}", self.pid);
-                    }
-                }
-                // It has ended and is nobody's any more.
-                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
-                Err(error) => tracing::warn!("cannot wait for thread {tid} of pid {}: {error}", self.pid),
+            if ending {
+                see_the_end(self.pid, tid);
+            } else if !is_done(self.pid, tid) {
+                self.stragglers.0.borrow_mut().push((self.pid, tid));
             }
         }
     }
