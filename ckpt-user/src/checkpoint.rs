@@ -96,7 +96,7 @@ pub struct Report {
     pub image_id: ImageId,
     /// The image that this one is an increment of.
     pub parent_id: Option<ImageId>,
-    /// Freeze to thaw, and what the target was held back later, microseconds.
+    /// Freeze to thaw, the moment in which a tracker began, and what the target was held back later, microseconds.
     pub pause_us: u64,
     /// What the pause is made of.
     pub phases: Phases,
@@ -261,7 +261,10 @@ impl Target {
         self.mappings.look(pid, self.inspector.loaded())?;
         let freezer =
             Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector, stragglers: &self.stragglers };
-        let armed = if live { prearm(&freezer, &mut self.since, self.mappings.last())? } else { None };
+        let (armed, first_pause) = match live {
+            true => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
+            false => (None, Duration::ZERO),
+        };
         // Registering memory counts as a change of its mappings.
         self.mappings.look(pid, self.inspector.loaded())?;
         let (mut frozen, injector) = freezer.freeze()?;
@@ -299,7 +302,8 @@ impl Target {
             None => writing.while_it_stands(&mut writer, frozen, self.options.after),
         };
         match written {
-            Ok(written) => {
+            Ok(mut written) => {
+                written.pause += first_pause;
                 let metadata = writing.metadata;
                 Ok(Saved { header, trailer: writer.finish()?, held, metadata, pages_total, written })
             }
@@ -373,8 +377,11 @@ struct Cut {
     extents: Vec<Extent>,
     source: MemorySource,
     /// Protects the memory for this cut alone, where no tracker does anyway.
-    armed: Option<Box<dyn DirtyTracker>>,
+    armed: Option<Armed>,
 }
+
+/// A tracker that protects the memory for one cut.
+type Armed = Box<dyn DirtyTracker>;
 
 /// Stops the target.
 struct Freezer<'a> {
@@ -475,7 +482,7 @@ fn collect(
     mappings: &mut [Mapping],
     options: &Options,
     since: &mut Since,
-    mut armed: Option<Box<dyn DirtyTracker>>,
+    mut armed: Option<Armed>,
 ) -> Result<Cut> {
     let Frozen { process: frozen, waits, watch, .. } = target;
     let pid = frozen.pid;
@@ -523,11 +530,18 @@ fn collect(
 }
 
 /// Before the freeze, while the target runs: protects its memory, so that less is left to be done at the cut. A tracker that does not run yet needs the target
-/// to stop for a moment. Returns one that is there for this cut alone, where no other is.
-fn prearm(freezer: &Freezer<'_>, since: &mut Since, mappings: &[Mapping]) -> Result<Option<Box<dyn DirtyTracker>>> {
-    let mut armed = None;
+/// to stop for a moment: how long is returned, and a tracker that is there for this cut alone, where no other is.
+fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: &Mappings) -> Result<(Option<Armed>, Duration)> {
+    let (mut armed, mut pause) = (None, Duration::ZERO);
+    let (mappings, as_left) = mappings.last();
     if since.begins() || !since.tracks() {
+        // What cannot be saved is refused before anything is done to the target.
+        let refusals = preflight(freezer.pid, target)?;
+        if !refusals.is_empty() {
+            return Err(Error::RefusedAll(refusals));
+        }
         let (mut frozen, mut injector) = freezer.freeze()?;
+        let since_when = frozen.since;
         let mut leader = RemoteTask::new(&mut injector, frozen.process.leader());
         if since.tracks() {
             since.prepare(&mut leader)?;
@@ -539,12 +553,13 @@ fn prearm(freezer: &Freezer<'_>, since: &mut Since, mappings: &[Mapping]) -> Res
         drop(leader);
         injector.remove(frozen.process.leader())?;
         frozen.thaw()?;
+        pause = since_when.elapsed();
     }
     match &mut armed {
-        Some(tracker) => drop(tracker.prearm(mappings)?),
-        None => since.prearm(mappings),
+        Some(tracker) => drop(tracker.prearm(mappings, as_left)?),
+        None => since.prearm(mappings, as_left),
     }
-    Ok(armed)
+    Ok((armed, pause))
 }
 
 fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {

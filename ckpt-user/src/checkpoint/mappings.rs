@@ -10,6 +10,8 @@ use crate::track::ebpf::{MemoryState, TaskInspector};
 #[derive(Debug, Default)]
 pub(super) struct Mappings {
     known: Option<(MemoryState, Vec<Mapping>)>,
+    /// They are as the last cut has left them.
+    as_left: bool,
 }
 
 impl Mappings {
@@ -18,6 +20,7 @@ impl Mappings {
         let Some(before) = state(pid, inspector) else { return Ok(()) };
         if !self.holds(&before) {
             self.known = Some((before, maps::read_with_flags(pid)?));
+            self.as_left = false;
         }
         Ok(())
     }
@@ -43,11 +46,12 @@ impl Mappings {
     /// With the target still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.
     pub(super) fn remember(&mut self, pid: Pid, inspector: Option<&TaskInspector>, mappings: Vec<Mapping>) {
         self.known = state(pid, inspector).map(|state| (state, mappings));
+        self.as_left = true;
     }
 
-    /// The mappings as they were when they were last read.
-    pub(super) fn last(&self) -> &[Mapping] {
-        self.known.as_ref().map_or(&[], |(_, mappings)| mappings)
+    /// The mappings as they were when they were last read; and whether they are as the last cut has left them.
+    pub(super) fn last(&self) -> (&[Mapping], bool) {
+        (self.known.as_ref().map_or(&[], |(_, mappings)| mappings), self.as_left)
     }
 
     fn holds(&self, now: &MemoryState) -> bool {

@@ -50,10 +50,10 @@ impl Since {
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
-    /// moment ago.
-    pub fn prearm(&mut self, mappings: &[Mapping]) {
+    /// moment ago; `as_left` as in [`DirtyTracker::prearm`].
+    pub fn prearm(&mut self, mappings: &[Mapping], as_left: bool) {
         let Since::Tracked(tracking) = self else { return };
-        match tracking.tracker.as_mut().map(|tracker| tracker.prearm(mappings)) {
+        match tracking.tracker.as_mut().map(|tracker| tracker.prearm(mappings, as_left)) {
             Some(Ok(written)) => tracking.written.extend(written),
             Some(Err(error)) => tracking.lose_sight(&error),
             None => {}

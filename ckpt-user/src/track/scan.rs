@@ -97,11 +97,12 @@ impl DirtyTracker for ScanTracker {
         Ok(())
     }
 
-    fn prearm(&mut self, mappings: &[Mapping]) -> Result<RangeSet<u64>> {
+    fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
         for mapping in mappings {
-            // Registered again, though that costs the process its lock: what another ckpt has registered must not be taken from it.
-            if self.is_noted(mapping)? {
+            // To register it again costs the process its lock, but nothing else tells whose it is: what another ckpt watches must not be taken from it.
+            let ours = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED);
+            if ours || self.is_noted(mapping)? {
                 self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
             }
         }
@@ -116,6 +117,7 @@ impl DirtyTracker for ScanTracker {
         for mapping in mappings {
             let pages = mapping.pages();
             if !self.is_noted(mapping)? {
+                mapping.flags -= VmFlags::WRITES_NOTED;
                 if pages.count > 0 {
                     written.insert(pages.start..pages.end());
                 }
