@@ -111,6 +111,24 @@ pub fn common(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
     a.start.max(b.start)..a.end.min(b.end)
 }
 
+/// What two sequences of ranges, each in order and without overlaps, cover together: in order, and those that touch as one.
+pub fn union(a: impl Iterator<Item = Range<u64>>, b: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let (mut a, mut b) = (a.peekable(), b.peekable());
+    let mut all: Vec<Range<u64>> = Vec::new();
+    loop {
+        let next = match (a.peek(), b.peek()) {
+            (Some(one), Some(other)) if other.start < one.start => b.next(),
+            (Some(_), _) => a.next(),
+            (None, _) => b.next(),
+        };
+        let Some(next) = next else { return all };
+        match all.last_mut() {
+            Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+            _ => all.push(next),
+        }
+    }
+}
+
 /// The number of an object in an image: 1, 2, 3, ... in order of appearance (SEED S15). 0 is no object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

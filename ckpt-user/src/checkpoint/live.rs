@@ -3,10 +3,8 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use rangemap::RangeSet;
-
 use super::{Freezer, Frozen};
-use crate::ids::{ObjRef, PageRange, Pid, common};
+use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::track::ebpf::{LiveCut, Preserver, Room, TaskInspector};
 
@@ -117,19 +115,35 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// The pages of `owner` that are to be read and are protected can be copied while they change.
+    /// The pages of `owner` that are to be read and are protected can be copied while they change. Both the owner's part of the plan and `protected`
+    /// are in order, for the most part: what is not is merely slower.
     pub(super) fn of(plan: &[Extent], owner: ObjRef, protected: &[PageRange]) -> Split {
-        let protected: RangeSet<u64> = protected.iter().map(|range| range.numbers()).collect();
         let mut split = Split { still: Vec::new(), moving: Vec::new() };
+        let mut next = 0;
         for extent in plan {
             if extent.owner != owner || extent.kind != ExtentKind::Read || extent.pages.count == 0 {
                 split.still.push(*extent);
                 continue;
             }
-            let pages = extent.pages.numbers();
+            let mut pages = extent.pages.numbers();
             let part = |pages: std::ops::Range<u64>| Extent { pages: pages.into(), ..*extent };
-            split.moving.extend(protected.overlapping(&pages).map(|inside| part(common(inside, &pages))));
-            split.still.extend(protected.gaps(&pages).map(part));
+            if next > 0 && protected[next - 1].end() > pages.start {
+                next = 0;
+            }
+            while pages.start < pages.end {
+                let stretch = protected.get(next).map_or(u64::MAX..u64::MAX, |stretch| stretch.numbers());
+                if stretch.end <= pages.start {
+                    next += 1;
+                } else if stretch.start > pages.start {
+                    let end = stretch.start.min(pages.end);
+                    split.still.push(part(pages.start..end));
+                    pages.start = end;
+                } else {
+                    let end = stretch.end.min(pages.end);
+                    split.moving.push(part(pages.start..end));
+                    pages.start = end;
+                }
+            }
         }
         if split.moving.iter().map(|extent| extent.pages.count).sum::<u64>() <= FEW {
             split.still.append(&mut split.moving);

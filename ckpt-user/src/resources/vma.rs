@@ -84,7 +84,9 @@ impl VmaRecord {
 fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Mapping) -> Result<()> {
     let refuse = |reason: &str, advice: &str| cx.refuse(pid, mapping.describe(), reason, advice);
     // Where the kernel only notes writes, as for ckpt itself, nobody waits for a handler.
-    let is_handled = mapping.flags.contains(VmFlags::WRITES_NOTED) && !page_map.notes_writes(mapping.pages())?;
+    // A mapping is registered as a whole, so that one page tells.
+    let first = PageRange { count: 1, ..mapping.pages() };
+    let is_handled = mapping.flags.contains(VmFlags::WRITES_NOTED) && !page_map.notes_writes(first)?;
     if is_handled || mapping.flags.contains(VmFlags::USERFAULTFD) {
         return refuse(
             "is registered with a userfaultfd, whose handler ckpt cannot restart",

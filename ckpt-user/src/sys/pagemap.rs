@@ -74,6 +74,9 @@ const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 const REGIONS_PER_CALL: usize = 1024;
+/// Pages that one thread walks over at the least, and threads at the most, where several do it at once.
+const PART_LEAST: u64 = 16 * 1024;
+const PARTS_MOST: usize = 8;
 
 /// The page tables of one address space: the one that the process had when this was opened. If it executes another program, it gets another.
 #[derive(Debug)]
@@ -104,8 +107,44 @@ impl PageMap {
     /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are, as far as that is `asked`.
     /// [`Page::FILE`] makes the kernel look at each page itself, beside its entry, which takes several times as long.
     pub fn walk(&self, range: PageRange, asked: Page, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
-        let result = if self.has_scan { self.scan(range, asked, &mut found) } else { self.read(range, asked, &mut found) };
+        let result = if range.count >= 2 * PART_LEAST {
+            self.walk_in_parts(range, asked).map(|all| all.into_iter().for_each(|(pages, page)| found(pages, page)))
+        } else {
+            self.walk_part(range, asked, &mut found)
+        };
         result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))
+    }
+
+    fn walk_part(&self, range: PageRange, asked: Page, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
+        if self.has_scan { self.scan(range, asked, found) } else { self.read(range, asked, found) }
+    }
+
+    /// By several threads at once: whoever waits for it does nothing else meanwhile, and the process may be stopped.
+    fn walk_in_parts(&self, range: PageRange, asked: Page) -> io::Result<Vec<(PageRange, Page)>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(PARTS_MOST) as u64;
+        let part = range.count.div_ceil(threads).max(PART_LEAST);
+        let starts: Vec<u64> = (range.start..range.end()).step_by(part as usize).collect();
+        let parts: Vec<io::Result<Vec<(PageRange, Page)>>> = std::thread::scope(|scope| {
+            let walk = |start: u64| {
+                let part = PageRange { start, count: part.min(range.end() - start) };
+                let mut all = Vec::new();
+                self.walk_part(part, asked, &mut |pages, page| all.push((pages, page))).map(|()| all)
+            };
+            let others: Vec<_> = starts[1..].iter().map(|&start| scope.spawn(move || walk(start))).collect();
+            let first = walk(starts[0]);
+            let panicked = |_| Err(io::Error::other("a thread that walks over page tables panicked"));
+            std::iter::once(first).chain(others.into_iter().map(|thread| thread.join().unwrap_or_else(panicked))).collect()
+        });
+        let mut all: Vec<(PageRange, Page)> = Vec::new();
+        for part in parts {
+            for (pages, page) in part? {
+                match all.last_mut() {
+                    Some((last, of)) if *of == page && last.end() == pages.start => last.count += pages.count,
+                    _ => all.push((pages, page)),
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Adds the pages of `range` that were written since they were last protected to `written`, and protects those again: as one step for
