@@ -12,6 +12,9 @@ pub enum Unit {
     Ms,
     /// Mebibytes.
     MiB,
+    /// Steps of a job in a second.
+    #[serde(rename = "steps/s")]
+    Steps,
 }
 
 impl Unit {
@@ -20,6 +23,7 @@ impl Unit {
         match self {
             Unit::Ms => "ms",
             Unit::MiB => "MiB",
+            Unit::Steps => "steps/s",
         }
     }
 }
@@ -67,6 +71,11 @@ impl Figures {
     /// A sample of a size.
     pub fn bytes(&mut self, name: &'static str, bytes: u64) {
         self.add(name, Unit::MiB, bytes as f64 / f64::from(1 << 20));
+    }
+
+    /// A sample of how much a job gets done: steps in a second.
+    pub fn steps(&mut self, name: &'static str, steps: f64) {
+        self.add(name, Unit::Steps, steps);
     }
 
     fn add(&mut self, name: &'static str, unit: Unit, sample: f64) {

@@ -12,6 +12,7 @@ mod report;
 mod scratch;
 mod target;
 mod workloads;
+mod writer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

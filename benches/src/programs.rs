@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 pub struct Programs {
     ckpt: PathBuf,
     sized: PathBuf,
+    writer: PathBuf,
 }
 
 impl Programs {
@@ -30,8 +31,10 @@ impl Programs {
             }
         };
         // `cargo run` builds no other program than the one it runs.
-        build(target_dir, env!("CARGO_PKG_NAME"), "sized")?;
-        Ok(Programs { ckpt, sized: folder.join("sized") })
+        for program in ["sized", "writer"] {
+            build(target_dir, env!("CARGO_PKG_NAME"), program)?;
+        }
+        Ok(Programs { ckpt, sized: folder.join("sized"), writer: folder.join("writer") })
     }
 
     /// The program that is measured.
@@ -42,6 +45,11 @@ impl Programs {
     /// The program that is checkpointed: see its own words, `src/bin/sized.rs`.
     pub fn sized(&self) -> &Path {
         &self.sized
+    }
+
+    /// One that writes meanwhile: `src/bin/writer.rs`.
+    pub fn writer(&self) -> &Path {
+        &self.writer
     }
 }
 

@@ -1,8 +1,11 @@
 //! What is measured: one file per workload, and one line in [`ALL`].
 
 mod four_gib;
+mod growth;
+mod increments;
 mod one_gib;
 mod saving;
+mod slowdown;
 mod small;
 
 use anyhow::Result;
@@ -11,7 +14,8 @@ use crate::figure::{Figure, Ratio};
 use crate::programs::Programs;
 
 /// All workloads, in the order of the report.
-pub const ALL: &[Workload] = &[one_gib::WORKLOAD, four_gib::WORKLOAD, small::WORKLOAD];
+pub const ALL: &[Workload] =
+    &[one_gib::WORKLOAD, four_gib::WORKLOAD, small::WORKLOAD, increments::WORKLOAD, growth::WORKLOAD, slowdown::WORKLOAD];
 
 /// Something that is measured.
 #[derive(Debug)]

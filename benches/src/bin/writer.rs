@@ -1,0 +1,98 @@
+//! A job that writes to its memory: `writer MEBIBYTES`.
+//!
+//! It fills its memory with noise and says "ready". Then it obeys its standard input, line by line:
+//!
+//! - `touch N`: writes to N pages, scattered over all of the memory, each once; says "touched".
+//! - `work SECONDS NANOSECONDS`: for so long, writes to a page drawn at random and computes for so long after each; says "worked STEPS GAP", with
+//!   how often it did and the longest time between two steps, in microseconds.
+
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ckpt_tests::moments::Moments;
+
+const PAGE: usize = 4096;
+/// Coprime to any power of two: one after another, all pages are reached.
+const STRIDE: usize = 40_503;
+
+fn main() -> ExitCode {
+    let size = std::env::args().nth(1).and_then(|size| size.parse::<usize>().ok());
+    let Some(bytes) = size.and_then(|n| n.checked_mul(1 << 20)) else {
+        eprintln!("usage: writer MEBIBYTES");
+        return ExitCode::from(2);
+    };
+    match run(bytes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("writer: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(bytes: usize) -> io::Result<()> {
+    let mut memory = vec![0u8; bytes];
+    let noise = Moments::with_seed(7);
+    memory.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = noise.bits().to_le_bytes());
+    let pages = bytes / PAGE;
+    let mut at = 0;
+    say("ready")?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |n: usize| words.get(n).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        match words[0] {
+            "touch" => {
+                for _ in 0..number(1) {
+                    at = (at + STRIDE) % pages;
+                    memory[at * PAGE + 64] ^= 0xff;
+                }
+                say("touched")?;
+            }
+            "work" => {
+                let (steps, gap) = work(&mut memory, Duration::from_secs(number(1)), Duration::from_nanos(number(2)));
+                say(&format!("worked {steps} {}", gap.as_micros()))?;
+            }
+            other => return Err(io::Error::other(format!("'{other}' is no command"))),
+        }
+    }
+    Ok(())
+}
+
+fn work(memory: &mut [u8], time: Duration, each: Duration) -> (u64, Duration) {
+    let noise = Moments::with_seed(11);
+    let pages = (memory.len() / PAGE) as u64;
+    // So many rounds of arithmetic take so long when nothing disturbs.
+    let rounds = rounds_in(each);
+    let (began, mut last) = (Instant::now(), Instant::now());
+    let (mut steps, mut gap) = (0, Duration::ZERO);
+    while last - began < time {
+        let page = (noise.bits() % pages) as usize;
+        memory[page * PAGE + 128] ^= 0xff;
+        black_box(spin(rounds));
+        let now = Instant::now();
+        gap = gap.max(now - last);
+        last = now;
+        steps += 1;
+    }
+    (steps, gap)
+}
+
+fn spin(rounds: u64) -> u64 {
+    (0..rounds).fold(1u64, |x, n| black_box(x.wrapping_mul(6364136223846793005).wrapping_add(n)))
+}
+
+fn rounds_in(each: Duration) -> u64 {
+    const MANY: u64 = 20_000_000;
+    let began = Instant::now();
+    black_box(spin(MANY));
+    (MANY as f64 * each.as_secs_f64() / began.elapsed().as_secs_f64()) as u64
+}
+
+fn say(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}
