@@ -8,6 +8,7 @@ mod live;
 mod mappings;
 mod phases;
 mod since;
+mod tracker;
 mod writing;
 
 use std::time::{Duration, Instant};
@@ -39,8 +40,9 @@ use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
-use crate::track::{self, DirtyTracker};
+use crate::track::{DirtyTracker, Method};
 pub use phases::Phases;
+pub use tracker::Tracker;
 
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
@@ -69,8 +71,6 @@ pub struct Options {
     pub codec: Codec,
     /// How long to wait for the threads to stop.
     pub freeze_timeout: Duration,
-    /// Pages are copied while the target runs, where that can be done: see docs/design.md, "Live cuts".
-    pub live: bool,
     /// For the kinds of resources.
     pub collect: CollectOptions,
 }
@@ -81,7 +81,6 @@ impl Default for Options {
             after: After::default(),
             codec: Codec::Lz4,
             freeze_timeout: Duration::from_secs(10),
-            live: true,
             collect: CollectOptions::default(),
         }
     }
@@ -118,7 +117,7 @@ pub struct Report {
     pub pages_zero: u64,
     /// Bytes of the image.
     pub bytes: u64,
-    /// How changed pages were found.
+    /// How changed pages were found; `live`: and pages were copied while the target ran; `none`: all pages were taken.
     pub tracker: &'static str,
     /// Threads of the target.
     pub threads: usize,
@@ -156,21 +155,21 @@ impl Inspector {
 
 impl Target {
     /// The process `pid`, whose images are all whole.
-    pub fn new(pid: Pid, options: Options) -> Target {
+    pub fn new(pid: Pid, tracker: Tracker, options: Options) -> Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
-        let (programs, trust, mappings) = (Programs::default(), Trust::default(), Mappings::default());
+        let (programs, trust, mappings) = (tracker.programs, Trust::default(), Mappings::default());
         let stragglers = Stragglers::default();
         Target { pid, options, inspector, since, programs, trust, mappings, stragglers }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
-    pub fn tracked(pid: Pid, options: Options) -> Target {
-        Target { since: Since::Tracked(since::Tracking::default()), ..Target::new(pid, options) }
+    pub fn tracked(pid: Pid, tracker: Tracker, options: Options) -> Target {
+        Target { since: Since::Tracked(since::Tracking::new(tracker.method)), ..Target::new(pid, tracker, options) }
     }
 
     /// The process `pid`, whose images are increments of `parent`, the pages of which have these hashes.
-    pub fn since(parent: ParentRef, hashes: PageHashes, pid: Pid, options: Options) -> Target {
-        Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, options) }
+    pub fn since(parent: ParentRef, hashes: PageHashes, pid: Pid, tracker: Tracker, options: Options) -> Target {
+        Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, tracker, options) }
     }
 
     /// Checkpoints the process with all its threads.
@@ -181,12 +180,9 @@ impl Target {
         let began = Instant::now();
         let pid = self.pid;
         preflight::process(pid)?;
-        let possible = self.options.live && self.options.after == After::Continue && destination.can_begin_again();
+        let possible = self.options.after == After::Continue && destination.can_begin_again();
         let not_tried = self.trust.reason_against().filter(|_| possible);
-        let live = possible && not_tried.is_none();
-        if live {
-            self.programs.load();
-        }
+        let live = possible && not_tried.is_none() && self.programs.load();
         let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
             Err(Error::Void(why)) => {
                 tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
@@ -202,7 +198,7 @@ impl Target {
         let Saved { header, trailer, held, metadata, pages_total, written } = saved;
         let image_id = header.image_id.unwrap_or(ImageId(0));
         destination.commit()?;
-        let tracker = self.since.name();
+        let tracker = self.since.name(written.live);
         self.since.commit(ParentRef { image_id, trailer_checksum: trailer.trailer_checksum }, held, metadata);
         let mut pause = written.pause;
         if let Some(frozen) = written.frozen {
@@ -546,7 +542,7 @@ fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: 
         if since.tracks() {
             since.prepare(&mut leader)?;
         } else {
-            let started = track::start(&mut leader);
+            let started = Method::Scan.start(&mut leader);
             let told = started.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}"));
             armed = told.ok();
         }

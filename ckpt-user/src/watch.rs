@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 
-use crate::checkpoint::{self, Report, Target};
+use crate::checkpoint::{self, Report, Target, Tracker};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::stand_in::{Ended, StandIn};
@@ -220,13 +220,13 @@ impl Watch {
     /// Watches `pid`, with the images in `folder`, which is made if it is not there.
     ///
     /// Errors: another ckpt works with the folder.
-    pub fn new(pid: Pid, folder: &Path, options: Options) -> Result<Watch> {
+    pub fn new(pid: Pid, folder: &Path, tracker: Tracker, options: Options) -> Result<Watch> {
         let folder = Folder::create(folder)?;
         let lock = Arc::new(folder.lock()?);
         folder.clean(&lock)?;
         let start = |keep| Retention::start(folder.clone(), Arc::clone(&lock), keep);
         let retention = options.keep.map(start).transpose()?;
-        let target = Target::tracked(pid, options.checkpoint.clone());
+        let target = Target::tracked(pid, tracker, options.checkpoint.clone());
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
         Ok(Watch { folder, lock, retention, target, options, pauses, bytes: 0, failed: 0 })

@@ -193,7 +193,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| PageMap::open(myself()).map_err(os)?.has_scan().then(String::new).ok_or_else(lacking),
         since: "Linux 6.7",
         right: "",
-        lost: "speed: /proc/PID/pagemap is read instead, and pages of zeros that were only read cannot be told from others",
+        lost: "--tracker scan and live, and speed: /proc/PID/pagemap is read instead, where pages of zeros that were only read look like others",
     },
     Row {
         name: "madvise MADV_GUARD_INSTALL",
@@ -225,7 +225,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| write_protection(),
         since: "Linux 6.7 with CONFIG_USERFAULTFD",
         right: "a seccomp policy that allows userfaultfd(2)",
-        lost: "incremental checkpoints by page tables (a later version makes them)",
+        lost: "--tracker scan and live: what has changed is then found by comparing all pages (--tracker hash)",
     },
     Row {
         name: "soft-dirty bits",
@@ -241,7 +241,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| probe::raw_tracepoint(c"page_fault_user").map(yes),
         since: "CONFIG_BPF_SYSCALL and CONFIG_TRACEPOINTS",
         right: "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
-        lost: "live checkpoints, with a pause that does not contain the copying (a later version makes them)",
+        lost: "--tracker live: the pause then contains the copying",
     },
     Row {
         name: "eBPF iterator over threads",

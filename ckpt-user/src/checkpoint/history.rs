@@ -1,4 +1,4 @@
-//! What the last image holds of the contents of files, so that the next one need hold only what has changed: a 128-bit hash of each page.
+//! What the last image holds of the contents of files, and of memory that nothing else tells of, so that the next one need hold only what has changed: a 128-bit hash of each page.
 //!
 //! The contents are read at each cut and compared by these, because nothing else tells reliably what was written where. Only a file whose size
 //! and times prove that it was left alone ([`Stamp`]) is not read.
@@ -19,15 +19,22 @@ use crate::store::Past;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct History {
-    last: HashMap<FileId, Arc<Held>>,
+    last: HashMap<Of, Arc<Held>>,
     /// Of the cut that is being saved.
     next: HashMap<ObjRef, Mutex<Held>>,
 }
 
-/// What an image, or its parents, hold of one file.
+/// What has pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Of {
+    Memory,
+    File(FileId),
+}
+
+/// What an image, or its parents, hold of one of them.
 #[derive(Debug)]
 struct Held {
-    id: FileId,
+    of: Of,
     /// As the image calls it.
     owner: ObjRef,
     stamp: Option<Stamp>,
@@ -43,7 +50,8 @@ impl History {
         self.next.clear();
         let all: RangeSet<u64> = std::iter::once(0..u64::MAX).collect();
         for content in contents {
-            let before = self.last.get(&content.id).cloned();
+            let of = Of::File(content.id);
+            let before = self.last.get(&of).cloned();
             let mut hashes = Arc::default();
             match &before {
                 None => plan.extend(content_extents(content)),
@@ -58,16 +66,22 @@ impl History {
                     }
                 }
             }
-            let held = Held { id: content.id, owner: content.owner, stamp: content.stamp, hashes, before };
+            let held = Held { of, owner: content.owner, stamp: content.stamp, hashes, before };
             self.next.insert(content.owner, Mutex::new(held));
         }
         (plan, past)
     }
 
+    /// After that: the memory, which the image calls `owner`, is compared, too.
+    pub fn compare_memory(&mut self, owner: ObjRef) {
+        let before = self.last.get(&Of::Memory).cloned();
+        self.next.insert(owner, Mutex::new(Held { of: Of::Memory, owner, stamp: None, hashes: Arc::default(), before }));
+    }
+
     /// The image of that cut is on disk.
     pub fn commit(&mut self) {
         let held = self.next.drain().map(|(_, held)| held.into_inner().unwrap_or_else(PoisonError::into_inner));
-        self.last = held.map(|held| (held.id, Arc::new(Held { before: None, ..held }))).collect();
+        self.last = held.map(|held| (held.of, Arc::new(Held { before: None, ..held }))).collect();
     }
 }
 
@@ -161,6 +175,26 @@ mod tests {
         // That image has failed: what counts is still the one before.
         history.plan(&[content(3, 70, range(0, 3))]);
         assert!(history.is_known(ObjRef(3), 1, &page(1)) && history.is_known(ObjRef(3), 2, &page(2)));
+    }
+
+    #[test]
+    fn a_page_of_the_memory_is_known_if_the_last_image_holds_it() {
+        let mut history = History::default();
+        let page = |value: u8| [value; PAGE_SIZE as usize];
+        let mut cut = |owner: u32, values: [u8; 3], committed: bool| {
+            history.plan(&[]);
+            history.compare_memory(ObjRef(owner));
+            let known = [0, 1, 2].map(|n| history.is_known(ObjRef(owner), n as u64, &page(values[n])));
+            if committed {
+                history.commit();
+            }
+            known
+        };
+        assert_eq!(cut(5, [0, 1, 2], false), [false; 3], "the first image");
+        assert_eq!(cut(5, [0, 1, 2], true), [false; 3], "that one has failed");
+        assert_eq!(cut(6, [0, 9, 2], false), [true, false, true], "as another image calls it");
+        assert_eq!(cut(6, [0, 9, 2], true), [true, false, true], "that one has failed");
+        assert_eq!(cut(6, [0, 9, 1], true), [true, true, false]);
     }
 
     #[test]

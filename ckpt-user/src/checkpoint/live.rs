@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use super::{Freezer, Frozen};
+use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::track::ebpf::{LiveCut, Preserver, Room, TaskInspector};
@@ -14,7 +15,7 @@ pub(super) enum Programs {
     #[default]
     NotNeededYet,
     Loaded(Box<Preserver>),
-    /// This machine, or the caller's rights, do not have it.
+    /// This machine or the caller's rights do not have it, or it is not wanted.
     NotHere,
 }
 
@@ -25,21 +26,31 @@ const RING_FIRST: u32 = 32 << 20;
 const RING_MOST: u32 = 512 << 20;
 
 impl Programs {
-    /// Loads them, if that was not tried yet.
-    pub(super) fn load(&mut self) {
-        if let Programs::NotNeededYet = self {
-            *self = Programs::with_ring(RING_FIRST);
-        }
+    /// Loads them at once.
+    ///
+    /// Errors: what is missing.
+    pub(super) fn loaded() -> Result<Programs> {
+        Programs::with_ring(RING_FIRST)
     }
 
-    fn with_ring(ring_bytes: u32) -> Programs {
-        match Preserver::load(Room { ring_bytes, pages: pages_of_machine() }) {
-            Ok(preserver) => Programs::Loaded(Box::new(preserver)),
-            Err(error) => {
-                tracing::info!("pages are copied while the process is stopped: {error}");
-                Programs::NotHere
-            }
+    /// Loads them, if that was not tried yet. Are they there?
+    pub(super) fn load(&mut self) -> bool {
+        if let Programs::NotNeededYet = self {
+            *self = Programs::with_ring(RING_FIRST).unwrap_or_else(|error| Programs::missing(&error));
         }
+        matches!(self, Programs::Loaded(_))
+    }
+
+    fn with_ring(ring_bytes: u32) -> Result<Programs> {
+        let preserver = Preserver::load(Room { ring_bytes, pages: pages_of_machine() });
+        let preserver = preserver.map_err(|error| Error::Unexpected(error.to_string()))?;
+        tracing::info!("pages are copied while the process runs, by eBPF");
+        Ok(Programs::Loaded(Box::new(preserver)))
+    }
+
+    fn missing(error: &Error) -> Programs {
+        tracing::info!("pages are copied while the process is stopped: {error}");
+        Programs::NotHere
     }
 
     /// After a cut that had to hold its target back: takes a larger ring next time, as long as there is memory for it.
@@ -50,7 +61,7 @@ impl Programs {
             tracing::info!("the ring buffer for pages that are about to change grows to {} MiB", ring_bytes >> 20);
             // The old one first: both at once would be a lot.
             *self = Programs::NotNeededYet;
-            *self = Programs::with_ring(ring_bytes);
+            *self = Programs::with_ring(ring_bytes).unwrap_or_else(|error| Programs::missing(&error));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::store::Past;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::hash::PageHashes;
-use crate::track::{self, DirtyTracker};
+use crate::track::{DirtyTracker, Method};
 
 /// How it is known what has changed since another image.
 #[derive(Debug)]
@@ -29,12 +29,13 @@ pub enum Since {
 }
 
 impl Since {
-    /// How changes are found, for reports.
-    pub fn name(&self) -> &'static str {
+    /// How changes were found, for reports. `live`: the last pages were copied while the target ran.
+    pub fn name(&self, live: bool) -> &'static str {
         match self {
+            Since::Hashed(..) => "hash",
+            _ if live => "live",
             Since::Nothing => "none",
             Since::Tracked(tracking) => tracking.tracker.as_ref().map_or("none", |tracker| tracker.name()),
-            Since::Hashed(..) => "hash",
         }
     }
 
@@ -84,6 +85,9 @@ impl Since {
         let (parent, written, held) = match self {
             Since::Nothing => return None,
             Since::Tracked(tracking) => {
+                if tracking.tracker.as_ref().is_some_and(|tracker| tracker.is_blind()) {
+                    tracking.contents.compare_memory(mm);
+                }
                 let (parent, held) = tracking.parent.as_ref()?;
                 (*parent, &tracking.written, held)
             }
@@ -136,26 +140,33 @@ impl Since {
 }
 
 /// What has become of the memory since the last image.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tracking {
+    method: Method,
     tracker: Option<Box<dyn DirtyTracker>>,
     parent: Option<(ParentRef, RangeSet<u64>)>,
     /// That of the parent.
     metadata: Option<Records>,
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
-    /// What the parent holds of the contents of files.
+    /// What the parent holds of the contents of files, and of memory that is compared.
     contents: History,
 }
 
 impl Tracking {
+    /// From the first image on.
+    pub fn new(method: Method) -> Tracking {
+        let (written, contents) = (RangeSet::new(), History::default());
+        Tracking { method, tracker: None, parent: None, metadata: None, written, contents }
+    }
+
     /// A tracker that has lost sight of the memory (another program runs in it, say) makes place for a new one, and the image will be whole.
     fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
         if let Some(Err(error)) = self.tracker.as_mut().map(|tracker| tracker.prepare(task)) {
             self.lose_sight(&error);
         }
         if self.tracker.is_none() {
-            self.tracker = Some(track::start(task)?);
+            self.tracker = Some(self.method.start(task)?);
         }
         Ok(())
     }
@@ -176,6 +187,6 @@ impl Tracking {
     /// Nothing is known any more: the next image is a whole one.
     fn lose_sight(&mut self, why: &Error) {
         tracing::warn!("the next image is a whole one: {why}");
-        *self = Tracking::default();
+        *self = Tracking::new(self.method);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Writing<'a> {
 /// What has become of the target meanwhile.
 pub(super) struct Written {
     pub(super) stats: DumpStats,
+    /// The target ran while pages were copied.
+    pub(super) live: bool,
     /// If it must not run before the image is safe.
     pub(super) frozen: Option<Frozen>,
     pub(super) threads: usize,
@@ -54,7 +56,7 @@ impl Writing<'_> {
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let none = Duration::ZERO;
-        Ok(Written { stats, frozen, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
+        Ok(Written { stats, live: false, frozen, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
     }
 
     /// The target runs as soon as that is safe.
@@ -92,7 +94,7 @@ impl Writing<'_> {
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let preserved = live.preserved();
-        Ok(Written { stats, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
+        Ok(Written { stats, live: true, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {

@@ -68,16 +68,17 @@ impl Args {
         let options = self.saving.options(self.after);
         tracing::info!("checkpoint of pid {}: {options:?}", self.pid);
         if self.parent.is_empty() {
-            return Ok(Target::new(self.pid, options));
+            return Ok(Target::new(self.pid, self.saving.tracker()?, options));
         }
         let parents = Parents::of_stream(&self.parent)?;
         if parents.contain(&self.output) {
             let name = self.output.display();
             return Err(Failure::Usage(format!("the image would take the place of its own parent {name}: give it another name")));
         }
+        let tracker = self.saving.tracker()?;
         let read = store::parents::hashes(parents.open()?);
         let (parent, hashes) = read.map_err(|error| parents.explain(error))?;
-        Ok(Target::since(parent, hashes, self.pid, options))
+        Ok(Target::since(parent, hashes, self.pid, tracker, options))
     }
 
     fn stdout(&self) -> Result<Destination, Failure> {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use ckpt::checkpoint::{After, Options};
+use ckpt::checkpoint::{After, Options, Tracker};
 use ckpt::image::Codec;
 use ckpt::resources::collector::CollectOptions;
+use ckpt::track::Kind;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub struct Saving {
     /// Save the contents of the regular files that the process has open for writing, too
     #[arg(long)]
     save_files: bool,
+    /// How changed pages are found, and whether pages are copied while the process runs
+    #[arg(long, value_enum, default_value = "auto", value_name = "TRACKER")]
+    tracker: Kind,
     /// How long to wait for all threads to stop; after that the process runs on, and the checkpoint has failed
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "DURATION")]
     freeze_timeout: Duration,
@@ -33,6 +37,11 @@ enum CodecName {
 }
 
 impl Saving {
+    /// How changes are to be found, if this machine can do it.
+    pub fn tracker(self) -> ckpt::Result<Tracker> {
+        Tracker::choose(self.tracker)
+    }
+
     /// The same for the library.
     pub fn options(self, after: After) -> Options {
         let codec = match self.codec {
@@ -40,6 +49,6 @@ impl Saving {
             CodecName::Raw => Codec::Raw,
         };
         let collect = CollectOptions { tcp_close: self.tcp_close, save_files: self.save_files };
-        Options { after, codec, freeze_timeout: self.freeze_timeout, live: true, collect }
+        Options { after, codec, freeze_timeout: self.freeze_timeout, collect }
     }
 }

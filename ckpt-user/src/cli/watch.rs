@@ -82,12 +82,14 @@ struct Line<'a> {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
+        // First, so that no command is started in vain.
+        let tracker = self.saving.tracker()?;
         let (pid, mut job) = self.job()?;
         tracing::info!("watch of pid {pid}: {self:?}");
         let options =
             watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval(), keep: self.keep };
         let status = Status::new(!self.json);
-        let mut watch = Watch::new(pid, &self.dir, options)?;
+        let mut watch = Watch::new(pid, &self.dir, tracker, options)?;
         let mut printed = Ok(());
         let mut tell = |event: Event<'_>| {
             let told = self.tell(&status, &event);

@@ -4,11 +4,37 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use rangemap::RangeSet;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::DirtyTracker;
 use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
 use crate::pipeline::{KnownPages, PageSink};
+use crate::tracee::maps::Mapping;
+use crate::tracee::remote::RemoteTask;
+
+/// The tracker that sees nothing, so that every page is to be read and compared.
+#[derive(Debug)]
+pub struct Unseeing;
+
+impl DirtyTracker for Unseeing {
+    fn name(&self) -> &'static str {
+        "hash"
+    }
+
+    fn prepare(&mut self, _: &mut RemoteTask<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn cut(&mut self, _: &mut [Mapping]) -> Result<RangeSet<u64>> {
+        Ok(std::iter::once(0..u64::MAX).collect())
+    }
+
+    fn is_blind(&self) -> bool {
+        true
+    }
+}
 
 /// The hashes of the pages of one memory: 16 bytes for a page.
 #[derive(Debug)]

@@ -2,7 +2,10 @@
 
 pub mod ebpf;
 pub mod hash;
+mod kind;
 pub mod scan;
+
+pub use kind::{Kind, Method, not_here};
 
 use std::fmt::Debug;
 
@@ -44,14 +47,14 @@ pub trait DirtyTracker: Debug + Send {
         Ok(RangeSet::new())
     }
 
+    /// Does it see nothing at all? What it names must then be compared with what was saved before.
+    fn is_blind(&self) -> bool {
+        false
+    }
+
     /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut: one that nobody has written to still
     /// is. None, if the tracker does not work that way.
     fn protected(&self) -> &[PageRange] {
         &[]
     }
-}
-
-/// Begins to track the address space of a stopped thread, with the best that this machine has.
-pub fn start(task: &mut RemoteTask<'_>) -> Result<Box<dyn DirtyTracker>> {
-    Ok(Box::new(scan::ScanTracker::start(task)?))
 }

@@ -16,10 +16,28 @@ use super::DirtyTracker;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
 use crate::sys::pagemap::PageMap;
-use crate::sys::pidfd;
-use crate::sys::userfaultfd::{USER_MODE_ONLY, WriteNotes};
+use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
+use crate::sys::{pidfd, probe};
 use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
 use crate::tracee::remote::RemoteTask;
+
+const NO_PROTECTION: &str = "this kernel has no asynchronous write protection (Linux 6.7 has it)";
+const NO_SCAN: &str = "this kernel has no PAGEMAP_SCAN (Linux 6.7 has it)";
+
+/// Does this machine have what it takes, for the caller?
+///
+/// Errors: what is missing.
+pub fn probe() -> Result<()> {
+    let features = probe::userfaultfd().doing(|| "userfaultfd(2), which takes CONFIG_USERFAULTFD, is not there")?;
+    if features & (WP_UNPOPULATED | WP_ASYNC) != WP_UNPOPULATED | WP_ASYNC {
+        return Err(Error::Unexpected(NO_PROTECTION.to_owned()));
+    }
+    can_scan(&PageMap::open(Pid(std::process::id() as i32))?)
+}
+
+fn can_scan(page_map: &PageMap) -> Result<()> {
+    if page_map.has_scan() { Ok(()) } else { Err(Error::Unexpected(NO_SCAN.to_owned())) }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -43,11 +61,9 @@ impl ScanTracker {
         let fetched = pidfd::open(pid).and_then(|process| pidfd::get_fd(process.as_fd(), fd as i32));
         task.call("cannot close the userfaultfd again", libc::SYS_close, [fd.into()])?;
         let notes = WriteNotes::begin(fetched.doing(doing)?);
-        let notes = notes.doing(|| "this kernel has no asynchronous write protection (Linux 6.7 has it)")?;
+        let notes = notes.doing(|| NO_PROTECTION)?;
         let page_map = PageMap::open(pid)?;
-        if !page_map.has_scan() {
-            return Err(Error::Unexpected("this kernel has no PAGEMAP_SCAN (Linux 6.7 has it)".to_owned()));
-        }
+        can_scan(&page_map)?;
         Ok(ScanTracker { pid, notes, page_map, protected: Vec::new() })
     }
 
