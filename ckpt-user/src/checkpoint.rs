@@ -172,6 +172,13 @@ impl Target {
         Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, tracker, options) }
     }
 
+    /// From now on it is another process, of which nothing is known yet.
+    pub fn follow(&mut self, pid: Pid) {
+        self.pid = pid;
+        self.since.forget();
+        (self.trust, self.mappings, self.stragglers) = (Trust::default(), Mappings::default(), Stragglers::default());
+    }
+
     /// Checkpoints the process with all its threads.
     ///
     /// Errors: [`Error::Refused`] and [`Error::RefusedAll`] when something cannot be saved (the target was not changed), and whatever the
@@ -180,7 +187,7 @@ impl Target {
         let began = Instant::now();
         let pid = self.pid;
         preflight::process(pid)?;
-        let possible = self.options.after == After::Continue && destination.can_begin_again();
+        let possible = self.options.after == After::Continue && destination.can_begin_again() && self.is_worth_it()?;
         let not_tried = self.trust.reason_against().filter(|_| possible);
         let live = possible && not_tried.is_none() && self.programs.load();
         let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
@@ -228,6 +235,12 @@ impl Target {
             tracker,
             threads: written.threads,
         })
+    }
+
+    /// Is it worth it to have pages copied while the target runs? To load what that takes for a single image takes longer than to copy a few pages.
+    fn is_worth_it(&self) -> Result<bool> {
+        const FEW: u64 = (16 << 20) / crate::ids::PAGE_SIZE;
+        Ok(self.since.tracks() || self.programs.are_loaded() || procfs::stat(self.pid)?.rss > FEW)
     }
 
     /// Between checkpoints, whenever there is a SIGCHLD: threads that would not stop in time at the last one, and have since, are let go.
@@ -532,10 +545,7 @@ fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: 
     let (mappings, as_left) = mappings.last();
     if since.begins() || !since.tracks() {
         // What cannot be saved is refused before anything is done to the target.
-        let refusals = preflight(freezer.pid, target)?;
-        if !refusals.is_empty() {
-            return Err(Error::RefusedAll(refusals));
-        }
+        refuse_memory(freezer.pid, target, mappings)?;
         let (mut frozen, mut injector) = freezer.freeze()?;
         let since_when = frozen.since;
         let mut leader = RemoteTask::new(&mut injector, frozen.process.leader());
@@ -556,6 +566,16 @@ fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: 
         None => since.prearm(mappings, as_left),
     }
     Ok((armed, pause))
+}
+
+/// Refuses what can be seen of the memory of a process that runs. What is only a sign of its running is left to the freeze.
+fn refuse_memory(pid: Pid, options: &Options, mappings: &[Mapping]) -> Result<()> {
+    let mut cx = Collector::new(&options.collect, vec![pid]);
+    // Any number will do, as nothing comes of it.
+    if let Err(error) = vma::collect(&mut cx, pid, ObjRef(1), mappings) {
+        tracing::debug!("the memory of pid {pid} is looked at again once it is stopped: {error}");
+    }
+    if cx.refusals().is_empty() { Ok(()) } else { Err(Error::RefusedAll(cx.refusals().to_vec())) }
 }
 
 fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {

@@ -1,4 +1,4 @@
-//! Standing in for a restarted job, so that whoever started ckpt deals with it as with the job itself: signals are passed on, the
+//! Standing in for a job, so that whoever started ckpt deals with it as with the job itself: signals are passed on, the
 //! terminal belongs to the job while ckpt has it, stops and continuations are followed, and the job's end is told.
 //!
 //! One descriptor is waited on: a signalfd, which also tells who sent each signal. That matters, because the kernel sends the signals
@@ -49,6 +49,10 @@ pub struct StandIn {
     signals: SignalFd,
     terminal: Option<Terminal>,
     stopped: bool,
+    /// What the user has sent to the job: through us, or to both at once by the terminal.
+    sent: SigSet,
+    /// What came too late for the job.
+    late: Vec<i32>,
 }
 
 /// The signals that are passed on to a job: from now on they do nothing to this process itself, and wait until there is a job.
@@ -87,7 +91,18 @@ impl StandIn {
             SigSet::from(Signal::SIGTTOU).thread_block().doing(|| "cannot block SIGTTOU")?;
             terminal.hand_over(job)?;
         }
-        Ok(StandIn { job, signals, terminal, stopped })
+        Ok(StandIn { job, signals, terminal, stopped, sent: SigSet::empty(), late: Vec::new() })
+    }
+
+    /// Stands in for another process from now on: for the job, which has ended and was brought back, and is still held. It gets the signals that
+    /// have come meanwhile.
+    pub fn follow(&mut self, job: Pid) -> Result<()> {
+        (self.job, self.stopped, self.sent) = (job, false, SigSet::empty());
+        if let Some(terminal) = &mut self.terminal {
+            terminal.take_back()?;
+            terminal.hand_over(job)?;
+        }
+        std::mem::take(&mut self.late).into_iter().try_for_each(|signal| self.send(signal))
     }
 
     /// After this process has traced the job: a stop of which only the tracer was told is followed.
@@ -113,41 +128,97 @@ impl StandIn {
     /// Not while this process traces the job: its stops would be taken for its own.
     pub fn check(&mut self) -> Result<Option<Ended>> {
         loop {
+            // Nobody can tell once its end was collected.
+            let same_group = shares_our_group(self.job);
             while let Some(change) = child::poll(self.job).doing(|| format!("cannot wait for pid {}", self.job))? {
-                match change {
-                    Change::Exited(status) => return Ok(Some(Ended::Exited(status))),
-                    Change::Killed(signal) => return Ok(Some(Ended::Killed(signal))),
-                    Change::Stopped(signal) => self.follow_stop(signal)?,
-                    Change::Continued => self.stopped = false,
+                let ended = match change {
+                    Change::Exited(status) => Some(Ended::Exited(status)),
+                    Change::Killed(signal) => Some(Ended::Killed(signal)),
+                    Change::Stopped(signal) => {
+                        self.follow_stop(signal)?;
+                        None
+                    }
+                    Change::Continued => {
+                        self.stopped = false;
+                        None
+                    }
+                };
+                if ended.is_some() {
+                    self.take_late(same_group)?;
+                    return Ok(ended);
                 }
             }
-            match self.signals.read_signal() {
-                Ok(Some(info)) => self.pass_on(&info)?,
-                Ok(None) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error).doing(|| "cannot read signals"),
+            match self.next_signal()? {
+                Some(info) => self.pass_on(&info)?,
+                None => return Ok(None),
             }
         }
+    }
+
+    /// Has the user sent this signal to the job, through this process or by the terminal?
+    pub fn has_sent(&self, signal: i32) -> bool {
+        Signal::try_from(signal).is_ok_and(|signal| self.sent.contains(signal))
     }
 
     /// Once the job has ended: has a signal come that asks this process to end?
     pub fn is_asked_to_end(&mut self) -> Result<bool> {
-        const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-        while let Some(info) = self.signals.read_signal().doing(|| "cannot read signals")? {
-            if ENDING.iter().any(|signal| *signal as u32 == info.ssi_signo) {
-                return Ok(true);
+        const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+        while let Some(info) = self.next_signal()? {
+            self.late.push(info.ssi_signo as i32);
+        }
+        Ok(self.late.iter().any(|signal| ENDING.contains(signal)))
+    }
+
+    fn next_signal(&self) -> Result<Option<siginfo>> {
+        loop {
+            match self.signals.read_signal() {
+                Err(Errno::EINTR) => {}
+                other => return other.doing(|| "cannot read signals"),
             }
         }
-        Ok(false)
+    }
+
+    /// The job has ended; its pid may be somebody else's soon. What it has had is told apart from what it can no more be sent. (The kernel sends a
+    /// signal of the terminal to a whole group before any of it can be seen to have ended.)
+    fn take_late(&mut self, same_group: bool) -> Result<()> {
+        while let Some(info) = self.next_signal()? {
+            let signal = info.ssi_signo as i32;
+            if has_had_it(info.ssi_code, info.ssi_pid, self.job, same_group) {
+                self.note_sent(&info);
+            } else if signal != libc::SIGCHLD {
+                self.late.push(signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of what the job has had by itself, what was sent by the terminal.
+    fn note_sent(&mut self, info: &siginfo) {
+        if info.ssi_code > 0
+            && let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
+        {
+            self.sent.add(signal);
+        }
     }
 
     fn pass_on(&mut self, info: &siginfo) -> Result<()> {
         let signal = info.ssi_signo as i32;
-        if signal == libc::SIGCHLD || has_had_it(info.ssi_code, info.ssi_pid, self.job, shares_our_group(self.job)) {
+        if signal == libc::SIGCHLD {
             return Ok(());
         }
+        if has_had_it(info.ssi_code, info.ssi_pid, self.job, shares_our_group(self.job)) {
+            self.note_sent(info);
+            return Ok(());
+        }
+        self.send(signal)
+    }
+
+    fn send(&mut self, signal: i32) -> Result<()> {
         if let Some(terminal) = self.terminal.as_mut().filter(|_| signal == libc::SIGCONT) {
             terminal.hand_over(self.job)?;
+        }
+        if let Ok(signal) = Signal::try_from(signal) {
+            self.sent.add(signal);
         }
         match signal::kill(self.job, signal) {
             // It has just ended; that is told next.

@@ -4,9 +4,11 @@
 //! next one holds what it should have. Between checkpoints one thread waits for everything at once: the time of the next, the end of the
 //! job, signals. Checkpoints are made on that thread too, for a tracer must not change. Older points are merged on another.
 
+mod restarts;
 mod retention;
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use crate::stand_in::{Ended, StandIn};
 use crate::store::{Folder, Lock};
 use crate::sys::pidfd;
 use crate::sys::readiness::Waiting;
+pub use restarts::Restarts;
 use retention::Retention;
 
 /// When the next checkpoint is due.
@@ -211,6 +214,7 @@ pub struct Watch {
     retention: Option<Retention>,
     target: Target,
     options: Options,
+    made: Option<RangeInclusive<u64>>,
     pauses: Histogram<u64>,
     bytes: u64,
     failed: u64,
@@ -229,7 +233,17 @@ impl Watch {
         let target = Target::tracked(pid, tracker, options.checkpoint.clone());
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
-        Ok(Watch { folder, lock, retention, target, options, pauses, bytes: 0, failed: 0 })
+        Ok(Watch { folder, lock, retention, target, options, made: None, pauses, bytes: 0, failed: 0 })
+    }
+
+    /// Goes on with a job that was brought back: as `pid` it begins with a whole image.
+    pub fn follow(&mut self, pid: Pid) {
+        self.target.follow(pid);
+    }
+
+    /// The numbers of the images that were made, from the first to the last. `None`: there is none yet.
+    pub fn made(&self) -> Option<RangeInclusive<u64>> {
+        self.made.clone()
     }
 
     /// Checkpoints the job until it ends or the watch is to.
@@ -286,6 +300,8 @@ impl Watch {
     fn checkpoint(&mut self) -> Result<(u64, Report)> {
         let (number, destination) = self.folder.next(&self.lock)?;
         let report = self.target.checkpoint(destination, &|_, _| {})?;
+        let first = self.made.as_ref().map_or(number, |made| *made.start());
+        self.made = Some(first..=number);
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);

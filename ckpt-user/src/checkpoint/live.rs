@@ -53,6 +53,11 @@ impl Programs {
         Programs::NotHere
     }
 
+    /// Are they there already?
+    pub(super) fn are_loaded(&self) -> bool {
+        matches!(self, Programs::Loaded(_))
+    }
+
     /// After a cut that had to hold its target back: takes a larger ring next time, as long as there is memory for it.
     pub(super) fn grow(&mut self) {
         let Programs::Loaded(preserver) = self else { return };

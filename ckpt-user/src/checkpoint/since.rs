@@ -66,6 +66,15 @@ impl Since {
         matches!(self, Since::Tracked(Tracking { tracker: None, .. }))
     }
 
+    /// What is known of the memory so far is of no use any more: the next image is a whole one.
+    pub fn forget(&mut self) {
+        match self {
+            Since::Nothing => {}
+            Since::Tracked(tracking) => *tracking = Tracking::new(tracking.method),
+            Since::Hashed(..) => *self = Since::Nothing,
+        }
+    }
+
     /// Does it watch the memory, so that all of it is protected by now?
     pub fn tracks(&self) -> bool {
         matches!(self, Since::Tracked(_))

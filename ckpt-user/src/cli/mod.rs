@@ -4,16 +4,19 @@
 mod check;
 mod checkpoint;
 mod completions;
+mod descriptors;
 mod failure;
 mod generic;
 mod info;
 mod input;
 mod log;
 mod man;
+mod narrator;
 mod output;
 mod parents;
 mod points;
 mod progress;
+mod rescue;
 mod restart;
 mod saving;
 mod spool;
@@ -112,6 +115,10 @@ mod tests {
         assert!(refused(&["checkpoint", "0", "-o", "img"]));
         assert!(refused(&["restart", "img", "--pidfile", "pid"]));
         assert!(refused(&["restart", "img", "--inherit-fd", "x"]));
+        assert!(refused(&["watch", "1", "--dir", "images", "--restart-on-failure"]));
+        assert!(refused(&["watch", "--dir", "images", "--max-restarts", "3", "--", "job"]));
+        assert!(refused(&["watch", "--dir", "images", "--restart-on-failure", "--max-restarts", "0", "--", "job"]));
+        assert!(!refused(&["watch", "--dir", "images", "--restart-on-failure", "--max-restarts", "3", "--", "job"]));
         assert!(!refused(&["restart", "img", "--detach", "--pidfile", "pid", "--inherit-fd", "5=7", "--inherit-fd", "6"]));
         assert!(!refused(&["checkpoint", "4242", "-o", "-", "--after", "kill", "--codec", "raw", "--freeze-timeout", "500ms"]));
     }

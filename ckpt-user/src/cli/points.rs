@@ -2,25 +2,46 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ckpt::Error;
 use ckpt::image::{ImageError, ImageReader, verify_stored};
 use ckpt::merge::Lazy;
+use ckpt::resources::restorer::FilesPolicy;
 use ckpt::restart::{self, Input, Options, Restarted};
 use ckpt::store::{Chains, Entry, Folder};
 
 use super::Failure;
 use super::progress::Progress;
 
+/// What is done about files by default: the job of a folder went on after its images were made, and its files with it.
+pub const FILES: FilesPolicy = FilesPolicy::Rollback;
+
 /// So often at most, images that were merged away meanwhile are looked for anew.
 const TRIES: usize = 10;
 
-/// Restarts the newest point of the folder whose images are whole, or the one that `at` names: a number, or the beginning of an image id.
-pub fn restart_newest(folder: &Path, at: Option<&str>, options: &Options) -> Result<Restarted, Failure> {
+/// Which point of a folder is to be restarted.
+#[derive(Clone, Debug)]
+pub enum Choice<'a> {
+    /// The newest one with one of these numbers whose images are whole.
+    Newest(RangeInclusive<u64>),
+    /// The one with this number, or with an image id that begins so.
+    At(&'a str),
+}
+
+impl<'a> Choice<'a> {
+    /// What the user named, or the newest of all.
+    pub fn of(at: Option<&'a str>) -> Choice<'a> {
+        at.map_or(Choice::Newest(0..=u64::MAX), Choice::At)
+    }
+}
+
+/// Restarts a point of the folder. Its number is told, too.
+pub fn restart_point(folder: &Path, choice: &Choice<'_>, options: &Options) -> Result<(u64, Restarted), Failure> {
     let mut entries = Folder::open(folder).scan()?;
     for _ in 1..TRIES {
-        match restart_one_of(folder, &entries, at, options) {
+        match restart_one_of(folder, &entries, choice, options) {
             Err(failure @ (Failure::Usage(_) | Failure::Library(Error::Refused(_)))) => return Err(failure),
             Err(failure) => {
                 // A watch that goes on may have merged what was listed.
@@ -34,7 +55,7 @@ pub fn restart_newest(folder: &Path, at: Option<&str>, options: &Options) -> Res
             restarted => return restarted,
         }
     }
-    restart_one_of(folder, &entries, at, options)
+    restart_one_of(folder, &entries, choice, options)
 }
 
 /// Is something that was there gone, or something else now? New images are no change.
@@ -44,17 +65,17 @@ fn has_changed(before: &[Entry], now: &[Entry]) -> bool {
     !before.iter().all(|old| now.iter().any(|new| same(old, new)))
 }
 
-fn restart_one_of(folder: &Path, entries: &[Entry], at: Option<&str>, options: &Options) -> Result<Restarted, Failure> {
-    let chosen = match at {
-        Some(at) => vec![find(entries, at, folder)?],
-        None => (0..entries.len()).rev().collect(),
+fn restart_one_of(folder: &Path, entries: &[Entry], choice: &Choice<'_>, options: &Options) -> Result<(u64, Restarted), Failure> {
+    let chosen = match choice {
+        Choice::At(at) => vec![find(entries, at, folder)?],
+        Choice::Newest(among) => (0..entries.len()).rev().filter(|&at| among.contains(&entries[at].number)).collect(),
     };
     let chains = Chains::of(entries);
     let mut verified = Verified::default();
     let mut damaged = None;
     for point in chosen {
         let chain = chains.chain(point).map_err(|why| Failure::Damaged(why.to_owned()));
-        match chain.and_then(|images| restart_point(&images, &mut verified, options)) {
+        match chain.and_then(|images| restart_images(&images, &mut verified, options)) {
             Err(failure @ (Failure::Image { .. } | Failure::Damaged(_))) => {
                 // An older point may be whole.
                 if let Some(earlier) = damaged.replace(failure) {
@@ -65,12 +86,16 @@ fn restart_one_of(folder: &Path, entries: &[Entry], at: Option<&str>, options: &
                 if let Some(failure) = &damaged {
                     tracing::warn!("{failure}; restarted from the older {}", entries[point].path.display());
                 }
-                return Ok(restarted);
+                return Ok((entries[point].number, restarted));
             }
             Err(other) => return Err(other),
         }
     }
-    Err(damaged.unwrap_or_else(|| Failure::Damaged(format!("the folder {} holds no images", folder.display()))))
+    let none = match choice {
+        Choice::Newest(among) if *among.end() < u64::MAX => "no more of the images that would do",
+        _ => "no images",
+    };
+    Err(damaged.unwrap_or_else(|| Failure::Damaged(format!("the folder {} holds {none}", folder.display()))))
 }
 
 fn find(entries: &[Entry], at: &str, folder: &Path) -> Result<usize, Failure> {
@@ -127,7 +152,7 @@ fn verify_all(entry: &Entry) -> Result<u64, ImageError> {
 }
 
 /// `images`: what the point needs, itself first.
-fn restart_point(images: &[&Entry], verified: &mut Verified, options: &Options) -> Result<Restarted, Failure> {
+fn restart_images(images: &[&Entry], verified: &mut Verified, options: &Options) -> Result<Restarted, Failure> {
     // All of them, before anything is done: going back to an older point must find the world as it was.
     let mut wanted = None;
     for image in images {

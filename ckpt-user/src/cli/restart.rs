@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use ckpt::ids::Pid;
 use ckpt::resources::restorer::{FilesPolicy, RestoreOptions};
 use ckpt::restart::{self, Options, Restarted};
 use ckpt::stand_in::{Ended, Signals, StandIn};
-use ckpt::sys::{child, pidfd};
+use ckpt::sys::child;
 
 use super::parents::Parents;
+use super::points::{self, Choice};
 use super::progress::Progress;
-use super::{Failure, input, output, points, spool};
+use super::{Failure, descriptors, input, output, spool};
 
 /// Bring a process back from its image, where it was, with its process id.
 ///
@@ -91,15 +91,17 @@ impl Args {
                 "--parent belongs to one image, and the images of a folder find their parents there".to_owned(),
             ));
         }
-        // The job of a folder went on after its images were made, and its files with it.
-        let default = if is_folder { FilesPolicy::Rollback } else { FilesPolicy::Fail };
-        let files = self.files.unwrap_or(default);
-        let restore =
-            RestoreOptions { files, discard_changes: self.discard_changes, inherit: self.inherited()?, ambient: ambient()? };
+        let default = if is_folder { points::FILES } else { FilesPolicy::Fail };
+        let restore = RestoreOptions {
+            files: self.files.unwrap_or(default),
+            discard_changes: self.discard_changes,
+            inherit: self.inherited()?,
+            ambient: descriptors::ambient()?,
+        };
         let options = Options { detach: self.detach, frozen: self.frozen, restore };
         tracing::info!("restart from {}: {options:?}", self.image.display());
         let restarted = if is_folder {
-            points::restart_newest(&self.image, self.at.as_deref(), &options)?
+            points::restart_point(&self.image, &Choice::of(self.at.as_deref()), &options)?.1
         } else {
             self.restart_image(&options)?
         };
@@ -149,48 +151,21 @@ impl Args {
         }
     }
 
-    /// Our standard descriptors, unless they are closed, and what the user chose.
+    /// Our standard descriptors, and what the user chose.
     fn inherited(&self) -> Result<HashMap<RawFd, OwnedFd>, Failure> {
-        let us = Pid(std::process::id() as i32);
-        let own = pidfd::open(us).map_err(|error| Failure::file("cannot make a descriptor for ckpt itself", error))?;
-        let mut inherited = HashMap::new();
-        for fd in 0..=2 {
-            match pidfd::get_fd(own.as_fd(), fd) {
-                Ok(copy) => drop(inherited.insert(fd, copy)),
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => {}
-                Err(error) => return Err(Failure::file(format!("cannot duplicate descriptor {fd}"), error)),
-            }
-        }
+        let mut inherited = descriptors::standard()?;
         if input::is_stdin(&self.image) {
             // What is left of that stream is nothing.
             let null = File::open(Path::new("/dev/null")).map_err(|error| Failure::file("cannot open /dev/null", error))?;
             inherited.insert(0, null.into());
         }
         for &Inherit { of_job, ours } in &self.inherit_fd {
-            let copy = pidfd::get_fd(own.as_fd(), ours);
+            let copy = descriptors::duplicate(ours);
             let copy = copy.map_err(|error| Failure::file(format!("--inherit-fd {of_job}={ours}: descriptor {ours}"), error))?;
             inherited.insert(of_job, copy);
         }
         Ok(inherited)
     }
-}
-
-/// The descriptors beyond the standard ones that we were started with: ours are all closed on exec.
-fn ambient() -> Result<HashMap<RawFd, OwnedFd>, Failure> {
-    let failed = |error| Failure::file("cannot list the descriptors of ckpt", error);
-    let own = pidfd::open(Pid(std::process::id() as i32)).map_err(failed)?;
-    let mut found = HashMap::new();
-    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let Some(fd) = name.to_str().and_then(|n| n.parse::<RawFd>().ok()).filter(|&fd| fd > 2) else { continue };
-        // EBADF: the listing itself, closed by now.
-        if let Ok(copy) = pidfd::get_fd(own.as_fd(), fd)
-            && !ckpt::sys::fcntl::closes_on_exec(fd).unwrap_or(true)
-        {
-            found.insert(fd, copy);
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -35,9 +35,9 @@ impl Status {
         self.bar.tick();
     }
 
-    /// Says something else above the line.
-    pub fn above(&self, say: impl FnOnce()) {
-        self.bar.suspend(say);
+    /// Does something that may write to the terminal, with the line out of the way.
+    pub fn aside<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.bar.suspend(act)
     }
 
     /// Takes the line away.

@@ -1,22 +1,21 @@
 //! `ckpt watch`.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use ckpt::checkpoint::{After, Report};
+use ckpt::checkpoint::After;
 use ckpt::ids::Pid;
 use ckpt::stand_in::{Ended, Signals, StandIn};
 use ckpt::sys::child;
-use ckpt::watch::{self, End, Event, Interval, Job, Stranger, Summary, Watch};
-use serde::Serialize;
+use ckpt::watch::{self, End, Interval, Job, Stranger, Watch};
 
+use super::narrator::Narrator;
+use super::rescue::Rescue;
 use super::saving::Saving;
-use super::status::Status;
-use super::{Failure, output, parse_pid};
+use super::{Failure, parse_pid};
 
 /// Checkpoint a running process, or a command, again and again.
 ///
@@ -41,12 +40,18 @@ pub struct Args {
     /// Keep so many restart points: older images are merged into the oldest of them (default: all are kept)
     #[arg(long, value_name = "N")]
     keep: Option<NonZeroUsize>,
+    /// Bring the command back from its newest whole image when a signal kills it that was not sent through ckpt, and go on
+    #[arg(long, requires = "command")]
+    restart_on_failure: bool,
+    /// Bring it back so many times within an hour at most
+    #[arg(long, value_name = "N", default_value = "5", requires = "restart_on_failure")]
+    max_restarts: NonZeroUsize,
     #[command(flatten)]
     saving: Saving,
     /// Append everything that is done to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Print one JSON object on a line for each checkpoint
+    /// Print one JSON object on a line for each checkpoint, and for each restart
     #[arg(long)]
     json: bool,
     /// The command, after `--`
@@ -71,14 +76,6 @@ fn parse_interval(text: &str) -> Result<IntervalArg, String> {
     }
 }
 
-/// A line of `--json`.
-#[derive(Serialize)]
-struct Line<'a> {
-    number: u64,
-    #[serde(flatten)]
-    report: &'a Report,
-}
-
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
@@ -88,18 +85,20 @@ impl Args {
         tracing::info!("watch of pid {pid}: {self:?}");
         let options =
             watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval(), keep: self.keep };
-        let status = Status::new(!self.json);
+        let mut narrator = Narrator::new(&self.dir, self.json);
         let mut watch = Watch::new(pid, &self.dir, tracker, options)?;
-        let mut printed = Ok(());
-        let mut tell = |event: Event<'_>| {
-            let told = self.tell(&status, &event);
-            printed = std::mem::replace(&mut printed, Ok(())).and(told);
+        let mut rescue = self.restart_on_failure.then(|| Rescue::new(&self.dir, self.max_restarts)).transpose()?;
+        let end = loop {
+            let end = watch.run(&mut job, &mut |event| narrator.tell(&event))?;
+            let (Some(rescue), End::Job(Ended::Killed(signal)), Job::Ours(stand_in)) = (&mut rescue, end, &mut job) else {
+                break end;
+            };
+            if stand_in.has_sent(signal) || !rescue.bring_back(pid, signal, stand_in, &mut watch, &mut narrator)? {
+                break end;
+            }
         };
-        let end = watch.run(&mut job, &mut tell)?;
-        watch.settle(&mut job, &mut tell)?;
-        status.clear();
-        printed?;
-        self.summarize(pid, end, &watch.summary());
+        watch.settle(&mut job, &mut |event| narrator.tell(&event))?;
+        narrator.end(pid, end, &watch.summary())?;
         match end {
             End::Job(Ended::Exited(code)) => Ok(ExitCode::from(code as u8)),
             End::Job(Ended::Killed(signal)) => child::die_by(signal),
@@ -127,53 +126,4 @@ impl Args {
             IntervalArg::Auto => Interval::Auto { mtbf: self.mtbf },
         }
     }
-
-    fn tell(&self, status: &Status, event: &Event<'_>) -> Result<(), Failure> {
-        match event {
-            Event::Checkpoint(number, report) => {
-                tracing::info!("checkpoint {number}: {report:?}");
-                status.show(*number, report);
-                if self.json {
-                    output::print_json(&Line { number: *number, report })?;
-                }
-            }
-            Event::Failed(error) => {
-                complain(status, &format!("the checkpoint into {} has failed, and the job runs on: {error}", self.dir.display()));
-            }
-            Event::NotMerged(error) => {
-                let all = "everything that was there still is";
-                complain(status, &format!("older points in {} cannot be merged; {all}: {error}", self.dir.display()));
-            }
-        }
-        Ok(())
-    }
-
-    fn summarize(&self, pid: Pid, end: End, summary: &Summary) {
-        let fate = match end {
-            End::Asked => "runs on",
-            End::Gone | End::Job(_) => "has ended",
-        };
-        let failed = if summary.failed > 0 { format!(", {} failed", summary.failed) } else { String::new() };
-        let text = format!(
-            "{} in {}{failed}, {} in all; pauses: half up to {}, 99 of 100 up to {}, the longest {}; pid {pid} {fate}",
-            output::count(summary.checkpoints, "checkpoint"),
-            self.dir.display(),
-            output::bytes(summary.bytes),
-            output::micros(summary.pause_p50_us),
-            output::micros(summary.pause_p99_us),
-            output::micros(summary.pause_max_us),
-        );
-        eprintln!("ckpt: {text}");
-        tracing::info!("{text}");
-    }
-}
-
-fn complain(status: &Status, text: &str) {
-    tracing::error!(target: super::log::REPORTED, "{text}");
-    status.above(|| {
-        // Standard error may be a file on the very disk that is full. The watch goes on.
-        if let Err(error) = writeln!(io::stderr(), "ckpt: {text}") {
-            tracing::error!("cannot write to standard error: {error}");
-        }
-    });
 }
