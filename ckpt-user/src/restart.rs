@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
@@ -29,7 +30,7 @@ use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
-use crate::tracee::spawn::{self, NewProcess};
+use crate::tracee::spawn::{self, Freeing, NewProcess};
 
 pub use crate::checkpoint::Progress;
 pub use crate::store::parents::Input;
@@ -236,16 +237,12 @@ const AMX_TILE_DATA: u64 = 1 << 18;
 
 fn make_threads(process: &mut NewProcess, injector: &mut Injector, plan: &Plan) -> Result<()> {
     for &tid in &plan.entry.threads[1..] {
-        let born = {
-            let mut task = RemoteTask::new(injector, &mut process.threads[0]);
-            let mut batch = Batch::new();
-            let set_tid = batch.value(&tid.0);
-            let args = spawn::thread_clone_args(tid, task.address_of(set_tid)?.0);
-            let args_slot = batch.value(&args);
-            let id = batch.call(libc::SYS_clone3, [args_slot.into(), size_of_val(&args).into()]);
-            let answers = task.run(batch)?;
-            answers.ret(id).map_err(|errno| explain_thread(tid, errno))?;
-            task.take_born()
+        let freeing = Freeing::new();
+        let born = loop {
+            match make_thread(process, injector, tid)? {
+                Err(Errno::EEXIST) if freeing.goes_on(tid.0) => {}
+                made => break made.map_err(|errno| explain_thread(tid, errno))?,
+            }
         };
         for tid in born {
             process.adopt(tid)?;
@@ -258,9 +255,20 @@ fn make_threads(process: &mut NewProcess, injector: &mut Injector, plan: &Plan) 
     Ok(())
 }
 
-fn explain_thread(tid: Tid, errno: nix::errno::Errno) -> Error {
+fn make_thread(process: &mut NewProcess, injector: &mut Injector, tid: Tid) -> Result<Result<Vec<Tid>, Errno>> {
+    let mut task = RemoteTask::new(injector, &mut process.threads[0]);
+    let mut batch = Batch::new();
+    let set_tid = batch.value(&tid.0);
+    let args = spawn::thread_clone_args(tid, task.address_of(set_tid)?.0);
+    let args_slot = batch.value(&args);
+    let id = batch.call(libc::SYS_clone3, [args_slot.into(), size_of_val(&args).into()]);
+    let answers = task.run(batch)?;
+    Ok(answers.ret(id).map(|_| task.take_born()))
+}
+
+fn explain_thread(tid: Tid, errno: Errno) -> Error {
     match errno {
-        nix::errno::Errno::EEXIST => Error::Restart(format!("thread id {tid} is in use; end the process that has it first")),
+        Errno::EEXIST => Error::Restart(format!("thread id {tid} is in use; end the process that has it first")),
         other => Error::os(format!("cannot make thread {tid}"), other),
     }
 }

@@ -17,6 +17,7 @@ pub mod python;
 pub mod scratch_disk;
 pub mod skip;
 pub mod static_program;
+pub mod stood_in;
 pub mod story;
 pub mod sys;
 pub mod waits;

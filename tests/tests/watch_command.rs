@@ -4,9 +4,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use ckpt_tests::ckpt;
-use ckpt_tests::job::{Job, adopt_orphans};
+use ckpt_tests::job::Job;
 use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
+use ckpt_tests::stood_in::{self, job_of, wait_for_images};
 use ckpt_tests::watched::{self, Watch};
 use ckpt_tests::{needs_root, process, program, python};
 use nix::sys::signal::Signal;
@@ -14,27 +15,7 @@ use tempfile::tempdir;
 
 /// Starts it in `folder`, where output and errors of both go to files, and images to the folder `images`.
 fn watch(folder: &Path, interval: &str, job: &[&str]) -> Job {
-    adopt_orphans();
-    let mut command = ckpt::command(["watch", "--interval", interval, "--dir"]);
-    Job::start(folder, command.arg(folder.join("images")).arg("--").args(job).current_dir(folder))
-}
-
-/// The job of a watch.
-fn job_of(watch: &Job) -> Job {
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", watch.pid())).unwrap();
-    let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-    let [pid] = pids[..] else { panic!("it has not one child: {children}") };
-    Job::adopt(pid, watch.folder())
-}
-
-/// Nothing tells of a new file in a folder that may not be there yet, except the log of its maker: waits until there are `count` images.
-fn wait_for_images(watch: &Job, count: usize) {
-    let dir = watch.folder().join("images");
-    let until = std::time::Instant::now() + ckpt_tests::job::DEADLINE;
-    while !dir.is_dir() || watched::images(&dir).len() < count {
-        assert!(watch.is_alive() && std::time::Instant::now() < until, "{}\n{}", watch.output(), watch.errors());
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
+    stood_in::start(folder, &["--interval", interval], job)
 }
 
 #[test]

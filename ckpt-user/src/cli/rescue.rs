@@ -77,7 +77,10 @@ impl<'a> Rescue<'a> {
             };
             self.restarts.took(number, &made);
             stand_in.follow(restarted.pid())?;
-            return Ok((number, restarted.release()?));
+            match restarted.release() {
+                Err(Error::Gone(_)) => {}
+                other => return Ok((number, other?)),
+            }
         }
     }
 

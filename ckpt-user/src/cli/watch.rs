@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     keep: Option<NonZeroUsize>,
     /// Bring the command back from its newest whole image when a signal kills it that was not sent through ckpt, and go on
-    #[arg(long, requires = "command")]
+    #[arg(long, conflicts_with = "pid")]
     restart_on_failure: bool,
     /// Bring it back so many times within an hour at most
     #[arg(long, value_name = "N", default_value = "5", requires = "restart_on_failure")]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::thread::{StoppedThread, gone_or};
@@ -31,7 +32,14 @@ impl NewProcess {
     pub fn spawn(pid: Pid, orphan: bool) -> Result<NewProcess> {
         wait_for_burial(pid)?;
         let leash = Leash::new().doing(|| "cannot make a pipe")?;
-        let made = if orphan { clone::orphan_with_pid(pid) } else { clone::child_with_pid(pid, 0) };
+        let freeing = Freeing::new();
+        let made = loop {
+            let made = if orphan { clone::orphan_with_pid(pid) } else { clone::child_with_pid(pid, 0) };
+            match made {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) && freeing.goes_on(pid.0) => {}
+                made => break made,
+            }
+        };
         match made {
             Ok(Cloned::Child) => leash.wait(),
             Ok(Cloned::Parent(got)) => debug_assert_eq!(got, pid),
@@ -62,34 +70,41 @@ impl NewProcess {
         }
     }
 
-    /// Lets all its threads run.
+    /// Lets all its threads run. [`Error::Gone`]: it was killed at the last moment.
     pub fn release(mut self) -> Result<()> {
-        self.armed = false;
-        let mut others = self.threads.drain(1..).collect::<Vec<_>>();
         // The leader last: while it stands, the others can still be let go should one of them fail.
-        others.append(&mut self.threads);
-        for thread in others {
-            thread.detach()?;
+        while let Some(thread) = self.threads.pop() {
+            let tid = thread.tid;
+            if let Err(error) = thread.detach() {
+                self.armed = false;
+                self.kill(Some(tid));
+                return Err(error);
+            }
         }
+        self.armed = false;
         Ok(())
+    }
+
+    /// SIGKILL ends a traced process whatever it does; as its tracer we must collect every thread for it to be gone: ours, and `more`.
+    fn kill(&mut self, more: Option<Tid>) {
+        if let Err(error) = crate::sys::signal::kill(self.pid, libc::SIGKILL) {
+            tracing::warn!("cannot kill the half-made process {}: {error}", self.pid);
+            return;
+        }
+        let leader = self.pid.leader();
+        let others = self.threads.iter().map(|t| t.tid).chain(more).filter(|&tid| tid != leader);
+        for tid in others.chain([leader]) {
+            if let Err(error) = ptrace::wait_for_end(tid) {
+                tracing::warn!("cannot wait for the half-made process {}: {error}", self.pid);
+            }
+        }
     }
 }
 
 impl Drop for NewProcess {
     fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        // SIGKILL ends a traced process whatever it does; as its tracer we must collect every thread for it to be gone.
-        if let Err(error) = crate::sys::signal::kill(self.pid, libc::SIGKILL) {
-            tracing::warn!("cannot kill the half-made process {}: {error}", self.pid);
-            return;
-        }
-        let tids: Vec<Tid> = self.threads.iter().map(|t| t.tid).filter(|&t| t != self.pid.leader()).collect();
-        for tid in tids.into_iter().chain([self.pid.leader()]) {
-            if let Err(error) = ptrace::wait_for_end(tid) {
-                tracing::warn!("cannot wait for the half-made process {}: {error}", self.pid);
-            }
+        if self.armed {
+            self.kill(None);
         }
     }
 }
@@ -103,6 +118,29 @@ fn wait_for_burial(pid: Pid) -> Result<()> {
         pidfd::wait_for_burial(dead.as_fd(), BURIAL / 200).doing(|| format!("cannot wait for the dead process {pid}"))?;
     }
     Ok(())
+}
+
+/// The kernel frees the ids of a dead task a little later than it forgets the task (Linux 6.15). Nothing tells of it.
+#[derive(Debug)]
+pub struct Freeing {
+    until: Instant,
+}
+
+impl Freeing {
+    /// To be made before the first attempt to use an id.
+    #[expect(clippy::new_without_default, reason = "it begins now")]
+    pub fn new() -> Freeing {
+        Freeing { until: Instant::now() + BURIAL }
+    }
+
+    /// The id was said to be in use. True: nobody has it, so it is worth trying again, after the moment that this has waited.
+    pub fn goes_on(&self, id: i32) -> bool {
+        let goes_on = Instant::now() < self.until && !Path::new(&format!("/proc/{id}")).exists();
+        if goes_on {
+            std::thread::sleep(BURIAL / 10_000);
+        }
+        goes_on
+    }
 }
 
 /// How long at most.
