@@ -70,6 +70,8 @@ pub struct Options {
     pub interval: Interval,
     /// How many restart points are kept. `None`: all.
     pub keep: Option<NonZeroUsize>,
+    /// How often to tell how long it is until the next checkpoint. `None`: never.
+    pub tell_every: Option<Duration>,
 }
 
 /// What is watched.
@@ -180,6 +182,8 @@ impl Job {
 pub enum Event<'a> {
     /// An image is in the folder, under this number.
     Checkpoint(u64, &'a Report),
+    /// So long it is until the next checkpoint.
+    Waiting(Duration),
     /// A checkpoint has failed; the job runs on.
     Failed(&'a Error),
     /// Older points could not be merged or removed; all that were there still are.
@@ -255,9 +259,15 @@ impl Watch {
             if let Some(end) = job.check()? {
                 return Ok(end);
             }
-            if Instant::now() < due {
+            let now = Instant::now();
+            if now < due {
+                let mut until = due;
+                if let Some(every) = self.options.tell_every {
+                    tell(Event::Waiting(due - now));
+                    until = due.min(now + every);
+                }
                 let (one, other) = job.descriptors();
-                waiting.for_either(one, other, due).doing(|| "cannot wait for the job")?;
+                waiting.for_either(one, other, until).doing(|| "cannot wait for the job")?;
                 continue;
             }
             let began = Instant::now();

@@ -51,6 +51,11 @@ impl<'a> Narrator<'a> {
         Narrator { dir, json, status: Status::new(!json), printed: Ok(()) }
     }
 
+    /// Does anybody see how long it is until the next checkpoint?
+    pub fn has_terminal(&self) -> bool {
+        self.status.is_visible()
+    }
+
     /// What the library tells.
     pub fn tell(&mut self, event: &Event<'_>) {
         match event {
@@ -59,6 +64,7 @@ impl<'a> Narrator<'a> {
                 self.status.show(*number, report);
                 self.print(&Checkpoint { number: *number, report });
             }
+            Event::Waiting(left) => self.status.count_down(*left),
             Event::Failed(error) => {
                 self.complain(&format!("the checkpoint into {} has failed, and the job runs on: {error}", self.dir.display()));
             }

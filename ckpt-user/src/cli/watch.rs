@@ -83,9 +83,13 @@ impl Args {
         let tracker = self.saving.tracker()?;
         let (pid, mut job) = self.job()?;
         tracing::info!("watch of pid {pid}: {self:?}");
-        let options =
-            watch::Options { checkpoint: self.saving.options(After::Continue), interval: self.interval(), keep: self.keep };
         let mut narrator = Narrator::new(&self.dir, self.json);
+        let options = watch::Options {
+            checkpoint: self.saving.options(After::Continue),
+            interval: self.interval(),
+            keep: self.keep,
+            tell_every: narrator.has_terminal().then_some(Duration::from_secs(1)),
+        };
         let mut watch = Watch::new(pid, &self.dir, tracker, options)?;
         let mut rescue = self.restart_on_failure.then(|| Rescue::new(&self.dir, self.max_restarts)).transpose()?;
         let end = loop {
