@@ -198,6 +198,23 @@ fn a_folder_that_is_removed() {
     laps::finish(job);
 }
 
+/// Also one that is killed, with all its threads, in the middle of a checkpoint.
+#[test]
+fn a_job_that_is_killed_at_any_instant() {
+    needs_root!();
+    let moments = Moments::new();
+    for _ in 0..12 {
+        let (folder, mut job) = start("512 slow threads 3");
+        let mut watch = Watch::start(&job, &folder.path().join("images"), "1ms", &[]);
+        watch.wait_for(2);
+        thread::sleep(moments.part_of(Duration::from_millis(20), 0.0, 1.0));
+        job.kill();
+        assert!(watch.wait().success());
+        let said = watch.wait_until_it_says(&["has ended"]);
+        assert!(said.contains(&job.pid().to_string()), "{said}");
+    }
+}
+
 /// A job that has ended ends its watch, and what it was can be had again.
 #[test]
 fn a_job_that_ends() {
