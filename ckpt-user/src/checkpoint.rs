@@ -243,9 +243,10 @@ impl Target {
         Ok(self.since.tracks() || self.programs.are_loaded() || procfs::stat(self.pid)?.rss > FEW)
     }
 
-    /// Between checkpoints, whenever there is a SIGCHLD: threads that would not stop in time at the last one, and have since, are let go.
-    pub fn let_stragglers_go(&self) {
-        self.stragglers.let_go();
+    /// Between checkpoints, whenever there is a SIGCHLD: threads that would not stop in time at the last one, and have since, are let go, and those that
+    /// have ended are seen to have. Were there any?
+    pub fn let_stragglers_go(&self) -> bool {
+        self.stragglers.let_go()
     }
 
     /// Does what shall be done with the target once its image is safe.

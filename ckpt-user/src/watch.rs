@@ -255,9 +255,12 @@ impl Watch {
         let waiting = Waiting::new().doing(|| "cannot prepare to wait")?;
         let mut due = Instant::now();
         loop {
-            self.target.let_stragglers_go();
             if let Some(end) = job.check()? {
                 return Ok(end);
+            }
+            // After the signals were read, so that none is missed.
+            if self.target.let_stragglers_go() {
+                continue;
             }
             let now = Instant::now();
             if now < due {

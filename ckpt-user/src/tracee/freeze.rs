@@ -1,8 +1,8 @@
 //! Stopping every thread of a process, and letting them go again whatever happens.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::thread::{LOOK_AFTER, StoppedThread, gone_or};
@@ -19,6 +19,7 @@ pub struct FrozenProcess {
     pub pid: Pid,
     /// Its threads, the leader first.
     pub threads: Vec<StoppedThread>,
+    stragglers: Stragglers,
 }
 
 impl FrozenProcess {
@@ -27,7 +28,7 @@ impl FrozenProcess {
     /// Errors: no such process, no right to trace it, traced by somebody else, a thread that does not stop in time.
     pub fn freeze(pid: Pid, timeout: Duration, stragglers: &Stragglers) -> Result<FrozenProcess> {
         stragglers.let_go();
-        let mut frozen = FrozenProcess { pid, threads: Vec::new() };
+        let mut frozen = FrozenProcess { pid, threads: Vec::new(), stragglers: stragglers.clone() };
         let mut seized = Seized { pid, running: Vec::new(), stragglers };
         let deadline = Deadline::arm(timeout.min(LOOK_AFTER)).doing(|| "cannot set a timer".to_owned())?;
         let until = Instant::now() + timeout;
@@ -93,11 +94,7 @@ impl FrozenProcess {
                 Err(error) => first = first.and(Err(error)),
             }
         }
-        // As long as its tracer has not seen the end of a thread, nobody else does: neither the parent, nor who waits on a pidfd. The leader last:
-        // it is dead only when the others are.
-        for tid in dead.into_iter().rev() {
-            see_the_end(self.pid, tid);
-        }
+        self.stragglers.add(self.pid, dead);
         first
     }
 }
@@ -106,20 +103,6 @@ impl Drop for FrozenProcess {
     fn drop(&mut self) {
         if let Err(error) = self.release() {
             tracing::warn!("cannot let go of pid {}: {error}", self.pid);
-        }
-    }
-}
-
-/// Waits until a traced thread that is about to end has ended. One that stops instead is let go.
-fn see_the_end(pid: Pid, tid: Tid) {
-    loop {
-        match ptrace::wait(tid, true) {
-            Ok(Some(Stop::Ended(_))) => return,
-            Ok(Some(stop)) => let_go(pid, tid, stop),
-            Ok(None) => {}
-            // It is nobody's any more.
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return,
-            Err(error) => return tracing::warn!("cannot wait for thread {tid} of pid {pid}: {error}"),
         }
     }
 }
@@ -134,15 +117,26 @@ fn let_go(pid: Pid, tid: Tid, stop: Stop) {
     }
 }
 
-/// Threads that were told to stop and would not in time, in an uninterruptible wait, say. ptrace lets nobody go that runs, so they stay attached and stop
-/// later; then they must be let go. To be used by the thread that traces.
-#[derive(Debug, Default)]
-pub struct Stragglers(RefCell<Vec<(Pid, Tid)>>);
+/// Threads that are attached still: they were told to stop and would not in time, in an uninterruptible wait, say, and ptrace lets nobody go that runs; or
+/// they are about to end, and as long as their tracer has not seen that, nobody else does, neither the parent nor who waits on a pidfd. To be used by the
+/// thread that traces.
+#[derive(Clone, Debug, Default)]
+pub struct Stragglers(Arc<Mutex<Vec<(Pid, Tid)>>>);
 
 impl Stragglers {
-    /// Lets those go that have stopped or ended meanwhile. Whenever another has, there is a SIGCHLD.
-    pub fn let_go(&self) {
-        self.0.borrow_mut().retain(|&(pid, tid)| !is_done(pid, tid));
+    /// Lets those go that have stopped or ended meanwhile. Whenever another has, there is a SIGCHLD. Were there any?
+    pub fn let_go(&self) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = all.len();
+        // The end of a main thread is told only when those of the others were seen.
+        all.retain(|&(pid, tid)| tid == pid.leader() || !is_done(pid, tid));
+        all.retain(|&(pid, tid)| tid != pid.leader() || !is_done(pid, tid));
+        all.len() < before
+    }
+
+    fn add(&self, pid: Pid, tids: impl IntoIterator<Item = Tid>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(tids.into_iter().map(|tid| (pid, tid)));
+        self.let_go();
     }
 }
 
@@ -174,16 +168,7 @@ struct Seized<'a> {
 
 impl Drop for Seized<'_> {
     fn drop(&mut self) {
-        let ending = procfs::is_ending(self.pid);
-        // The leader last, as above.
-        self.running.sort_by_key(|tid| *tid == self.pid.leader());
-        for &tid in &self.running {
-            if ending {
-                see_the_end(self.pid, tid);
-            } else if !is_done(self.pid, tid) {
-                self.stragglers.0.borrow_mut().push((self.pid, tid));
-            }
-        }
+        self.stragglers.add(self.pid, self.running.drain(..));
     }
 }
 
