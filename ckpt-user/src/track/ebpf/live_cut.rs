@@ -91,8 +91,7 @@ impl<'a> LiveCut<'a> {
         self.layout.for_each_mask(ranges, |word, mask| {
             let others = claimed[word as usize].fetch_or(mask, Ordering::SeqCst) & mask;
             if others != 0 {
-                let at = self.layout.windows.partition_point(|window| window.first_bit <= word * 64);
-                lost.extend(Layout::pages_of(&self.layout.windows[at - 1], word, others));
+                lost.extend(self.layout.pages_of(word, others));
             }
         });
         lost
@@ -142,8 +141,7 @@ impl LivePages for LiveCut<'_> {
         for range in ranges {
             self.layout.for_each_mask(&[*range], |word, mask| {
                 let free = !claimed[word as usize].load(Ordering::Relaxed) & mask;
-                let at = self.layout.windows.partition_point(|window| window.first_bit <= word * 64);
-                for page in Layout::pages_of(&self.layout.windows[at - 1], word, free) {
+                for page in self.layout.pages_of(word, free) {
                     match left.last_mut() {
                         Some(last) if last.end() == page && page > range.start => last.count += 1,
                         _ => left.push(PageRange { start: page, count: 1 }),

@@ -64,8 +64,9 @@ impl Layout {
         }
     }
 
-    /// The pages behind bits of a word, in order, for a word of a window that `page` is in.
-    pub(super) fn pages_of(window: &Window, word: u64, mut mask: u64) -> impl Iterator<Item = u64> {
+    /// The pages behind bits of a word, in order. There must be a window that has the word, and each word is of one alone.
+    pub(super) fn pages_of(&self, word: u64, mut mask: u64) -> impl Iterator<Item = u64> + use<> {
+        let window = self.windows[self.windows.partition_point(|window| window.first_bit <= word * 64) - 1];
         let first = window.start + (word * 64 - window.first_bit);
         std::iter::from_fn(move || {
             let bit = (mask != 0).then(|| mask.trailing_zeros())?;
@@ -102,8 +103,7 @@ mod tests {
             let mut bits = BTreeSet::new();
             let mut pages = Vec::new();
             layout.for_each_mask(&set, |word, mask| {
-                let window = layout.windows.iter().rfind(|w| w.first_bit <= word * 64).unwrap();
-                pages.extend(Layout::pages_of(window, word, mask));
+                pages.extend(layout.pages_of(word, mask));
                 for bit in 0..64 {
                     if mask & (1 << bit) != 0 {
                         assert!(bits.insert(word * 64 + bit), "a bit comes twice");
