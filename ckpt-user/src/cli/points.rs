@@ -98,19 +98,23 @@ fn restart_one_of(folder: &Path, entries: &[Entry], choice: &Choice<'_>, options
     Err(damaged.unwrap_or_else(|| Failure::Damaged(format!("the folder {} holds {none}", folder.display()))))
 }
 
+/// The shortest beginning of an id that is taken for one. A shorter word can only be a number: of a number that is not there (any more), the
+/// digits must not be taken for the beginning of the id of whatever image has it.
+const SHORTEST_ID: usize = 8;
+
 fn find(entries: &[Entry], at: &str, folder: &Path) -> Result<usize, Failure> {
     if let Some(position) = entries.iter().position(|entry| at.parse() == Ok(entry.number)) {
         return Ok(position);
     }
     let has_id = |entry: &Entry| {
         let id = entry.header.as_ref().ok().and_then(|header| header.image_id);
-        id.is_some_and(|id| id.to_string().starts_with(at))
+        at.len() >= SHORTEST_ID && id.is_some_and(|id| id.to_string().starts_with(at))
     };
     let by_id: Vec<usize> = (0..entries.len()).filter(|&position| has_id(&entries[position])).collect();
     match by_id.as_slice() {
         [only] => Ok(*only),
         [] => Err(Failure::Usage(format!(
-            "no image in {} has the number or id {at}: there is {}; older points may have been merged away (`ckpt info {}` shows all)",
+            "no image in {} has the number {at}, or an id that begins with {at} (of an id, at least {SHORTEST_ID} digits are wanted): there is {}; older points may have been merged away (`ckpt info {}` shows all)",
             folder.display(),
             numbers(entries),
             folder.display()
@@ -181,6 +185,7 @@ fn restart_images(images: &[&Entry], verified: &mut Verified, options: &Options)
 mod tests {
     use std::path::PathBuf;
 
+    use ckpt::ids::ImageId;
     use ckpt::image::model::Header;
 
     use super::*;
@@ -193,6 +198,20 @@ mod tests {
     fn numbers_are_told_in_runs() {
         assert_eq!(numbers(&[entry(1, 0), entry(4, 0), entry(5, 0), entry(6, 0), entry(9, 0)]), "1, 4 to 6, 9");
         assert_eq!(numbers(&[]), "none");
+    }
+
+    #[test]
+    fn a_number_that_is_gone_is_not_the_beginning_of_an_id() {
+        let with_id = |number, id: u128| Entry {
+            header: Ok(Header { image_id: Some(ImageId(id)), ..Header::default() }),
+            ..entry(number, 0)
+        };
+        let entries = [with_id(8, 0x1234_5678 << 96), with_id(9, 0x1234_5679 << 96)];
+        let found = |at: &str| find(&entries, at, Path::new("")).ok();
+        assert_eq!(found("9"), Some(1));
+        assert_eq!(found("12345679"), Some(1));
+        assert_eq!(found("1"), None);
+        assert_eq!(found("1234567"), None);
     }
 
     #[test]

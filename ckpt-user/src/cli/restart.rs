@@ -30,7 +30,7 @@ pub struct Args {
     /// the parent of the image
     #[arg(long, value_name = "FILE")]
     parent: Vec<PathBuf>,
-    /// Of a folder: take this image, by its number or the beginning of its id
+    /// Of a folder: take this image, by its number or the first digits of its id (8 or more)
     #[arg(long, value_name = "ID")]
     at: Option<String>,
     /// Let the job go on by itself, as a child of init
