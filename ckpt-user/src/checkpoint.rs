@@ -3,51 +3,47 @@
 //! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
 //! guards: whatever fails, the target runs on, and no image appears.
 
+mod collect;
+mod freezer;
 mod history;
 mod live;
 mod mappings;
 mod phases;
+mod prearm;
 mod since;
 mod tracker;
+mod trackers;
 mod writing;
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use rangemap::RangeSet;
 use serde::Serialize;
 
-use crate::error::{Doing, Error, Refusal, Result};
-use crate::ids::{Addr, ImageId, ObjRef, Pid, Tid};
-use crate::image::model::{
-    Container, Header, Object, ParentRef, Section, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState,
-};
-use crate::image::{Codec, ImageWriter, RecordType, Records, TrailerInfo};
-use crate::pipeline::{self, DumpOptions, Extent, ExtentKind};
-use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey};
-use crate::resources::memory::{MemoryRecord, MemorySource};
-use crate::resources::task::Subject;
-use crate::resources::vma::{self, VmaRecord};
-use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry, written};
-use crate::store::{Destination, past};
-use crate::sys::procfs::Status;
-use crate::sys::{procfs, ptrace, signal};
-use crate::tracee::batch::Batch;
-use crate::tracee::freeze::{self, FrozenProcess, Stragglers};
-use crate::tracee::interrupted::{self, Sleep, WaitTimes};
-use crate::tracee::maps::{self, Mapping};
-use crate::tracee::memory::ProcessMemory;
-use crate::tracee::remote::{Injector, RemoteTask};
-use crate::tracee::stale;
+use crate::error::{Doing, Error, Result};
+use crate::ids::{ImageId, ObjRef, PageRange, Pid, Tid};
+use crate::image::model::{Header, ParentRef};
+use crate::image::{Codec, ImageWriter, Records, TrailerInfo};
+use crate::pipeline::{self, DumpOptions, ExtentKind};
+use crate::resources::collector::CollectOptions;
+use crate::resources::{machine, preflight};
+use crate::store::Destination;
+use crate::sys::{procfs, signal};
+use crate::tracee::freeze::Stragglers;
+use crate::tracee::interrupted::{self, Sleep};
+use crate::tracee::tree::FrozenTree;
 use crate::track::ebpf::TaskInspector;
 use crate::track::hash::PageHashes;
-use crate::track::{DirtyTracker, Method};
+pub use collect::preflight;
 pub use phases::Phases;
 pub use tracker::Tracker;
 
+use collect::{Cut, CutMemory, collect};
+use freezer::{Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
-use phases::Stopwatch;
-use since::Since;
+use prearm::prearm;
+use since::{Held, Since};
 use writing::{Writing, Written};
 
 /// What happens to the target once its image is whole.
@@ -119,14 +115,16 @@ pub struct Report {
     pub bytes: u64,
     /// How changed pages were found; `live`: and pages were copied while the target ran; `none`: all pages were taken.
     pub tracker: &'static str,
-    /// Threads of the target.
+    /// Processes of the target.
+    pub processes: usize,
+    /// Threads of all of them.
     pub threads: usize,
 }
 
 /// Pages done, of pages to do.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// A process that is checkpointed, once or again and again.
+/// A process that is checkpointed with everything that descends from it, once or again and again.
 #[derive(Debug)]
 pub struct Target {
     pid: Pid,
@@ -179,23 +177,27 @@ impl Target {
         (self.trust, self.mappings, self.stragglers) = (Trust::default(), Mappings::default(), Stragglers::default());
     }
 
-    /// Checkpoints the process with all its threads.
+    /// Checkpoints the process and everything that descends from it.
     ///
     /// Errors: [`Error::Refused`] and [`Error::RefusedAll`] when something cannot be saved (the target was not changed), and whatever the
     /// kernel refuses. The target runs on after every error, and the next image holds what this one should have.
     pub fn checkpoint(&mut self, destination: Destination, progress: Progress<'_>) -> Result<Report> {
         let began = Instant::now();
         let pid = self.pid;
-        preflight::process(pid)?;
-        let possible = self.options.after == After::Continue && destination.can_begin_again() && self.is_worth_it()?;
+        let mut refusals = Vec::new();
+        let pids = preflight::tree(pid, &mut refusals)?;
+        if !refusals.is_empty() {
+            return Err(Error::RefusedAll(refusals));
+        }
+        let possible = self.options.after == After::Continue && destination.can_begin_again() && self.is_worth_it(&pids)?;
         let not_tried = self.trust.reason_against().filter(|_| possible);
         let live = possible && not_tried.is_none() && self.programs.load();
-        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
+        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, &pids, live, progress) {
             Err(Error::Void(why)) => {
                 tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
                 self.trust.lose(&why);
                 destination.begin_again()?;
-                Ok((self.save(&destination, false, progress)?, Some(why)))
+                Ok((self.save(&destination, &pids, false, progress)?, Some(why)))
             }
             other => Ok((other?, not_tried)),
         })?;
@@ -211,7 +213,7 @@ impl Target {
         if let Some(frozen) = written.frozen {
             // Stopping and killing wait until the image is safe; running on need not.
             let since = frozen.since;
-            self.end(frozen.process)?;
+            self.end(frozen.tree)?;
             pause = since.elapsed();
         }
         if !written.held_back.is_zero() {
@@ -233,14 +235,17 @@ impl Target {
             pages_zero: written.stats.pages_zero,
             bytes: trailer.bytes,
             tracker,
+            processes: written.processes,
             threads: written.threads,
         })
     }
 
     /// Is it worth it to have pages copied while the target runs? To load what that takes for a single image takes longer than to copy a few pages.
-    fn is_worth_it(&self) -> Result<bool> {
+    fn is_worth_it(&self, pids: &[Pid]) -> Result<bool> {
         const FEW: u64 = (16 << 20) / crate::ids::PAGE_SIZE;
-        Ok(self.since.tracks() || self.programs.are_loaded() || procfs::stat(self.pid)?.rss > FEW)
+        // Who has ended meanwhile has no pages.
+        let resident = || pids.iter().filter_map(|&pid| procfs::stat(pid).ok()).map(|stat| stat.rss).sum::<u64>();
+        Ok(self.since.tracks() || self.programs.are_loaded() || resident() > FEW)
     }
 
     /// Between checkpoints, whenever there is a SIGCHLD: threads that would not stop in time at the last one, and have since, are let go, and those that
@@ -250,49 +255,56 @@ impl Target {
     }
 
     /// Does what shall be done with the target once its image is safe.
-    fn end(&self, frozen: FrozenProcess) -> Result<()> {
-        let pid = self.pid;
+    fn end(&self, tree: FrozenTree) -> Result<()> {
         match self.options.after {
-            After::Continue => frozen.thaw(),
+            After::Continue => tree.thaw(),
             After::Stop => {
-                signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
-                frozen.thaw()
+                for pid in tree.pids() {
+                    signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+                }
+                tree.thaw()
             }
-            After::Kill => frozen.kill(),
+            After::Kill => tree.kill(),
         }
     }
 
-    /// Writes an image. `live`: the target may run while its pages are copied.
+    /// Writes an image. `pids`: the processes of the target as they were a moment ago, against which nothing stands; `live`: the target may run while its
+    /// pages are copied.
     ///
     /// Errors: [`Error::Void`], only if `live`: nothing is lost, but what was written is no image.
-    fn save(&mut self, destination: &Destination, live: bool, progress: Progress<'_>) -> Result<Saved> {
-        let pid = self.pid;
-        self.load_inspector(&freeze::threads(pid)?, live);
-        self.mappings.look(pid, self.inspector.loaded())?;
-        let freezer =
-            Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector, stragglers: &self.stragglers };
+    fn save(&mut self, destination: &Destination, pids: &[Pid], live: bool, progress: Progress<'_>) -> Result<Saved> {
+        self.load_inspector(&all_threads(self.pid)?, live);
+        let inspector = self.inspector.loaded();
+        self.mappings.look(pids, inspector)?;
+        let freezer = Freezer {
+            root: self.pid,
+            timeout: self.options.freeze_timeout,
+            inspector: &self.inspector,
+            stragglers: &self.stragglers,
+        };
         let (armed, first_pause) = match live {
             true => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
             false => (None, Duration::ZERO),
         };
         // Registering memory counts as a change of its mappings.
-        self.mappings.look(pid, self.inspector.loaded())?;
-        let (mut frozen, injector) = freezer.freeze()?;
-        let mut mappings = self.mappings.read(pid, self.inspector.loaded())?;
+        self.mappings.look(pids, inspector)?;
+        let (mut frozen, injectors) = freezer.freeze()?;
+        preflight::newcomers(&frozen.tree, pids)?;
+        let mut mappings = BTreeMap::new();
+        for pid in frozen.memories() {
+            mappings.insert(pid, self.mappings.read(pid, inspector)?);
+        }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let mut cut = collect(&mut frozen, injector, &mut mappings, &self.options, &mut self.since, armed)?;
-        self.mappings.remember(pid, self.inspector.loaded(), mappings);
+        let mut cut = collect(&mut frozen, injectors, &mut mappings, &self.options, &mut self.since, armed)?;
+        for (pid, mappings) in mappings {
+            self.mappings.remember(pid, inspector, mappings);
+        }
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
-        let held = pipeline::pages_of(&cut.extents, cut.mm);
-        let parent = self.since.shrink(cut.mm, &cut.vmas, &mut cut.extents);
+        let held = held(&cut);
+        let parent = self.since.shrink(&cut.memories, &mut cut.extents);
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
-        let protected = match &cut.armed {
-            _ if !live => &[],
-            Some(tracker) => tracker.protected(),
-            None => self.since.protected(),
-        };
-        let split = Split::of(&cut.extents, cut.mm, protected);
-        let live_cut = self.inspector.loaded().and_then(|inspector| self.programs.publish(inspector, pid, cut.mm, &split));
+        let split = Split::of(&cut.extents, &if live { protected(&cut, &self.since) } else { HashMap::new() });
+        let live_cut = inspector.and_then(|inspector| self.programs.publish(inspector, &cut.memories, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let base = self.since.metadata().filter(|_| parent.is_some());
@@ -328,8 +340,8 @@ impl Target {
     }
 
     /// For threads whose time that is left only the kernel knows, and for live cuts.
-    fn load_inspector(&mut self, threads: &[Tid], live: bool) {
-        let needed = || live || threads.iter().any(|&tid| interrupted::keeps_its_time(self.pid, tid));
+    fn load_inspector(&mut self, threads: &[(Pid, Tid)], live: bool) {
+        let needed = || live || threads.iter().any(|&(pid, tid)| interrupted::keeps_its_time(pid, tid));
         if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
             self.inspector = TaskInspector::load().map_or_else(
                 |error| {
@@ -346,11 +358,24 @@ impl Target {
 struct Saved {
     header: Header,
     trailer: TrailerInfo,
-    /// Pages of the memory that the image or its parents hold.
-    held: RangeSet<u64>,
+    /// Pages of the memories that the image or its parents hold.
+    held: Vec<Held>,
     metadata: Records,
     pages_total: u64,
     written: Written,
+}
+
+/// What the image or its parents will hold.
+fn held(cut: &Cut) -> Vec<Held> {
+    let mut pages = pipeline::pages_by_owner(&cut.extents);
+    let of = |memory: &CutMemory| Held { pid: memory.pid, mm: memory.mm, pages: pages.remove(&memory.mm).unwrap_or_default() };
+    cut.memories.iter().map(of).collect()
+}
+
+/// The stretches of each memory that are protected since the cut.
+fn protected<'a>(cut: &'a Cut, since: &'a Since) -> HashMap<ObjRef, &'a [PageRange]> {
+    let of = |pid: Pid| cut.armed.as_ref().map_or_else(|| since.protected(pid), |trackers| trackers.protected(pid));
+    cut.memories.iter().map(|memory| (memory.mm, of(memory.pid))).collect()
 }
 
 fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
@@ -359,289 +384,6 @@ fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
         Vec::new()
     });
     threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))).collect()
-}
-
-/// Every reason why `pid` could not be checkpointed, found without stopping it.
-pub fn preflight(pid: Pid, options: &Options) -> Result<Vec<Refusal>> {
-    let mut refusals = match preflight::process(pid) {
-        Ok(()) => Vec::new(),
-        // Of what is no process that can be saved, there is nothing more to tell.
-        Err(Error::Refused(refusal)) => return Ok(vec![refusal]),
-        Err(Error::RefusedAll(refusals)) => refusals,
-        Err(other) => return Err(other),
-    };
-    let mut cx = Collector::new(&options.collect, vec![pid]);
-    preflight::while_it_lives(pid, || outside(&mut cx, pid, &maps::read_with_flags(pid)?, &mut Stopwatch::start()))?;
-    refusals.extend_from_slice(cx.refusals());
-    Ok(refusals)
-}
-
-/// Everything that an image of the target holds but the contents of its pages.
-struct Cut {
-    mm: ObjRef,
-    tasks: TaskTable,
-    container: Container,
-    objects: Vec<Object>,
-    state: TaskState,
-    vmas: Vec<VmaRecord>,
-    extents: Vec<Extent>,
-    source: MemorySource,
-    /// Protects the memory for this cut alone, where no tracker does anyway.
-    armed: Option<Armed>,
-}
-
-/// A tracker that protects the memory for one cut.
-type Armed = Box<dyn DirtyTracker>;
-
-/// Stops the target.
-struct Freezer<'a> {
-    pid: Pid,
-    timeout: Duration,
-    inspector: &'a Inspector,
-    stragglers: &'a Stragglers,
-}
-
-/// A target that stands still, and does not know it.
-struct Frozen {
-    process: FrozenProcess,
-    waits: WaitTimes,
-    since: Instant,
-    watch: Stopwatch,
-}
-
-impl Frozen {
-    /// Lets it run on. What its pause was made of is returned.
-    fn thaw(mut self) -> Result<Phases> {
-        self.process.thaw()?;
-        self.watch.end_of(|parts| &mut parts.thaw_us);
-        Ok(self.watch.phases)
-    }
-}
-
-impl Freezer<'_> {
-    /// Also returns the means to make calls in it, of which it holds nothing yet.
-    fn freeze(&self) -> Result<(Frozen, Injector)> {
-        let mut waits = WaitTimes::read(self.pid, &freeze::threads(self.pid)?);
-        let (since, mut watch) = (Instant::now(), Stopwatch::start());
-        let mut process = FrozenProcess::freeze(self.pid, self.timeout, self.stragglers)?;
-        if let Some(inspector) = self.inspector.loaded() {
-            waits.learn(sleeps(inspector, self.pid));
-        }
-        let injector = stale::enter(&mut process)?;
-        mend_interrupted(&mut process, injector.memory(), &waits)?;
-        watch.end_of(|parts| &mut parts.freeze_us);
-        Ok((Frozen { process, waits, since, watch }, injector))
-    }
-}
-
-impl Cut {
-    /// All of it but the pages, encoded.
-    fn records(&self) -> Result<Records> {
-        let mut records = Records::default();
-        records.push(RecordType::Container, &self.container)?;
-        records.push(RecordType::Tasks, &self.tasks)?;
-        for object in &self.objects {
-            records.push(RecordType::Object, object)?;
-        }
-        records.push(RecordType::TaskState, &self.state)?;
-        for vma in &self.vmas {
-            records.push(RecordType::Vma, vma)?;
-        }
-        Ok(records)
-    }
-}
-
-/// A stop makes some calls return EINTR; nobody shall see it. Done at once, so that even if ckpt is killed the target does not.
-fn mend_interrupted(frozen: &mut FrozenProcess, memory: &ProcessMemory, waits: &WaitTimes) -> Result<()> {
-    for thread in &mut frozen.threads {
-        let mended =
-            interrupted::mend(&thread.regs, waits.waited_ns(thread.tid), |at| interrupted::timespec_ns(memory, Addr(at)).ok());
-        if mended != thread.regs {
-            ptrace::set_regs(thread.tid, &mended).doing(|| format!("cannot set the registers of thread {}", thread.tid))?;
-            thread.regs = mended;
-        }
-    }
-    Ok(())
-}
-
-/// What can be collected without the task's help.
-struct Outside {
-    mm: ObjRef,
-    vmas: Vec<VmaRecord>,
-    extents: Vec<Extent>,
-    fds: Option<ObjRef>,
-}
-
-fn outside(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], watch: &mut Stopwatch) -> Result<Outside> {
-    let mut collected = vma::CollectedVmas::default();
-    let mm = cx.intern(ObjectKey::Task(mm::KIND, pid), |cx, mm| {
-        let process_memory = ProcessMemory::open(pid)?;
-        collected = vma::collect(cx, pid, mm, mappings)?;
-        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, mappings, &process_memory)?)?)
-    })?;
-    watch.end_of(|parts| &mut parts.pages_us);
-    let fds = cx.attempt(|cx| fd_table::collect(cx, pid))?;
-    preflight::directories(cx, pid)?;
-    watch.end_of(|parts| &mut parts.descriptors_us);
-    Ok(Outside { mm, vmas: collected.vmas, extents: collected.extents, fds })
-}
-
-fn collect(
-    target: &mut Frozen,
-    mut injector: Injector,
-    mappings: &mut [Mapping],
-    options: &Options,
-    since: &mut Since,
-    mut armed: Option<Armed>,
-) -> Result<Cut> {
-    let Frozen { process: frozen, waits, watch, .. } = target;
-    let pid = frozen.pid;
-    let mut cx = Collector::new(&options.collect, vec![pid]);
-    let outside = outside(&mut cx, pid, mappings, watch)?;
-    written::collect(&mut cx)?;
-    watch.end_of(|parts| &mut parts.descriptors_us);
-    let statuses = preflight::threads(&mut cx, frozen)?;
-    let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {
-        return Err(Error::RefusedAll(cx.refusals().to_vec()));
-    };
-    let (sections, threads) = collect_inside(&mut cx, frozen, &statuses, &mut injector, waits, &outside, fds)?;
-    let mut leader = RemoteTask::new(&mut injector, frozen.leader());
-    since.prepare(&mut leader)?;
-    if let Some(Err(error)) = armed.as_mut().map(|tracker| tracker.prepare(&mut leader)) {
-        tracing::info!("pages are copied while the process is stopped: {error}");
-        armed = None;
-    }
-    drop(leader);
-    injector.remove(frozen.leader())?;
-    watch.end_of(|parts| &mut parts.state_us);
-    // Last of all: every return to user mode of a thread writes to its memory (rseq).
-    since.cut(mappings)?;
-    if let Some(tracker) = &mut armed {
-        tracker.cut(mappings)?;
-    }
-    watch.end_of(|parts| &mut parts.scan_us);
-    let (mut extents, past) = since.contents(cx.contents());
-    extents.extend(outside.extents);
-    if !past.contents.is_empty() {
-        cx.intern(ObjectKey::Task(past::KIND, pid), |_, _| Ok(Section::encode(past::KIND, &past)?))?;
-    }
-    let Collected { objects, contents } = cx.finish()?;
-    Ok(Cut {
-        mm: outside.mm,
-        tasks: task_table(frozen)?,
-        container: machine::container(pid)?,
-        objects,
-        state: TaskState { pid, sections, threads },
-        vmas: outside.vmas,
-        extents,
-        source: MemorySource::new(outside.mm, pid, contents)?,
-        armed,
-    })
-}
-
-/// Before the freeze, while the target runs: protects its memory, so that less is left to be done at the cut. A tracker that does not run yet needs the target
-/// to stop for a moment: how long is returned, and a tracker that is there for this cut alone, where no other is.
-fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: &Mappings) -> Result<(Option<Armed>, Duration)> {
-    let (mut armed, mut pause) = (None, Duration::ZERO);
-    let (mappings, as_left) = mappings.last();
-    if since.begins() || !since.tracks() {
-        // What cannot be saved is refused before anything is done to the target.
-        refuse_memory(freezer.pid, target, mappings)?;
-        let (mut frozen, mut injector) = freezer.freeze()?;
-        let since_when = frozen.since;
-        let mut leader = RemoteTask::new(&mut injector, frozen.process.leader());
-        if since.tracks() {
-            since.prepare(&mut leader)?;
-        } else {
-            let started = Method::Scan.start(&mut leader);
-            let told = started.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}"));
-            armed = told.ok();
-        }
-        drop(leader);
-        injector.remove(frozen.process.leader())?;
-        frozen.thaw()?;
-        pause = since_when.elapsed();
-    }
-    match &mut armed {
-        Some(tracker) => drop(tracker.prearm(mappings, as_left)?),
-        None => since.prearm(mappings, as_left),
-    }
-    Ok((armed, pause))
-}
-
-/// Refuses what can be seen of the memory of a process that runs. What is only a sign of its running is left to the freeze.
-fn refuse_memory(pid: Pid, options: &Options, mappings: &[Mapping]) -> Result<()> {
-    let mut cx = Collector::new(&options.collect, vec![pid]);
-    // Any number will do, as nothing comes of it.
-    if let Err(error) = vma::collect(&mut cx, pid, ObjRef(1), mappings) {
-        tracing::debug!("the memory of pid {pid} is looked at again once it is stopped: {error}");
-    }
-    if cx.refusals().is_empty() { Ok(()) } else { Err(Error::RefusedAll(cx.refusals().to_vec())) }
-}
-
-fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
-    content.pages.iter().map(|&pages| Extent { owner: content.owner, pages, kind: ExtentKind::Read })
-}
-
-/// What only the threads themselves can tell: each answers one batch of system calls.
-fn collect_inside(
-    cx: &mut Collector<'_>,
-    frozen: &mut FrozenProcess,
-    statuses: &[Status],
-    injector: &mut Injector,
-    waits: &WaitTimes,
-    outside: &Outside,
-    fds: ObjRef,
-) -> Result<(Vec<Section>, Vec<ThreadState>)> {
-    let pid = frozen.pid;
-    let mut process_sections = Vec::new();
-    let mut threads = Vec::new();
-    for (n, (thread, status)) in frozen.threads.iter_mut().zip(statuses).enumerate() {
-        let who = Subject { pid, tid: thread.tid, status };
-        let mut batch = Batch::new();
-        let of_process = if n == 0 { task_registry::PROCESS_RESOURCES } else { &[] };
-        let mut asked = Vec::new();
-        for resource in of_process.iter().chain(task_registry::THREAD_RESOURCES) {
-            asked.push((resource.ask)(&who, &mut batch)?);
-        }
-        let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
-        let answers = {
-            let mut task = RemoteTask::new(injector, thread);
-            let answers = task.run(batch)?;
-            task.leave()?;
-            answers
-        };
-        if let Some(asked) = memory_asked {
-            // The page that ckpt maps in the task for its own use is locked only where everything to come is.
-            let lock_future = procfs::status(pid, thread.tid)?.vmlck > status.vmlck;
-            let record = MemoryRecord::collect(outside.mm, fds, lock_future, &asked, &answers)?;
-            process_sections.push(Section::encode(memory::KIND, &record)?);
-        }
-        let mut sections = Vec::new();
-        for (at, collect) in asked.into_iter().enumerate() {
-            let section = collect(cx, &who, &answers)?;
-            if at < of_process.len() { process_sections.push(section) } else { sections.push(section) }
-        }
-        let record = cpu::collect(thread, injector.memory(), waits)?;
-        sections.push(Section::encode(cpu::KIND, &record)?);
-        threads.push(ThreadState { tid: thread.tid, sections });
-    }
-    Ok((process_sections, threads))
-}
-
-fn task_table(frozen: &FrozenProcess) -> Result<TaskTable> {
-    let stat = procfs::stat(frozen.pid)?;
-    let entry = TaskEntry {
-        pid: frozen.pid,
-        ppid: Pid(stat.ppid),
-        pgid: Pid(stat.pgrp),
-        sid: Pid(stat.session),
-        threads: frozen.threads.iter().map(|t| t.tid).collect(),
-        kind: TaskKind::Alive,
-        stopped_by: frozen.threads.iter().find_map(|t| t.group_stop),
-        comm: stat.comm,
-    };
-    Ok(TaskTable { tasks: vec![entry] })
 }
 
 fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<Header> {

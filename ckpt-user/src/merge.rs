@@ -6,12 +6,14 @@
 //!
 //! Memory is bounded as that of a restart is: by the threads, and by what must be known of scattered pages.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Doing, Error, Result};
+use crate::ids::ObjRef;
 use crate::image::model::Header;
 use crate::image::{Codec, ImageError, ImageReader, ImageWriter, Index, Payload, RecordType, read_stored};
 use crate::pipeline::{self, LoadOptions, Repack};
@@ -86,22 +88,20 @@ fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, stop: 
     let stands_for = header.stands_for.or(Some(trailer_checksum));
     writer.metadata(&Header { parent: None, stands_for, ..header.clone() }, &records, None)?;
 
-    let memory = parents::memory_of(&records)?.mm;
-    let mut vmas: Vec<VmaRecord> = records.all(RecordType::Vma)?;
-    vmas.retain(|vma| vma.mm == memory);
-    mm::check(&vmas)?;
-    let mapped = vmas.iter().map(|vma| vma.pages().numbers()).collect();
+    let memories: HashSet<ObjRef> = parents::memories_of(&records)?.into_values().collect();
+    let vmas: Vec<VmaRecord> = records.all(RecordType::Vma)?;
+    let mapped = mm::mapped(&vmas, memories.iter().copied())?;
     let codec = Codec::from_name(&header.codec).unwrap_or_default();
-    let repack = Repack::new(writer, memory, codec, stop);
-    let mut overlay = Overlay::new(&repack, memory, mapped);
+    let repack = Repack::new(writer, &memories, codec, stop);
+    let mut overlay = Overlay::new(&repack, mapped);
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|_| {})?;
-    if stats.trailer_checksum != trailer_checksum || !stats.owners.contains(&memory) {
-        return Err(Error::Restart("the image has changed, or holds no pages of the process".to_owned()));
+    if stats.trailer_checksum != trailer_checksum || !memories.iter().all(|memory| stats.owners.contains(memory)) {
+        return Err(Error::Restart("the image has changed, or holds no pages of a process".to_owned()));
     }
     let past = parents::past_of(&records)?;
-    // Contents that did not change since the parent have no pages in the image itself.
+    // What did not change since the parent have no pages in the image itself.
     let mut owners = stats.owners;
-    owners.extend(past.contents.iter().map(|(owner, _)| *owner));
+    owners.extend(past.owners.iter().map(|(owner, _)| *owner));
     owners.sort_unstable();
     owners.dedup();
     parents::load(header.parent, past, images, &mut overlay)?;

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 use crate::job::{DEADLINE, Job, adopt_orphans};
+use crate::process;
 use crate::sys::pidfd;
 use crate::sys::usage::{self, Ended};
 
@@ -155,7 +156,16 @@ pub fn checkpoint_and_kill(job: &mut Job, image: &Path, more: &[&str]) -> Value 
     let more: Vec<&str> = ["--after", "kill"].iter().chain(more).copied().collect();
     let report = checkpoint(job.pid(), image, &more);
     job.is_killed();
+    bury_family(job.pid(), image);
     report
+}
+
+/// The descendants of a job that was killed with it: their pids are to be free.
+pub fn bury_family(root: i32, image: &Path) {
+    let info = run(command(["info", "--json"]).arg(image)).success().json();
+    let tasks = info["tasks"].as_array().expect("no tasks in the image");
+    let pids = tasks.iter().filter_map(|task| task["pid"].as_i64()).map(|pid| pid as i32);
+    process::bury(&pids.filter(|pid| *pid != root).collect::<Vec<_>>());
 }
 
 /// `ckpt restart IMAGE` with more arguments, to its end: for restarts that fail, or detach.
@@ -222,7 +232,7 @@ impl Foreground {
 impl Drop for Foreground {
     fn drop(&mut self) {
         // Only a process that is ckpt's own child is the job.
-        let parent = crate::process::status(self.pid, "PPid");
+        let parent = process::status(self.pid, "PPid");
         if self.ckpt.is_alive()
             && parent == Some(self.ckpt.pid().to_string())
             && let Ok(job) = pidfd::open(self.pid)

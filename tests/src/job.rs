@@ -39,6 +39,8 @@ impl Job {
 
     /// Starts a program with the standard input, output and error that `command` says.
     pub fn spawn(folder: &Path, command: &mut Command) -> Job {
+        // Its descendants are ours to wait for once it has ended.
+        adopt_orphans();
         // Waited for by its pid, like a job that a restart has made.
         let pid = session::own_session(command).spawn().map(|child| child.id());
         let pid = pid.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -180,10 +182,17 @@ impl Job {
         assert_eq!(status.signal(), Some(libc::SIGKILL), "pid {} ended otherwise: {status}\n{}", self.pid, self.told());
     }
 
-    /// Kills it.
+    /// Takes no care of it any more: it is not killed.
+    pub fn leave(mut self) {
+        self.ended = true;
+    }
+
+    /// Kills it and everything that descends from it.
     pub fn kill(&mut self) {
+        let family = process::descendants(self.pid);
         self.signal(Signal::SIGKILL);
         self.is_killed();
+        process::kill_all(&family);
     }
 
     fn told(&self) -> String {
@@ -196,9 +205,11 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
+            let family = process::descendants(self.pid);
             // It may have ended by itself, and may be another's child: then there is nothing to wait for.
             let _ = pidfd::send_signal(self.handle.as_fd(), libc::SIGKILL);
             let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL));
+            process::kill_all(&family);
         }
     }
 }

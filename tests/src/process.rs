@@ -5,6 +5,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::job::DEADLINE;
@@ -29,6 +32,38 @@ pub fn states(pid: i32) -> String {
 fn status_of_thread(pid: i32, tid: i32, key: &str) -> Option<String> {
     let text = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?).into_owned();
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(|value| value.trim().to_owned())
+}
+
+/// Everything that descends from a process, parents before their children, without itself.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(&parent) = all.get(at) {
+        at += 1;
+        for tid in tids(parent) {
+            let list = fs::read_to_string(format!("/proc/{parent}/task/{tid}/children")).unwrap_or_default();
+            all.extend(list.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+    }
+    all.remove(0);
+    all
+}
+
+/// Kills processes that descend from a job of this test, and collects their statuses: they become children of this process when their parents end.
+pub fn kill_all(pids: &[i32]) {
+    for &pid in pids {
+        // It may have ended since.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    bury(pids);
+}
+
+/// Collects the statuses of processes that have ended, or are about to, and whose parents have. Their pids are free then.
+pub fn bury(pids: &[i32]) {
+    for &pid in pids {
+        // Another's child, or collected by its own parent.
+        let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL));
+    }
 }
 
 /// Its threads, in order.

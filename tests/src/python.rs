@@ -53,7 +53,11 @@ pub fn rest_after(folder: &Path, script: &str) -> Result<Job, String> {
 /// The same with a command that runs such a program in the end.
 pub fn start(folder: &Path, command: &mut Command) -> Result<Job, String> {
     let job = Job::start(folder, command.current_dir(folder));
-    let first = |output: &str| output.lines().find(|line| *line == "ready" || line.starts_with("absent ")).map(str::to_owned);
+    // A line is there once it has ended.
+    let first = |output: &str| {
+        let mut lines = output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        lines.find(|line| *line == "ready" || line.starts_with("absent ")).map(str::to_owned)
+    };
     let output = job.wait_for("what it needs", |output| first(output).is_some());
     match first(&output).as_deref().and_then(|line| line.strip_prefix("absent ")) {
         None => Ok(job),

@@ -12,7 +12,7 @@ use crate::moments::Moments;
 /// How often each program is interrupted.
 pub const TIMES: u32 = 3;
 
-/// Fails if the result of an interrupted run differs. `start` starts the program in an empty folder; `result` is asked once it has
+/// Fails if the result of an interrupted run differs. The program may have any number of processes. `start` starts the program in an empty folder; `result` is asked once it has
 /// ended well.
 pub fn survives<R: PartialEq + Debug>(start: impl Fn(&Path) -> Job, result: impl Fn(&Job) -> R) {
     let moments = Moments::new();
@@ -52,5 +52,6 @@ fn interrupt(mut job: Job, moments: &Moments, whole: Duration, (low, high): (f64
     let report = outcome.success().json();
     println!("checkpoint: {report}");
     job.is_killed();
+    ckpt::bury_family(job.pid(), &image);
     Some(ckpt::restart(&job, &image, &[]))
 }

@@ -126,16 +126,6 @@ client = socket.create_connection(listener.getsockname())
 server, _ = listener.accept()
 at_nine(client.detach())
 ";
-    a_child: ["its child ", "(python3)", "belongs to it", "wait until it has ended"], "
-if os.fork() == 0:
-    prctl(1, signal.SIGKILL)
-    while True: signal.pause()
-";
-    a_zombie_child: ["its child ", "belongs to it"], "
-child = os.fork()
-if child == 0: os._exit(7)
-os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-";
     a_working_directory_that_is_gone: ["its working directory", "has been deleted", "change to a directory"], "
 os.mkdir('gone')
 os.chdir('gone')
@@ -219,7 +209,7 @@ server, _ = listener.accept()
     ckpt::checkpoint(job.pid(), &folder.path().join("image"), &["--tcp-close"]);
 }
 
-/// Every reason is told at once.
+/// Every reason is told at once, of all processes.
 #[test]
 fn all_reasons_together() {
     needs_root!();
@@ -227,9 +217,12 @@ fn all_reasons_together() {
     let script = "
 first = os.open('/proc/self/status', os.O_RDONLY)
 second = os.open('/proc/self/maps', os.O_RDONLY)
+r, w = os.pipe()
 if os.fork() == 0:
-    prctl(1, signal.SIGKILL)
+    third = os.open('/proc/self/stat', os.O_RDONLY)
+    os.write(w, b'x')
     while True: signal.pause()
+os.read(r, 1)
 ";
     let job = python::rest_after(folder.path(), script).unwrap();
     let report = ckpt::run(&mut ckpt::command(["check", &job.pid().to_string(), "--json"])).json();

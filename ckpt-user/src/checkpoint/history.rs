@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rangemap::RangeSet;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::content_extents;
-use crate::ids::ObjRef;
+use super::collect::content_extents;
+use crate::ids::{ObjRef, Pid};
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::collector::{Content, FileId};
 use crate::resources::written::Stamp;
@@ -27,7 +27,8 @@ pub struct History {
 /// What has pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Of {
-    Memory,
+    /// The memory that is seen through this process.
+    Memory(Pid),
     File(FileId),
 }
 
@@ -56,13 +57,13 @@ impl History {
             match &before {
                 None => plan.extend(content_extents(content)),
                 Some(held) => {
-                    past.contents.push((content.owner, held.owner));
+                    past.owners.push((content.owner, held.owner));
                     if content.stamp.is_some() && content.stamp == held.stamp {
                         hashes = held.hashes.clone();
                     } else {
                         let whole: Vec<Extent> = content_extents(content).collect();
                         let changes = Changes { owner: content.owner, written: &all, held: &held.hashes.pages() };
-                        plan.extend(pipeline::increment(&whole, &changes));
+                        plan.extend(pipeline::increment(&whole, &[changes]));
                     }
                 }
             }
@@ -72,10 +73,16 @@ impl History {
         (plan, past)
     }
 
-    /// After that: the memory, which the image calls `owner`, is compared, too.
-    pub fn compare_memory(&mut self, owner: ObjRef) {
-        let before = self.last.get(&Of::Memory).cloned();
-        self.next.insert(owner, Mutex::new(Held { of: Of::Memory, owner, stamp: None, hashes: Arc::default(), before }));
+    /// After that: the memory that is seen through `pid`, which the image calls `owner`, is compared, too.
+    pub fn compare_memory(&mut self, pid: Pid, owner: ObjRef) {
+        let of = Of::Memory(pid);
+        let before = self.last.get(&of).cloned();
+        self.next.insert(owner, Mutex::new(Held { of, owner, stamp: None, hashes: Arc::default(), before }));
+    }
+
+    /// The next image goes on from none.
+    pub fn forget(&mut self) {
+        self.last.clear();
     }
 
     /// The image of that cut is on disk.
@@ -166,7 +173,7 @@ mod tests {
 
         // Of three pages the last is cut off, and two come; another file has the number that this one had.
         let (plan, past) = history.plan(&[content(4, 71, range(0, 1)), content(9, 70, range(0, 2)), content(8, 72, range(5, 1))]);
-        assert_eq!(past.contents, [(ObjRef(9), ObjRef(4))]);
+        assert_eq!(past.owners, [(ObjRef(9), ObjRef(4))]);
         let read = |owner, page| (owner, page, ExtentKind::Read);
         assert_eq!(fates(&plan), [read(4, 0), read(9, 0), read(9, 1), (9, 2, ExtentKind::Hole), read(8, 5)]);
         assert!(!history.is_known(ObjRef(4), 0, &page(0)));
@@ -183,7 +190,7 @@ mod tests {
         let page = |value: u8| [value; PAGE_SIZE as usize];
         let mut cut = |owner: u32, values: [u8; 3], committed: bool| {
             history.plan(&[]);
-            history.compare_memory(ObjRef(owner));
+            history.compare_memory(Pid(7), ObjRef(owner));
             let known = [0, 1, 2].map(|n| history.is_known(ObjRef(owner), n as u64, &page(values[n])));
             if committed {
                 history.commit();

@@ -1,11 +1,12 @@
 //! Copying the pages while the target runs: what is needed for it, which pages it is for, and what is done when it does not work out.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Freezer, Frozen};
+use super::{CutMemory, Freezer, Frozen};
 use crate::error::{Error, Result};
-use crate::ids::{ObjRef, PageRange, Pid};
+use crate::ids::{ObjRef, PageRange};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::track::ebpf::{LiveCut, Preserver, Room, TaskInspector};
 
@@ -72,11 +73,13 @@ impl Programs {
 
     /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,
     /// or it cannot be done.
-    pub(super) fn publish(&mut self, inspector: &TaskInspector, pid: Pid, owner: ObjRef, split: &Split) -> Option<LiveCut<'_>> {
+    pub(super) fn publish(&mut self, inspector: &TaskInspector, memories: &[CutMemory], split: &Split) -> Option<LiveCut<'_>> {
         let Programs::Loaded(preserver) = self else { return None };
-        if split.moving.is_empty() {
+        let owner = split.moving.first()?.owner;
+        if split.moving.iter().any(|extent| extent.owner != owner) {
             return None;
         }
+        let pid = memories.iter().find(|memory| memory.mm == owner)?.pid;
         let set: Vec<PageRange> = split.moving.iter().map(|extent| extent.pages).collect();
         let published = inspector.memory_of(pid).and_then(|memory| preserver.publish(pid, memory, owner, &set));
         published.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
@@ -131,14 +134,28 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// The pages of `owner` that are to be read and are protected can be copied while they change. Both the owner's part of the plan and `protected`
-    /// are in order, for the most part: what is not is merely slower.
-    pub(super) fn of(plan: &[Extent], owner: ObjRef, protected: &[PageRange]) -> Split {
+    /// The pages of memories that are to be read and are protected can be copied while they change. Both the parts of the plan of each memory and what is
+    /// `protected` of it are in order, for the most part: what is not is merely slower.
+    pub(super) fn of(plan: &[Extent], protected: &HashMap<ObjRef, &[PageRange]>) -> Split {
         let mut split = Split { still: Vec::new(), moving: Vec::new() };
+        for run in plan.chunk_by(|a, b| a.owner == b.owner) {
+            match protected.get(&run[0].owner) {
+                Some(protected) => split.add(run, protected),
+                None => split.still.extend_from_slice(run),
+            }
+        }
+        if split.moving.iter().map(|extent| extent.pages.count).sum::<u64>() <= FEW {
+            split.still.append(&mut split.moving);
+        }
+        split
+    }
+
+    /// Extents of one memory.
+    fn add(&mut self, run: &[Extent], protected: &[PageRange]) {
         let mut next = 0;
-        for extent in plan {
-            if extent.owner != owner || extent.kind != ExtentKind::Read || extent.pages.count == 0 {
-                split.still.push(*extent);
+        for extent in run {
+            if extent.kind != ExtentKind::Read || extent.pages.count == 0 {
+                self.still.push(*extent);
                 continue;
             }
             let mut pages = extent.pages.numbers();
@@ -152,19 +169,15 @@ impl Split {
                     next += 1;
                 } else if stretch.start > pages.start {
                     let end = stretch.start.min(pages.end);
-                    split.still.push(part(pages.start..end));
+                    self.still.push(part(pages.start..end));
                     pages.start = end;
                 } else {
                     let end = stretch.end.min(pages.end);
-                    split.moving.push(part(pages.start..end));
+                    self.moving.push(part(pages.start..end));
                     pages.start = end;
                 }
             }
         }
-        if split.moving.iter().map(|extent| extent.pages.count).sum::<u64>() <= FEW {
-            split.still.append(&mut split.moving);
-        }
-        split
     }
 }
 
@@ -244,11 +257,12 @@ mod tests {
             extent(2, 0, 100, ExtentKind::Read),
         ];
         let protected = [PageRange { start: 100, count: 150 }, PageRange { start: 320, count: 1000 }];
-        let split = Split::of(&plan, ObjRef(1), &protected);
+        let split = Split::of(&plan, &[(ObjRef(1), &protected[..])].into());
         assert_eq!(split.moving, [extent(1, 100, 100, ExtentKind::Read), extent(1, 320, 30, ExtentKind::Read)]);
         let still = [extent(1, 0, 100, ExtentKind::Read), plan[1], extent(1, 300, 20, ExtentKind::Read), plan[3]];
         assert_eq!(split.still, still);
-        let none = Split::of(&plan, ObjRef(1), &[PageRange { start: 0, count: FEW }]);
+        let few = [PageRange { start: 0, count: FEW }];
+        let none = Split::of(&plan, &[(ObjRef(1), &few[..])].into());
         assert!(none.moving.is_empty(), "it is not worth it");
         assert_eq!(none.still.iter().map(|extent| extent.pages.count).sum::<u64>(), 360);
     }

@@ -1,7 +1,9 @@
 //! The mappings of a target, with their flags. Only smaps tells the flags, and has the kernel look at every page of a process for it; so it is read
 //! before the freeze, or was at the last one, and what the kernel counts tells whether that still holds.
 
-use crate::error::Result;
+use std::collections::HashMap;
+
+use crate::error::{Error, Result};
 use crate::ids::Pid;
 use crate::tracee::maps::{self, Mapping};
 use crate::track::ebpf::{MemoryState, TaskInspector};
@@ -9,26 +11,42 @@ use crate::track::ebpf::{MemoryState, TaskInspector};
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Mappings {
-    known: Option<(MemoryState, Vec<Mapping>)>,
+    known: HashMap<Pid, Known>,
+}
+
+/// What was read of one process.
+#[derive(Debug)]
+struct Known {
+    state: MemoryState,
+    mappings: Vec<Mapping>,
     /// They are as the last cut has left them.
     as_left: bool,
 }
 
 impl Mappings {
-    /// Before a freeze: has it read what is not known.
-    pub(super) fn look(&mut self, pid: Pid, inspector: Option<&TaskInspector>) -> Result<()> {
-        let Some(before) = state(pid, inspector) else { return Ok(()) };
-        if !self.holds(&before) {
-            self.known = Some((before, maps::read_with_flags(pid)?));
-            self.as_left = false;
+    /// Before a freeze: has it read what is not known, and forgets all other processes.
+    pub(super) fn look(&mut self, pids: &[Pid], inspector: Option<&TaskInspector>) -> Result<()> {
+        self.known.retain(|pid, _| pids.contains(pid));
+        for &pid in pids {
+            let Some(before) = state(pid, inspector) else { continue };
+            if !self.holds(pid, &before) {
+                match maps::read_with_flags(pid) {
+                    Ok(mappings) => drop(self.known.insert(pid, Known { state: before, mappings, as_left: false })),
+                    // It has ended meanwhile; whether that matters is for the freeze to say.
+                    Err(Error::Gone(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(())
     }
 
-    /// With the target stopped: all mappings.
+    /// With the process stopped: all its mappings.
     pub(super) fn read(&self, pid: Pid, inspector: Option<&TaskInspector>) -> Result<Vec<Mapping>> {
         let now = state(pid, inspector);
-        let Some((_, known)) = self.known.as_ref().filter(|_| now.is_some_and(|now| self.holds(&now))) else {
+        let Some(Known { mappings: known, .. }) =
+            self.known.get(&pid).filter(|known| now.is_some_and(|now| known.state.still_holds(&now)))
+        else {
             return maps::read_with_flags(pid);
         };
         // The files behind them may have been renamed or deleted since.
@@ -43,19 +61,21 @@ impl Mappings {
         Ok(mappings)
     }
 
-    /// With the target still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.
+    /// With the process still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.
     pub(super) fn remember(&mut self, pid: Pid, inspector: Option<&TaskInspector>, mappings: Vec<Mapping>) {
-        self.known = state(pid, inspector).map(|state| (state, mappings));
-        self.as_left = true;
+        match state(pid, inspector) {
+            Some(state) => drop(self.known.insert(pid, Known { state, mappings, as_left: true })),
+            None => drop(self.known.remove(&pid)),
+        }
     }
 
-    /// The mappings as they were when they were last read; and whether they are as the last cut has left them.
-    pub(super) fn last(&self) -> (&[Mapping], bool) {
-        (self.known.as_ref().map_or(&[], |(_, mappings)| mappings), self.as_left)
+    /// The mappings of each process as they were when they were last read; and whether they are as the last cut has left them.
+    pub(super) fn last(&self) -> impl Iterator<Item = (Pid, &[Mapping], bool)> {
+        self.known.iter().map(|(&pid, known)| (pid, known.mappings.as_slice(), known.as_left))
     }
 
-    fn holds(&self, now: &MemoryState) -> bool {
-        self.known.as_ref().is_some_and(|(state, _)| state.still_holds(now))
+    fn holds(&self, pid: Pid, now: &MemoryState) -> bool {
+        self.known.get(&pid).is_some_and(|known| known.state.still_holds(now))
     }
 }
 

@@ -1,25 +1,27 @@
 //! What a checkpoint knows of the one before: which pages that holds, and which were written since.
 
+use std::collections::{HashMap, HashSet};
+
 use rangemap::RangeSet;
 
-use super::content_extents;
+use super::collect::{CutMemory, content_extents};
 use super::history::History;
+use super::trackers::Trackers;
 use crate::error::{Error, Result};
-use crate::ids::{ObjRef, PageRange};
+use crate::ids::{ObjRef, PageRange, Pid};
 use crate::image::Records;
 use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::collector::Content;
-use crate::resources::vma::VmaRecord;
 use crate::store::Past;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
+use crate::track::Method;
 use crate::track::hash::PageHashes;
-use crate::track::{DirtyTracker, Method};
 
 /// How it is known what has changed since another image.
 #[derive(Debug)]
-pub enum Since {
+pub(super) enum Since {
     /// It is not: every image is whole.
     Nothing,
     /// Watched from the first image on.
@@ -28,92 +30,124 @@ pub enum Since {
     Hashed(ParentRef, PageHashes),
 }
 
+/// The pages that an image or its parents hold of a memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// The process that the memory was seen through.
+    pub(super) pid: Pid,
+    /// As the image calls it.
+    pub(super) mm: ObjRef,
+    pub(super) pages: RangeSet<u64>,
+}
+
 impl Since {
     /// How changes were found, for reports. `live`: the last pages were copied while the target ran.
-    pub fn name(&self, live: bool) -> &'static str {
+    pub(super) fn name(&self, live: bool) -> &'static str {
         match self {
             Since::Hashed(..) => "hash",
             _ if live => "live",
             Since::Nothing => "none",
-            Since::Tracked(tracking) => tracking.tracker.as_ref().map_or("none", |tracker| tracker.name()),
+            Since::Tracked(tracking) => tracking.trackers.name().unwrap_or("none"),
         }
     }
 
     /// Before a cut, with every thread stopped: does whatever needs a thread of the target, `task`.
-    pub fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
         if let Since::Tracked(tracking) = self { tracking.prepare(task) } else { Ok(()) }
     }
 
-    /// At a cut, with every thread stopped: finds out what was written. Nothing is to run in the target between this and the end of the freeze:
-    /// whatever it wrote would count as written after the cut.
-    pub fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(mappings) } else { Ok(()) }
+    /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
+    /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings) } else { Ok(()) }
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
-    /// moment ago; `as_left` as in [`DirtyTracker::prearm`].
-    pub fn prearm(&mut self, mappings: &[Mapping], as_left: bool) {
+    /// moment ago; `as_left` as in [`crate::track::DirtyTracker::prearm`].
+    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) {
         let Since::Tracked(tracking) = self else { return };
-        match tracking.tracker.as_mut().map(|tracker| tracker.prearm(mappings, as_left)) {
-            Some(Ok(written)) => tracking.written.extend(written),
-            Some(Err(error)) => tracking.lose_sight(&error),
-            None => {}
+        if !tracking.trackers.has(pid) {
+            return;
+        }
+        match tracking.trackers.prearm(pid, mappings, as_left) {
+            Ok(written) => tracking.of(pid).written.extend(written),
+            Err(error) => tracking.lose_sight(pid, &error),
         }
     }
 
-    /// Must a tracker begin?
-    pub fn begins(&self) -> bool {
-        matches!(self, Since::Tracked(Tracking { tracker: None, .. }))
+    /// Must a tracker of the memory that is seen through `pid` begin?
+    pub(super) fn begins(&self, pid: Pid) -> bool {
+        matches!(self, Since::Tracked(tracking) if !tracking.trackers.has(pid))
     }
 
     /// What is known of the memory so far is of no use any more: the next image is a whole one.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         match self {
             Since::Nothing => {}
-            Since::Tracked(tracking) => *tracking = Tracking::new(tracking.method),
+            Since::Tracked(tracking) => *tracking = Tracking::new(tracking.trackers.method()),
             Since::Hashed(..) => *self = Since::Nothing,
         }
     }
 
     /// Does it watch the memory, so that all of it is protected by now?
-    pub fn tracks(&self) -> bool {
+    pub(super) fn tracks(&self) -> bool {
         matches!(self, Since::Tracked(_))
     }
 
-    /// After a cut: [`DirtyTracker::protected`].
-    pub fn protected(&self) -> &[PageRange] {
+    /// After a cut: [`crate::track::DirtyTracker::protected`].
+    pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
+        if let Since::Tracked(tracking) = self { tracking.trackers.protected(pid) } else { &[] }
+    }
+
+    /// After a cut of these memories: those that go on from the last image, as this one and as that one calls them. If none does, nothing else goes on,
+    /// either.
+    pub(super) fn past_of(&mut self, memories: &[CutMemory]) -> Vec<(ObjRef, ObjRef)> {
+        let pairs: Vec<_> = memories.iter().filter_map(|memory| Some((memory.mm, self.last_name(memory.pid)?))).collect();
         match self {
-            Since::Tracked(Tracking { tracker: Some(tracker), .. }) => tracker.protected(),
-            _ => &[],
+            Since::Nothing => {}
+            Since::Tracked(tracking) => {
+                tracking.keep(&memories.iter().map(|memory| memory.pid).collect());
+                if pairs.is_empty() {
+                    tracking.begin_anew();
+                }
+            }
+            Since::Hashed(_, hashes) => hashes.rename(pairs.iter().copied()),
+        }
+        pairs
+    }
+
+    /// As the last image calls the memory that is seen through `pid`.
+    fn last_name(&self, pid: Pid) -> Option<ObjRef> {
+        match self {
+            Since::Nothing => None,
+            Since::Tracked(tracking) => Some(tracking.memories.get(&pid)?.held.as_ref()?.0),
+            Since::Hashed(_, hashes) => hashes.memory_of(pid),
         }
     }
 
-    /// Takes out of the plan of a whole image what the last image holds of the memory `mm`. `None`: there is none.
-    pub fn shrink(&mut self, mm: ObjRef, vmas: &[VmaRecord], plan: &mut Vec<Extent>) -> Option<ParentRef> {
-        let (mapped, of_hashes): (RangeSet<u64>, RangeSet<u64>);
-        let (parent, written, held) = match self {
-            Since::Nothing => return None,
-            Since::Tracked(tracking) => {
-                if tracking.tracker.as_ref().is_some_and(|tracker| tracker.is_blind()) {
-                    tracking.contents.compare_memory(mm);
-                }
-                let (parent, held) = tracking.parent.as_ref()?;
-                (*parent, &tracking.written, held)
-            }
+    /// Takes out of the plan of a whole image what the last image holds of these memories. `None`: there is none.
+    pub(super) fn shrink(&mut self, memories: &[CutMemory], plan: &mut Vec<Extent>) -> Option<ParentRef> {
+        match self {
+            Since::Nothing => None,
+            Since::Tracked(tracking) => tracking.shrink(memories, plan),
             Since::Hashed(parent, hashes) => {
-                hashes.rename(mm);
-                mapped = vmas.iter().map(|vma| vma.pages().numbers()).collect();
-                of_hashes = hashes.pages().collect();
-                // Every page is read, and compared then.
-                (*parent, &mapped, &of_hashes)
+                let mut compared: Vec<(ObjRef, RangeSet<u64>, RangeSet<u64>)> = Vec::new();
+                for memory in memories {
+                    let Some(then) = hashes.memory_of(memory.pid) else { continue };
+                    // Every page is read, and compared then.
+                    let mapped = memory.vmas.iter().map(|vma| vma.pages().numbers()).collect();
+                    compared.push((memory.mm, mapped, hashes.pages(then).collect()));
+                }
+                let changes: Vec<Changes<'_>> =
+                    compared.iter().map(|(owner, written, held)| Changes { owner: *owner, written, held }).collect();
+                *plan = pipeline::increment(plan, &changes);
+                Some(*parent)
             }
-        };
-        *plan = pipeline::increment(plan, &Changes { owner: mm, written, held });
-        Some(parent)
+        }
     }
 
     /// Pages that must not be written again, which is known only when they are read.
-    pub fn known(&self) -> Option<&dyn KnownPages> {
+    pub(super) fn known(&self) -> Option<&dyn KnownPages> {
         match self {
             Since::Nothing => None,
             Since::Tracked(tracking) => Some(&tracking.contents),
@@ -122,7 +156,7 @@ impl Since {
     }
 
     /// At a cut: which pages of the contents of files are to be saved, and which contents go on from the last image.
-    pub fn contents(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
+    pub(super) fn contents(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
         match self {
             Since::Tracked(tracking) => tracking.contents.plan(contents),
             Since::Nothing | Since::Hashed(..) => (contents.iter().flat_map(content_extents).collect(), Past::default()),
@@ -130,72 +164,111 @@ impl Since {
     }
 
     /// The metadata of the parent that [`Since::shrink`] names, if it is at hand.
-    pub fn metadata(&self) -> Option<&Records> {
+    pub(super) fn metadata(&self) -> Option<&Records> {
         match self {
-            Since::Tracked(tracking) => tracking.metadata.as_ref(),
+            Since::Tracked(tracking) => tracking.parent.as_ref().map(|(_, metadata)| metadata),
             Since::Nothing | Since::Hashed(..) => None,
         }
     }
 
-    /// An image is on disk. `held`: the pages of the memory that it or its parents hold.
-    pub fn commit(&mut self, image: ParentRef, held: RangeSet<u64>, metadata: Records) {
+    /// An image is on disk. `held`: the pages of each memory that it or its parents hold.
+    pub(super) fn commit(&mut self, image: ParentRef, held: Vec<Held>, metadata: Records) {
         if let Since::Tracked(tracking) = self {
-            tracking.parent = Some((image, held));
-            tracking.metadata = Some(metadata);
-            tracking.written.clear();
+            tracking.parent = Some((image, metadata));
+            for Held { pid, mm, pages } in held {
+                tracking.memories.insert(pid, Known { written: RangeSet::new(), held: Some((mm, pages)) });
+            }
             tracking.contents.commit();
         }
     }
 }
 
-/// What has become of the memory since the last image.
+/// What has become of the memories of a tree since the last image.
 #[derive(Debug)]
-pub struct Tracking {
-    method: Method,
-    tracker: Option<Box<dyn DirtyTracker>>,
-    parent: Option<(ParentRef, RangeSet<u64>)>,
-    /// That of the parent.
-    metadata: Option<Records>,
-    /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
-    written: RangeSet<u64>,
+pub(super) struct Tracking {
+    trackers: Trackers,
+    /// The last image, and its metadata.
+    parent: Option<(ParentRef, Records)>,
+    /// By the process that each memory is seen through.
+    memories: HashMap<Pid, Known>,
     /// What the parent holds of the contents of files, and of memory that is compared.
     contents: History,
 }
 
+/// What is known of one memory.
+#[derive(Debug, Default)]
+struct Known {
+    /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
+    written: RangeSet<u64>,
+    /// As the parent calls it, and the pages that it or its own parents hold. `None`: it holds none.
+    held: Option<(ObjRef, RangeSet<u64>)>,
+}
+
 impl Tracking {
     /// From the first image on.
-    pub fn new(method: Method) -> Tracking {
-        let (written, contents) = (RangeSet::new(), History::default());
-        Tracking { method, tracker: None, parent: None, metadata: None, written, contents }
+    pub(super) fn new(method: Method) -> Tracking {
+        Tracking { trackers: Trackers::none(method), parent: None, memories: HashMap::new(), contents: History::default() }
     }
 
-    /// A tracker that has lost sight of the memory (another program runs in it, say) makes place for a new one, and the image will be whole.
+    fn of(&mut self, pid: Pid) -> &mut Known {
+        self.memories.entry(pid).or_default()
+    }
+
     fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
-        if let Some(Err(error)) = self.tracker.as_mut().map(|tracker| tracker.prepare(task)) {
-            self.lose_sight(&error);
+        let pid = task.pid();
+        if !self.trackers.has(pid) {
+            self.memories.remove(&pid);
         }
-        if self.tracker.is_none() {
-            self.tracker = Some(self.method.start(task)?);
+        if let Some(error) = self.trackers.prepare(task)? {
+            tracing::warn!("the next image holds all of the memory of pid {pid}: {error}");
+            self.memories.remove(&pid);
         }
         Ok(())
     }
 
-    /// What was written since the last cut. After a failure nothing is known any more, and the next image is a whole one.
-    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
-        let Some(tracker) = &mut self.tracker else { return Ok(()) };
-        match tracker.cut(mappings) {
-            Ok(written) => self.written.extend(written),
+    /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
+    fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<()> {
+        match self.trackers.cut(pid, mappings) {
+            Ok(written) => {
+                self.of(pid).written.extend(written);
+                Ok(())
+            }
             Err(error) => {
-                self.lose_sight(&error);
-                return Err(error);
+                self.lose_sight(pid, &error);
+                Err(error)
             }
         }
-        Ok(())
     }
 
-    /// Nothing is known any more: the next image is a whole one.
-    fn lose_sight(&mut self, why: &Error) {
-        tracing::warn!("the next image is a whole one: {why}");
-        *self = Tracking::new(self.method);
+    fn lose_sight(&mut self, pid: Pid, why: &Error) {
+        tracing::warn!("the next image holds all of the memory of pid {pid}: {why}");
+        self.trackers.end(pid);
+        self.memories.remove(&pid);
+    }
+
+    /// Forgets the memories of all processes but these.
+    fn keep(&mut self, pids: &HashSet<Pid>) {
+        self.trackers.keep(pids);
+        self.memories.retain(|pid, _| pids.contains(pid));
+    }
+
+    /// The next image is a whole one. What was written counts no more; the trackers go on.
+    fn begin_anew(&mut self) {
+        self.parent = None;
+        self.contents.forget();
+    }
+
+    fn shrink(&mut self, memories: &[CutMemory], plan: &mut Vec<Extent>) -> Option<ParentRef> {
+        for memory in memories.iter().filter(|memory| self.trackers.is_blind(memory.pid)) {
+            self.contents.compare_memory(memory.pid, memory.mm);
+        }
+        let (parent, _) = self.parent.as_ref()?;
+        let mut changes = Vec::new();
+        for memory in memories {
+            let Some(Known { written, held: Some((_, held)) }) = self.memories.get(&memory.pid) else { continue };
+            changes.push(Changes { owner: memory.mm, written, held });
+        }
+        *plan = pipeline::increment(plan, &changes);
+        Some(*parent)
     }
 }

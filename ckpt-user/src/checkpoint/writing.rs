@@ -30,6 +30,7 @@ pub(super) struct Written {
     pub(super) live: bool,
     /// If it must not run before the image is safe.
     pub(super) frozen: Option<Frozen>,
+    pub(super) processes: usize,
     pub(super) threads: usize,
     /// From the freeze to the thaw.
     pub(super) pause: Duration,
@@ -48,7 +49,8 @@ impl Writing<'_> {
         self.write_metadata(writer)?;
         let stats = self.pages(&self.cut.extents, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
-        let (threads, since, mut phases) = (frozen.process.threads.len(), frozen.since, frozen.watch.phases);
+        let (processes, threads) = (frozen.tree.processes.len(), frozen.tree.thread_count());
+        let (since, mut phases) = (frozen.since, frozen.watch.phases);
         let mut frozen = Some(frozen);
         if after == After::Continue {
             frozen.take().map_or(Ok(Phases::default()), Frozen::thaw).map(|all| phases = all)?;
@@ -56,7 +58,7 @@ impl Writing<'_> {
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let none = Duration::ZERO;
-        Ok(Written { stats, live: false, frozen, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
+        Ok(Written { stats, live: false, frozen, processes, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
     }
 
     /// The target runs as soon as that is safe.
@@ -67,7 +69,7 @@ impl Writing<'_> {
         live: &LiveCut<'_>,
     ) -> Result<Written> {
         let Split { still, moving } = self.split;
-        let (threads, since) = (frozen.process.threads.len(), frozen.since);
+        let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
         let to_read = pipeline::pages_to_read(still);
         let (mut stats, phases, thawed);
         if to_read == 0 {
@@ -94,7 +96,18 @@ impl Writing<'_> {
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let preserved = live.preserved();
-        Ok(Written { stats, live: true, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
+        Ok(Written {
+            stats,
+            live: true,
+            frozen: None,
+            processes,
+            threads,
+            pause: thawed - since,
+            phases,
+            held_back,
+            drain,
+            preserved,
+        })
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {

@@ -102,7 +102,7 @@ impl Args {
         format!(
             "checkpointed pid {} ({}) to {place}: {} of memory in {}; it paused for {}, in all {}; it {fate}",
             report.pid,
-            output::count(report.threads as u64, "thread"),
+            output::size_of_tree(report.processes, report.threads),
             output::bytes(report.pages_written * PAGE_SIZE),
             output::bytes(report.bytes),
             output::micros(report.pause_us),

@@ -32,6 +32,12 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// "3 threads", or "2 processes, 5 threads".
+pub fn size_of_tree(processes: usize, threads: usize) -> String {
+    let threads = count(threads as u64, "thread");
+    if processes == 1 { threads } else { format!("{processes} processes, {threads}") }
+}
+
 /// "1 thread", "5 threads".
 pub fn count(n: impl Into<u64>, what: &str) -> String {
     let n = n.into();

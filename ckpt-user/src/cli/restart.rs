@@ -131,7 +131,7 @@ impl Args {
         if self.json {
             output::print_json(&report)?;
         } else {
-            let threads = output::count(report.threads as u64, "thread");
+            let threads = output::size_of_tree(report.processes, report.threads);
             let state = if self.frozen { format!("; it is frozen, and `ckpt thaw {pid}` lets it run") } else { String::new() };
             output::print(&format!("restarted pid {pid} ({threads}) in {}{state}\n", output::micros(report.total_us)))?;
         }

@@ -112,9 +112,33 @@ pub struct TaskEntry {
     /// Was it stopped by job control, and by which signal?
     #[serde(default)]
     pub stopped_by: Option<i32>,
+    /// The signal that its parent gets when it ends.
+    #[serde(default = "sigchld")]
+    pub exit_signal: i32,
+    /// What it has together with processes that stand before it.
+    #[serde(default)]
+    pub shares: Shares,
     /// The name, for messages.
     #[serde(default)]
     pub comm: String,
+}
+
+fn sigchld() -> i32 {
+    libc::SIGCHLD
+}
+
+/// Which process, of those before, has the very same of something (clone(2)). `None`: it is this one's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shares {
+    /// CLONE_VM.
+    pub memory: Option<Pid>,
+    /// CLONE_FILES.
+    pub files: Option<Pid>,
+    /// CLONE_FS.
+    pub directories: Option<Pid>,
+    /// CLONE_SIGHAND.
+    pub signal_actions: Option<Pid>,
 }
 
 /// What a row of the task table stands for.

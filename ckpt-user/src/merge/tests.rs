@@ -14,10 +14,10 @@ use super::*;
 use crate::ids::{Addr, ImageId, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::image::model::{Container, Object, ParentRef, Section, TaskState, TaskTable};
 use crate::image::{read_stored, verify_stored};
-use crate::pipeline::{Changes, DumpOptions, Extent, ExtentKind, PageSink, PageSource, increment, pages_of};
+use crate::pipeline::{Changes, DumpOptions, Extent, ExtentKind, PageSink, PageSource, increment, pages_by_owner};
 use crate::resources::memory::{self, MemoryRecord};
 use crate::resources::vma::Backing;
-use crate::store::{Chains, Entry, Folder, Lock, Step, steps};
+use crate::store::{Chains, Entry, Folder, Lock, Past, Step, past, steps};
 use crate::tracee::maps::{Prot, VmFlags};
 
 /// The last page number of the made-up memory, and one more.
@@ -108,14 +108,15 @@ impl Chain {
         if self.last.is_some() {
             let differs = now.pages.iter().filter(|(page, value)| self.before.pages.get(page) != Some(value));
             let written: RangeSet<u64> = differs.map(|(&page, _)| page..page + 1).collect();
-            let held = pages_of(&self.before.plan(mm), mm);
-            plan = increment(&plan, &Changes { owner: mm, written: &written, held: &held });
+            let held = pages_by_owner(&self.before.plan(mm)).remove(&mm).unwrap_or_default();
+            plan = increment(&plan, &[Changes { owner: mm, written: &written, held: &held }]);
         }
         plan.push(Extent { owner: FILE, pages: PageRange { start: 3, count: 2 }, kind: ExtentKind::Read });
         plan.push(Extent { owner: mm, pages: PageRange { start: 0, count: 0 }, kind: ExtentKind::Read });
         let image_id = ImageId(u128::from(number) + 100);
         let mut writer = ImageWriter::to_file(destination.writer()).unwrap();
-        write_records(&mut writer, image_id, self.last, mm, now.mapped);
+        let before = self.last.map(|_| Chain::memory(number - 1));
+        write_records(&mut writer, (image_id, self.last), (mm, before), now.mapped);
         pipeline::dump(&plan, &Source(now, number as u8), &mut writer, &DumpOptions::default(), &|_| {}).unwrap();
         pipeline::end_owners(&plan, &mut writer).unwrap();
         let trailer_checksum = writer.finish().unwrap().trailer_checksum;
@@ -161,7 +162,12 @@ fn paths<'a>(chain: &[&'a Entry]) -> Vec<&'a Path> {
     chain.iter().map(|entry| entry.path.as_path()).collect()
 }
 
-fn write_records(writer: &mut ImageWriter<'_>, image_id: ImageId, parent: Option<ParentRef>, mm: ObjRef, mapped: u64) {
+fn write_records(
+    writer: &mut ImageWriter<'_>,
+    (image_id, parent): (ImageId, Option<ParentRef>),
+    (mm, before): (ObjRef, Option<ObjRef>),
+    mapped: u64,
+) {
     let (image_id, page_size) = (Some(image_id), PAGE_SIZE as u32);
     writer.header(&Header { image_id, parent, page_size, codec: "lz4".to_owned(), ..Header::default() }).unwrap();
     writer.container(&Container::default()).unwrap();
@@ -169,6 +175,8 @@ fn write_records(writer: &mut ImageWriter<'_>, image_id: ImageId, parent: Option
     for objref in [mm, FILE] {
         writer.object(&Object { objref, section: Section { kind: "thing".to_owned(), body: vec![] } }).unwrap();
     }
+    let past = Past { owners: before.into_iter().map(|before| (mm, before)).collect() };
+    writer.object(&Object { objref: ObjRef(20), section: Section::encode(past::KIND, &past).unwrap() }).unwrap();
     let memory = MemoryRecord { mm, files: FILE, brk: Addr(0), xcomp_permitted: 0, lock_future: false };
     let sections = vec![Section::encode(memory::KIND, &memory).unwrap()];
     writer.task_state(&TaskState { pid: Pid(7), sections, threads: vec![] }).unwrap();
@@ -199,9 +207,10 @@ fn load(chain: &[&Entry]) -> BTreeMap<(ObjRef, u64), u8> {
     let (images, theirs) =
         parents::read(chain[1..].iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input).collect()).unwrap();
     let records = stored.resolve(theirs.as_ref()).unwrap();
-    let mapped = records.all::<VmaRecord>(RecordType::Vma).unwrap().iter().map(|vma| vma.pages().numbers()).collect();
+    let memories = parents::memories_of(&records).unwrap().into_values();
+    let mapped = mm::mapped(&records.all(RecordType::Vma).unwrap(), memories).unwrap();
     let sink = Memory::default();
-    let mut overlay = Overlay::new(&sink, parents::memory_of(&records).unwrap().mm, mapped);
+    let mut overlay = Overlay::new(&sink, mapped);
     pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|_| {}).unwrap();
     parents::load(header.parent, parents::past_of(&records).unwrap(), images, &mut overlay).unwrap();
     sink.0.into_inner().unwrap()

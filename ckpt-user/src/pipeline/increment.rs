@@ -1,5 +1,7 @@
 //! What of a whole plan an increment must hold: what was written since its parent was made, and what is there no longer.
 
+use std::collections::HashMap;
+
 use rangemap::RangeSet;
 
 use super::{Extent, ExtentKind};
@@ -16,33 +18,42 @@ pub struct Changes<'a> {
     pub held: &'a RangeSet<u64>,
 }
 
-/// The pages of `owner` that a plan gives contents.
-pub fn pages_of(plan: &[Extent], owner: ObjRef) -> RangeSet<u64> {
-    let with_contents = |e: &&Extent| e.owner == owner && e.kind != ExtentKind::Hole && e.pages.count > 0;
-    plan.iter().filter(with_contents).map(|e| e.pages.numbers()).collect()
+/// The pages of each owner that a plan gives contents.
+pub fn pages_by_owner(plan: &[Extent]) -> HashMap<ObjRef, RangeSet<u64>> {
+    let mut pages: HashMap<ObjRef, RangeSet<u64>> = HashMap::new();
+    // Pages of one owner stand together, for the most part.
+    for run in plan.chunk_by(|a, b| a.owner == b.owner) {
+        let with_contents = run.iter().filter(|e| e.kind != ExtentKind::Hole && e.pages.count > 0);
+        pages.entry(run[0].owner).or_default().extend(with_contents.map(|e| e.pages.numbers()));
+    }
+    pages
 }
 
 /// The plan of an increment, from that of a whole image. What the parent does not hold is taken, written or not; what it holds and the
-/// whole plan has no longer becomes a hole, mapped or not: something may be mapped there again later. Other owners are whole.
-pub fn increment(whole: &[Extent], changes: &Changes<'_>) -> Vec<Extent> {
-    let owner = changes.owner;
+/// whole plan has no longer becomes a hole, mapped or not: something may be mapped there again later. Owners without changes are whole.
+pub fn increment(whole: &[Extent], changes: &[Changes<'_>]) -> Vec<Extent> {
+    let by_owner: HashMap<ObjRef, &Changes<'_>> = changes.iter().map(|changes| (changes.owner, changes)).collect();
     let mut plan = Vec::new();
     for extent in whole {
-        if extent.owner != owner {
+        let Some(changes) = by_owner.get(&extent.owner) else {
             plan.push(*extent);
             continue;
-        }
+        };
         let pages = extent.pages.numbers();
         // In linear time: this is done while the target is stopped.
         let taken = union(changes.held.gaps(&pages), changes.written.overlapping(&pages).map(|w| common(w, &pages)));
-        plan.extend(taken.into_iter().map(|run| Extent { owner, pages: run.into(), kind: extent.kind }));
+        plan.extend(taken.into_iter().map(|run| Extent { pages: run.into(), ..*extent }));
     }
-    let there = pages_of(whole, owner);
-    for held in changes.held.iter() {
-        plan.extend(there.gaps(held).map(|run| Extent { owner, pages: run.into(), kind: ExtentKind::Hole }));
+    let all = pages_by_owner(whole);
+    let none = RangeSet::new();
+    for &Changes { owner, held, .. } in changes {
+        let there = all.get(&owner).unwrap_or(&none);
+        for held in held.iter() {
+            plan.extend(there.gaps(held).map(|run| Extent { owner, pages: run.into(), kind: ExtentKind::Hole }));
+        }
+        // So that it is in the image even if nothing has changed.
+        plan.push(Extent { owner, pages: PageRange { start: 0, count: 0 }, kind: ExtentKind::Read });
     }
-    // So that it is in the image even if nothing has changed.
-    plan.push(Extent { owner, pages: PageRange { start: 0, count: 0 }, kind: ExtentKind::Read });
     plan
 }
 
@@ -80,8 +91,8 @@ mod tests {
                 } else {
                     let differs = now.iter().filter(|(page, value)| before.get(page) != Some(value)).map(|(&page, _)| page);
                     let written = differs.chain(spurious.iter().copied()).map(|page| page..page + 1).collect();
-                    let held = pages_of(&plan_of(&before), MEMORY);
-                    increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held })
+                    let held = pages_by_owner(&plan_of(&before)).remove(&MEMORY).unwrap_or_default();
+                    increment(&whole, &[Changes { owner: MEMORY, written: &written, held: &held }])
                 };
                 for extent in plan {
                     for page in extent.pages.numbers() {
@@ -102,7 +113,7 @@ mod tests {
         let whole = plan_of(&Model::from([(1, 0), (2, 0)]));
         let set = |pages: std::ops::Range<u64>| std::iter::once(pages).collect::<RangeSet<u64>>();
         let (written, held) = (set(2..3), set(1..5));
-        let plan = increment(&whole, &Changes { owner: MEMORY, written: &written, held: &held });
+        let plan = increment(&whole, &[Changes { owner: MEMORY, written: &written, held: &held }]);
         let of = |kind| plan.iter().filter(move |e| e.kind == kind && e.pages.count > 0).map(|e| (e.pages.start, e.pages.count));
         assert_eq!(of(ExtentKind::Read).collect::<Vec<_>>(), [(2, 1)]);
         assert_eq!(of(ExtentKind::Hole).collect::<Vec<_>>(), [(3, 2)]);

@@ -22,7 +22,7 @@ mod live_tests;
 mod tests;
 
 pub use dump::{DumpOptions, DumpStats, dump, end_owners};
-pub use increment::{Changes, increment, pages_of};
+pub use increment::{Changes, increment, pages_by_owner};
 pub use load::{LoadOptions, LoadStats, load};
 pub use plan::{Extent, ExtentKind, pages_to_read};
 pub use repack::Repack;

@@ -1,5 +1,6 @@
 //! Pages that come out of one image, or of several, into another.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,11 +12,11 @@ use crate::image::{Codec, ImageWriter, codec};
 
 /// A sink that makes chunks of what it is given. The threads that give also compress and write.
 ///
-/// The image that comes of it is a whole one: that pages of `memory` are not there need not be said.
+/// The image that comes of it is a whole one: that pages of `memories` are not there need not be said.
 #[derive(Debug)]
 pub struct Repack<'a> {
     writer: &'a ImageWriter<'a>,
-    memory: ObjRef,
+    memories: &'a HashSet<ObjRef>,
     codec: Codec,
     /// Whoever has set it wants no more.
     stop: &'a AtomicBool,
@@ -27,8 +28,8 @@ pub struct Repack<'a> {
 
 impl<'a> Repack<'a> {
     /// Into the image that `writer` writes, where the metadata is already.
-    pub fn new(writer: &'a ImageWriter<'a>, memory: ObjRef, codec: Codec, stop: &'a AtomicBool) -> Repack<'a> {
-        Repack { writer, memory, codec, stop, spare: Mutex::default(), waiting: Mutex::new((memory, Vec::new())) }
+    pub fn new(writer: &'a ImageWriter<'a>, memories: &'a HashSet<ObjRef>, codec: Codec, stop: &'a AtomicBool) -> Repack<'a> {
+        Repack { writer, memories, codec, stop, spare: Mutex::default(), waiting: Mutex::new((ObjRef(0), Vec::new())) }
     }
 
     /// Writes what still waits, and ends the pages of these owners.
@@ -98,7 +99,7 @@ impl PageSink for Repack<'_> {
     }
 
     fn hole(&self, owner: ObjRef, pages: PageRange) -> Result<()> {
-        if owner == self.memory {
+        if self.memories.contains(&owner) {
             return Ok(());
         }
         self.without_contents(owner, Run { pages, kind: RunKind::Hole })

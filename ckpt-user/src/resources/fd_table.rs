@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
 use super::file::{self, Descriptor, FdInfo, OpenFile};
-use super::{Collector, Restorer, external, lock};
+use super::lock::{self, Lock};
+use super::{Collector, Restorer, external};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
@@ -36,7 +37,7 @@ pub struct FdTable {
 }
 
 /// One row of a descriptor table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdSlot {
     /// The number.
     pub fd: RawFd,
@@ -44,6 +45,9 @@ pub struct FdSlot {
     pub file: ObjRef,
     /// FD_CLOEXEC.
     pub cloexec: bool,
+    /// Locks of the process itself on the file, where the file was collected from another process.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<Lock>,
 }
 
 /// What is known of a descriptor without a duplicate.
@@ -53,18 +57,23 @@ struct Seen {
     info: FdInfo,
 }
 
-/// Collects the descriptor table of a process.
-pub fn collect(cx: &mut Collector<'_>, pid: Pid) -> Result<ObjRef> {
+/// Collects the descriptor table of a process. `descriptions`: the open files met so far in the cut.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid, descriptions: &mut Descriptions) -> Result<ObjRef> {
+    let key = ObjectKey::Task(KIND, pid);
+    if let Some(known) = cx.lookup(&key) {
+        return Ok(known);
+    }
     let seen = list(pid)?;
     let process = pidfd::open(pid).doing(|| format!("cannot open pid {pid}"))?;
-    cx.intern(ObjectKey::Task(KIND, pid), |cx, _| {
-        let mut found = Descriptions { pid, by_look: HashMap::new() };
+    cx.intern(key, |cx, _| {
         let mut slots = Vec::new();
         // An epoll instance refers to other files, which must stand before it.
         let (last, first): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| s.link == "anon_inode:[eventpoll]");
         for seen in first.into_iter().chain(last) {
-            let file = cx.attempt(|cx| collect_one(cx, &mut found, process.as_fd(), seen))?;
-            slots.extend(file.map(|file| FdSlot { fd: seen.fd, file, cloexec: seen.info.flags & libc::O_CLOEXEC != 0 }));
+            let found = cx.attempt(|cx| collect_one(cx, descriptions, pid, process.as_fd(), seen))?;
+            let Some((file, from)) = found else { continue };
+            let locks = if from == pid { Vec::new() } else { lock::of_process(lock::parse(&seen.info)?) };
+            slots.push(FdSlot { fd: seen.fd, file, cloexec: seen.info.flags & libc::O_CLOEXEC != 0, locks });
         }
         slots.sort_by_key(|slot| slot.fd);
         Ok(Section::encode(KIND, &FdTable { slots })?)
@@ -94,52 +103,68 @@ fn list(pid: Pid) -> Result<Vec<Seen>> {
 type Look = (OsString, i64, i32, i32);
 
 /// The first descriptor of every open file description met so far.
-struct Descriptions {
-    pid: Pid,
+#[derive(Debug, Default)]
+pub struct Descriptions {
     /// Among those that look the same, in the kernel's order.
-    by_look: HashMap<Look, Vec<RawFd>>,
+    by_look: HashMap<Look, Vec<(Pid, RawFd)>>,
 }
 
 impl Descriptions {
-    /// The first descriptor with the same description as this one, which is itself if it is new.
-    fn first_of(&mut self, seen: &Seen) -> Result<RawFd> {
+    /// The first descriptor with the same description as this one of `pid`, which is itself if it is new.
+    fn first_of(&mut self, pid: Pid, seen: &Seen) -> Result<(Pid, RawFd)> {
         let look = (seen.link.clone(), seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id);
         let candidates = self.by_look.entry(look).or_default();
         let (mut low, mut high) = (0, candidates.len());
         while low < high {
-            let middle = (low + high) / 2;
-            let order = kcmp::files(self.pid, seen.fd, self.pid, candidates[middle]);
-            match order.doing(|| format!("cannot compare the descriptors of pid {}", self.pid))? {
-                Ordering::Equal => return Ok(candidates[middle]),
+            let middle = low + (high - low) / 2;
+            let (of, fd) = candidates[middle];
+            let order = kcmp::files(pid, seen.fd, of, fd);
+            match order.doing(|| format!("cannot compare the descriptors of pid {pid} and pid {of}"))? {
+                Ordering::Equal => return Ok((of, fd)),
                 Ordering::Less => high = middle,
                 Ordering::Greater => low = middle + 1,
             }
         }
-        candidates.insert(low, seen.fd);
-        Ok(seen.fd)
+        candidates.insert(low, (pid, seen.fd));
+        Ok((pid, seen.fd))
     }
 }
 
-fn collect_one(cx: &mut Collector<'_>, found: &mut Descriptions, process: BorrowedFd<'_>, seen: &Seen) -> Result<ObjRef> {
-    let pid = found.pid;
+fn collect_one(
+    cx: &mut Collector<'_>,
+    found: &mut Descriptions,
+    pid: Pid,
+    process: BorrowedFd<'_>,
+    seen: &Seen,
+) -> Result<(ObjRef, Pid)> {
     let doing = || format!("cannot duplicate descriptor {} of pid {pid}", seen.fd);
-    let first = found.first_of(seen)?;
-    if first != seen.fd
-        && let Some(known) = cx.lookup(&ObjectKey::File(pid, first))
-        && !external::is_standard(cx, known, seen.fd)
+    let first = found.first_of(pid, seen)?;
+    if first != (pid, seen.fd)
+        && let Some(known) = cx.lookup(&ObjectKey::File(first.0, first.1))
     {
-        return Ok(known);
+        if first.1 == seen.fd || !external::is_standard(cx, known, seen.fd) {
+            return Ok((known, first.0));
+        }
+        // Another process may have it under the same number.
+        let (of, number) = (first.0, seen.fd);
+        if of != pid
+            && kcmp::files(pid, number, of, number).is_ok_and(Ordering::is_eq)
+            && let Some(known) = cx.lookup(&ObjectKey::File(of, number))
+        {
+            return Ok((known, of));
+        }
     }
     let own = pidfd::get_fd(process, seen.fd).doing(doing)?;
     let stat = fstat(&own).doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?;
     let d = Descriptor { pid, fd: seen.fd, link: &seen.link, info: &seen.info, stat: &stat, own: own.as_fd() };
-    cx.intern(ObjectKey::File(pid, seen.fd), |cx, objref| {
+    let file = cx.intern(ObjectKey::File(pid, seen.fd), |cx, objref| {
         let section = file::collect(cx, &d, common(&d)?)?;
         if section.kind == external::KIND {
             external::note(cx, objref);
         }
         Ok(section)
-    })
+    })?;
+    Ok((file, pid))
 }
 
 fn common(d: &Descriptor<'_>) -> Result<OpenFile> {
@@ -331,15 +356,26 @@ pub fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, table: &FdTable)
         first.entry(slot.file).or_insert(slot.fd);
     }
     // In the order of their numbers: a file stands before the epoll instance that watches it.
-    for (&objref, &fd) in &first {
+    let mut here = BTreeMap::new();
+    for (objref, fd) in first {
         let section = cx.section(objref)?;
-        (file::kind_of(&section)?.attach)(cx, task, fd, &section)?;
+        let kind = file::kind_of(&section)?;
+        let is_first = cx.is_first_to_attach(objref);
+        if is_first || kind.attaches_in_each {
+            (kind.attach)(cx, task, fd, &section)?;
+        }
+        if is_first {
+            here.insert(objref, fd);
+        }
     }
     // Locks only now: a process loses those on a file with whatever descriptor of the file it closes.
-    for (objref, fd) in first {
+    for (objref, fd) in here {
         let common: file::FileBody<serde::de::IgnoredAny> = cx.section(objref)?.decode()?;
         restore_owner(task, fd, &common.common)?;
-        lock::attach(task, fd, &common.common)?;
+        lock::attach(task, fd, &common.common.locks, &common.common.link)?;
+    }
+    for slot in table.slots.iter().filter(|slot| !slot.locks.is_empty()) {
+        lock::attach(task, slot.fd, &slot.locks, &format!("the file of descriptor {}", slot.fd))?;
     }
     Ok(())
 }
@@ -367,7 +403,7 @@ mod tests {
     use super::*;
 
     fn table(numbers: impl IntoIterator<Item = RawFd>) -> FdTable {
-        let slots = numbers.into_iter().map(|fd| FdSlot { fd, file: ObjRef(1), cloexec: false });
+        let slots = numbers.into_iter().map(|fd| FdSlot { fd, file: ObjRef(1), cloexec: false, locks: Vec::new() });
         FdTable { slots: slots.collect() }
     }
 

@@ -22,6 +22,7 @@ use crate::image::model::{Object, Section};
 use crate::sys::{pidfd, queue};
 use crate::tracee::freeze::{FrozenProcess, Stragglers};
 use crate::tracee::remote::{Injector, RemoteTask};
+use crate::tracee::tree::FrozenTree;
 
 /// What was collected of some descriptors.
 pub struct Cut {
@@ -90,7 +91,8 @@ impl Cut {
 
     pub fn restore_with(&self, options: &RestoreOptions) -> Result<Vec<OwnedFd>> {
         let mut cx = Restorer::new(options, self.objects.clone());
-        let slots = self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false });
+        let slots =
+            self.files.iter().enumerate().map(|(n, &file)| FdSlot { fd: n as i32, file, cloexec: false, locks: Vec::new() });
         written::prepare(&mut cx)?;
         let files = fd_table::open(&mut cx, &[&FdTable { slots: slots.collect() }])?;
         cx.settle()?;
@@ -144,7 +146,8 @@ impl Heir {
         let give = |fd: &OwnedFd| fd.try_clone().unwrap();
         let child = Command::new("sleep").arg("1000").stdin(give(a)).stdout(give(b)).stderr(give(c)).spawn().unwrap();
         let pid = Pid(child.id() as i32);
-        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
+        let mut tree = FrozenTree::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
+        let frozen = tree.processes.remove(0);
         let (injector, _) = Injector::new(pid).unwrap();
         Heir { child, frozen, injector }
     }

@@ -97,6 +97,9 @@ pub trait FileKind {
     /// What an image holds of it, beside [`OpenFile`].
     type Record: Serialize + DeserializeOwned;
 
+    /// What [`FileKind::attach`] does must be done in each process that has the file, not in the first alone.
+    const ATTACHES_IN_EACH: bool = false;
+
     /// Is this descriptor of this kind? Kinds are asked in the order of the registry; the first that says yes has it.
     fn matches(d: &Descriptor<'_>) -> bool;
 
@@ -109,7 +112,7 @@ pub trait FileKind {
     fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &Self::Record) -> Result<OwnedFd>;
 
     /// What only a task that has the descriptor in its place (`fd`) can do: epoll_ctl, record locks. Called once per
-    /// description, after all descriptors of the task are placed.
+    /// description, in the first process that has it, after all its descriptors are placed.
     fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &Self::Record) -> Result<()> {
         let _ = (cx, task, fd, record);
         Ok(())
@@ -142,6 +145,8 @@ pub struct FileKindEntry {
     pub collect: fn(&mut Collector<'_>, &Descriptor<'_>, OpenFile) -> Result<Section>,
     /// [`FileKind::restore`], decoded.
     pub restore: fn(&mut Restorer<'_>, &Section) -> Result<(OwnedFd, OpenFile)>,
+    /// [`FileKind::ATTACHES_IN_EACH`].
+    pub attaches_in_each: bool,
     /// [`FileKind::attach`], decoded.
     pub attach: fn(&mut Restorer<'_>, &mut RemoteTask<'_>, RawFd, &Section) -> Result<()>,
     /// [`FileKind::finish`], decoded.
@@ -168,6 +173,7 @@ impl FileKindEntry {
                 let body: FileBody<K::Record> = section.decode()?;
                 Ok((K::restore(cx, &body.common, &body.record)?, body.common))
             },
+            attaches_in_each: K::ATTACHES_IN_EACH,
             attach: |cx, task, fd, section| K::attach(cx, task, fd, &section.decode::<FileBody<K::Record>>()?.record),
             finish: |cx, fd, section| K::finish(cx, fd.as_fd(), &section.decode::<FileBody<K::Record>>()?.record),
         }

@@ -75,25 +75,30 @@ impl Lock {
     }
 }
 
-fn held(common: &OpenFile) -> String {
-    format!("cannot lock {} again (somebody else may hold it now)", common.link)
+fn held(what: &str) -> String {
+    format!("cannot lock {what} again (somebody else may hold it now)")
+}
+
+/// Of some locks those that belong to the process and not to the open file.
+pub fn of_process(locks: Vec<Lock>) -> Vec<Lock> {
+    locks.into_iter().filter(|lock| matches!(lock.kind, LockKind::Posix | LockKind::Lease)).collect()
 }
 
 /// Takes the locks that belong to the open file.
 pub fn restore(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
     for lock in &common.locks {
         match lock.kind {
-            LockKind::Flock => own::flock(fd, lock.write).doing(|| held(common))?,
-            LockKind::OpenFile => own::lock_open_file(fd, &lock.flock()).doing(|| held(common))?,
+            LockKind::Flock => own::flock(fd, lock.write).doing(|| held(&common.link))?,
+            LockKind::OpenFile => own::lock_open_file(fd, &lock.flock()).doing(|| held(&common.link))?,
             LockKind::Posix | LockKind::Lease => {}
         }
     }
     Ok(())
 }
 
-/// Takes the locks that belong to the process, in it.
-pub fn attach(task: &mut RemoteTask<'_>, fd: RawFd, common: &OpenFile) -> Result<()> {
-    for lock in &common.locks {
+/// Takes those of `locks` that belong to the process, in it. `what`: the file, for messages.
+pub fn attach(task: &mut RemoteTask<'_>, fd: RawFd, locks: &[Lock], what: &str) -> Result<()> {
+    for lock in locks {
         let mut batch = Batch::new();
         let id = match lock.kind {
             LockKind::Posix => {
@@ -106,7 +111,7 @@ pub fn attach(task: &mut RemoteTask<'_>, fd: RawFd, common: &OpenFile) -> Result
             }
             LockKind::Flock | LockKind::OpenFile => continue,
         };
-        task.run(batch)?.ret(id).doing(|| held(common))?;
+        task.run(batch)?.ret(id).doing(|| held(what))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a process holds as a whole: its memory and its descriptor table; and the pages behind them, for the page streams.
+//! What a process holds as a whole: its memory and its descriptor table; and where the pages of memories and files are, for the page streams.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -59,8 +59,8 @@ pub fn ask(batch: &mut Batch) -> Asked {
 }
 
 impl MemoryRecord {
-    /// Reads the answers. `lock_future`: a mapping made in the task for ckpt was locked by itself.
-    pub fn collect(mm: ObjRef, files: ObjRef, lock_future: bool, asked: &Asked, answers: &Answers) -> Result<MemoryRecord> {
+    /// Reads the answers. `mm` and `files`: what the process holds; `lock_future`: a mapping made in the task for ckpt was locked by itself.
+    pub fn collect((mm, files): (ObjRef, ObjRef), lock_future: bool, asked: &Asked, answers: &Answers) -> Result<MemoryRecord> {
         let brk = Addr(answers.ret(asked.brk).doing(|| "cannot ask for the program break")?);
         // EINVAL: a kernel before 5.16, on which there is nothing to ask for.
         let xcomp_permitted = match answers.ret(asked.xcomp) {
@@ -75,21 +75,45 @@ impl MemoryRecord {
 /// Where the pages of each owner come from.
 #[derive(Debug)]
 pub struct MemorySource {
-    mm: ObjRef,
-    pid: Pid,
-    memory: ProcessMemory,
+    memories: HashMap<ObjRef, Memory>,
     contents: HashMap<ObjRef, (File, u64)>,
 }
 
+/// An address space, seen through one of its processes.
+#[derive(Debug)]
+struct Memory {
+    pid: Pid,
+    file: ProcessMemory,
+}
+
 impl MemorySource {
-    /// The memory of `pid` for `mm`, and the contents of files.
-    pub fn new(mm: ObjRef, pid: Pid, contents: Vec<Content>) -> Result<MemorySource> {
+    /// The memories of these processes, and the contents of files.
+    pub fn new(memories: impl IntoIterator<Item = (ObjRef, Pid)>, contents: Vec<Content>) -> Result<MemorySource> {
         let file = |source: OwnedFd, size: u64| (File::from(source), size);
         let contents = contents.into_iter().map(|c| (c.owner, file(c.source, c.size))).collect();
-        Ok(MemorySource { mm, pid, memory: ProcessMemory::open(pid)?, contents })
+        let open = |(mm, pid)| Ok((mm, Memory { pid, file: ProcessMemory::open(pid)? }));
+        Ok(MemorySource { memories: memories.into_iter().map(open).collect::<Result<_>>()?, contents })
     }
 
-    fn read_memory(&self, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
+    fn read_content(&self, owner: ObjRef, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
+        let (file, size) = self
+            .contents
+            .get(&owner)
+            .ok_or_else(|| Error::Unexpected(format!("object {owner} is to be saved, but nobody knows where its pages are")))?;
+        for range in ranges {
+            let (part, rest) = buf.split_at_mut(range.bytes() as usize);
+            let start = range.addr().0;
+            let held = size.saturating_sub(start).min(range.bytes()) as usize;
+            file.read_exact_at(&mut part[..held], start).doing(|| format!("cannot read the contents of object {owner}"))?;
+            part[held..].fill(0);
+            buf = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn read(&self, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
         let total: usize = ranges.iter().map(|r| r.bytes() as usize).sum();
         let mut done = 0;
         while done < total {
@@ -106,25 +130,9 @@ impl MemorySource {
                 // A page that its owner may not read: /proc/PID/mem gives it all the same.
                 let page = pieces_from(ranges, done)[0];
                 let len = page.len.min(PAGE_SIZE as usize);
-                self.memory.read(page.addr, &mut buf[done..done + len])?;
+                self.file.read(page.addr, &mut buf[done..done + len])?;
                 done += len;
             }
-        }
-        Ok(())
-    }
-
-    fn read_content(&self, owner: ObjRef, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
-        let (file, size) = self
-            .contents
-            .get(&owner)
-            .ok_or_else(|| Error::Unexpected(format!("object {owner} is to be saved, but nobody knows where its pages are")))?;
-        for range in ranges {
-            let (part, rest) = buf.split_at_mut(range.bytes() as usize);
-            let start = range.addr().0;
-            let held = size.saturating_sub(start).min(range.bytes()) as usize;
-            file.read_exact_at(&mut part[..held], start).doing(|| format!("cannot read the contents of object {owner}"))?;
-            part[held..].fill(0);
-            buf = rest;
         }
         Ok(())
     }
@@ -150,6 +158,9 @@ fn pieces_from(ranges: &[PageRange], mut skip: usize) -> Vec<Piece> {
 
 impl PageSource for MemorySource {
     fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
-        if owner == self.mm { self.read_memory(ranges, buf) } else { self.read_content(owner, ranges, buf) }
+        match self.memories.get(&owner) {
+            Some(memory) => memory.read(ranges, buf),
+            None => self.read_content(owner, ranges, buf),
+        }
     }
 }

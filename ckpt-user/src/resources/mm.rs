@@ -3,9 +3,10 @@
 //! The new task begins with ckpt's own address space. A small workspace is mapped in a gap that neither uses, everything else is
 //! unmapped, and the image's mappings take their places. Protections that would keep the pages out wait until they are in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -142,11 +143,11 @@ fn find_gap(mut taken: Vec<(u64, u64)>, len: u64) -> Option<Addr> {
     (at + len <= TASK_SIZE).then_some(Addr(at))
 }
 
-/// Maps the workspace and empties the address space around it. The stub moves into the workspace.
-pub fn clear(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<Workspace> {
+/// Maps the workspace where none of `vmas` is, and empties the address space around it. The stub moves into the workspace.
+pub fn clear<'a>(task: &mut RemoteTask<'_>, vmas: impl IntoIterator<Item = &'a VmaRecord>) -> Result<Workspace> {
     forget_rseq(task)?;
     let now = maps::read(task.pid())?;
-    let taken = vmas.iter().map(|v| (v.start.0, v.end.0)).chain(now.iter().map(|m| (m.start.0, m.end.0))).collect();
+    let taken = vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(now.iter().map(|m| (m.start.0, m.end.0))).collect();
     let len = PAGE_SIZE + WORKSPACE_DATA;
     let code = find_gap(taken, len).ok_or_else(|| Error::Restart("the address space of the image has no gap of 1 MiB".into()))?;
     let workspace = Workspace { code, data: code.offset(PAGE_SIZE), end: code.offset(len) };
@@ -186,6 +187,7 @@ pub fn map(
     brk: Addr,
     vmas: &[VmaRecord],
     files: &HashMap<ObjRef, BorrowedFd<'_>>,
+    shared: &SharedMemory,
 ) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
@@ -206,7 +208,7 @@ pub fn map(
             check_placed(vma, answers.ret(id))?;
         }
     }
-    map_shared_anonymous(task, vmas)?;
+    shared.place(task, vmas)?;
     set_mm(task, mm, brk, files)
 }
 
@@ -248,33 +250,54 @@ fn mmap_args(vma: &VmaRecord, files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result
     Ok([vma.start.into(), len.into(), first_prot(vma).into(), flags.into(), fd.into(), offset.into()])
 }
 
-/// Shared anonymous memory is made once, elsewhere, and each of its mappings becomes a second view of its part.
-fn map_shared_anonymous(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<()> {
-    let mut by_id: HashMap<u64, Vec<(&VmaRecord, u64)>> = HashMap::new();
-    for vma in vmas {
-        if let Backing::SharedAnonymous { id, offset } = vma.backing {
-            by_id.entry(id).or_default().push((vma, offset));
+/// Shared anonymous memory of an image, made once, where nothing else is: every process that is made later has it there, too, and each of its mappings
+/// becomes a second view of its part.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    /// Address and size, by the number that the image has for it.
+    made: BTreeMap<u64, (Addr, u64)>,
+}
+
+impl SharedMemory {
+    /// Makes in a new process, before it has children, what these mappings show of it.
+    pub fn make(task: &mut RemoteTask<'_>, vmas: &[&VmaRecord]) -> Result<SharedMemory> {
+        let mut wanted: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
+        for vma in vmas {
+            if let Backing::SharedAnonymous { id, offset } = vma.backing {
+                let (size, no_reserve) = wanted.entry(id).or_default();
+                *size = (*size).max(offset.saturating_add(vma.end.0 - vma.start.0));
+                *no_reserve |= vma.flags.contains(VmFlags::NO_RESERVE);
+            }
         }
+        let mut made = BTreeMap::new();
+        for (id, (size, no_reserve)) in wanted {
+            let gap = find_gap(vmas.iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
+                .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))?;
+            let reserve = if no_reserve { libc::MAP_NORESERVE } else { 0 };
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve;
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let args = [gap.into(), size.into(), prot.into(), flags.into(), (-1i64).into(), 0u64.into()];
+            task.call("cannot make shared memory", libc::SYS_mmap, args)?;
+            made.insert(id, (gap, size));
+        }
+        Ok(SharedMemory { made })
     }
-    for views in by_id.into_values() {
-        let end_of = |(vma, offset): &(&VmaRecord, u64)| offset + (vma.end.0 - vma.start.0);
-        let size = views.iter().map(end_of).max().unwrap_or(0);
-        let reserve = if views.iter().any(|(v, _)| v.flags.contains(VmFlags::NO_RESERVE)) { libc::MAP_NORESERVE } else { 0 };
-        let gap = find_gap(vmas.iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
-            .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))?;
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let args = [gap.into(), size.into(), prot.into(), flags.into(), (-1i64).into(), 0u64.into()];
-        task.call("cannot make shared memory", libc::SYS_mmap, args)?;
-        for (vma, offset) in views {
+
+    /// Places the views of a process, and takes away what they were made from.
+    fn place(&self, task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<()> {
+        for vma in vmas {
+            let Backing::SharedAnonymous { id, offset } = vma.backing else { continue };
+            let (from, _) = self.made.get(&id).ok_or_else(|| Error::Unexpected(format!("shared memory {id} was not made")))?;
             let len = vma.end.0 - vma.start.0;
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            let args = [gap.offset(offset).into(), 0u64.into(), len.into(), flags.into(), vma.start.into()];
+            let args = [from.offset(offset).into(), 0u64.into(), len.into(), flags.into(), vma.start.into()];
             task.call("cannot place a view of shared memory", libc::SYS_mremap, args)?;
         }
-        task.call("cannot unmap", libc::SYS_munmap, [gap.into(), size.into()])?;
+        for &(at, size) in self.made.values() {
+            task.call("cannot unmap", libc::SYS_munmap, [at.into(), size.into()])?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn taken_now(task: &RemoteTask<'_>) -> Result<Vec<(u64, u64)>> {
@@ -422,7 +445,7 @@ pub fn files_of(mm: &MmRecord, vmas: &[VmaRecord]) -> Vec<ObjRef> {
 }
 
 /// The mappings of one memory, in order of address, checked for what a damaged or hostile image could ask.
-pub fn check(vmas: &[VmaRecord]) -> Result<()> {
+fn check<'a>(vmas: impl IntoIterator<Item = &'a VmaRecord>) -> Result<()> {
     let mut end = Addr(0);
     for vma in vmas {
         let aligned = vma.start.0 % PAGE_SIZE == 0 && vma.end.0 % PAGE_SIZE == 0;
@@ -432,6 +455,16 @@ pub fn check(vmas: &[VmaRecord]) -> Result<()> {
         end = vma.end;
     }
     Ok(())
+}
+
+/// The pages of these memories that are mapped; the mappings of each are checked.
+pub fn mapped(vmas: &[VmaRecord], memories: impl IntoIterator<Item = ObjRef>) -> Result<HashMap<ObjRef, RangeSet<u64>>> {
+    let of = |memory: ObjRef| {
+        let own: Vec<&VmaRecord> = vmas.iter().filter(|vma| vma.mm == memory).collect();
+        check(own.iter().copied())?;
+        Ok((memory, own.iter().map(|vma| vma.pages().numbers()).collect()))
+    };
+    memories.into_iter().map(of).collect()
 }
 
 /// Makes the files behind the mappings and the executable; each object once.

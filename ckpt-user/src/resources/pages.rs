@@ -1,4 +1,4 @@
-//! Where the pages of an image go: into the memory of the new process, and into the files that were made for their contents.
+//! Where the pages of an image go: into the memories of the new processes, and into the files that were made for their contents.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,14 +15,19 @@ use crate::tracee::memory::ProcessMemory;
 /// See the module.
 #[derive(Debug)]
 pub struct PageTarget {
-    mm: ObjRef,
-    pid: Pid,
-    memory: ProcessMemory,
-    /// Where pages may go, in order; and whether zeros are there already.
-    vmas: Vec<(PageRange, bool)>,
+    memories: HashMap<ObjRef, Memory>,
     contents: HashMap<ObjRef, Contents>,
     /// Whose pages nobody wants.
     ignored: HashSet<ObjRef>,
+}
+
+/// An address space.
+#[derive(Debug)]
+struct Memory {
+    pid: Pid,
+    file: ProcessMemory,
+    /// Where pages may go, in order; and whether zeros are there already.
+    vmas: Vec<(PageRange, bool)>,
 }
 
 /// A file that was made for contents.
@@ -34,8 +39,8 @@ struct Contents {
 }
 
 impl PageTarget {
-    /// The memory `mm` of the new process `pid`, and the contents that `cx` expects.
-    pub fn new(vmas: &[VmaRecord], mm: ObjRef, pid: Pid, cx: &Restorer<'_>) -> Result<PageTarget> {
+    /// Memories, each with a process that has it and its mappings; and the contents that `cx` expects.
+    pub fn new<'a>(memories: impl IntoIterator<Item = (ObjRef, Pid, &'a [VmaRecord])>, cx: &Restorer<'_>) -> Result<PageTarget> {
         let zeroed = |vma: &VmaRecord| !matches!(vma.backing, Backing::File { .. });
         let mut contents = HashMap::new();
         for (owner, fd) in cx.contents()? {
@@ -43,21 +48,31 @@ impl PageTarget {
             let size = file.metadata().doing(|| format!("cannot look at the file for the contents of object {owner}"))?.len();
             contents.insert(owner, Contents { file, size });
         }
-        Ok(PageTarget {
-            mm,
-            pid,
-            memory: ProcessMemory::open(pid)?,
-            vmas: vmas.iter().map(|vma| (vma.pages(), zeroed(vma))).collect(),
-            contents,
-            ignored: cx.ignored_contents().clone(),
-        })
+        let open = |(mm, pid, vmas): (ObjRef, Pid, &[VmaRecord])| {
+            let vmas = vmas.iter().map(|vma| (vma.pages(), zeroed(vma))).collect();
+            Ok((mm, Memory { pid, file: ProcessMemory::open(pid)?, vmas }))
+        };
+        let memories = memories.into_iter().map(open).collect::<Result<_>>()?;
+        Ok(PageTarget { memories, contents, ignored: cx.ignored_contents().clone() })
     }
 
     /// Pages that can come at most, for the progress display.
     pub fn expected(&self) -> u64 {
-        self.vmas.iter().map(|(pages, _)| pages.count).sum()
+        self.memories.values().flat_map(|memory| &memory.vmas).map(|(pages, _)| pages.count).sum()
     }
 
+    /// `None`: they are not wanted.
+    fn content(&self, owner: ObjRef) -> Result<Option<&Contents>> {
+        match self.contents.get(&owner) {
+            None if !self.ignored.contains(&owner) => {
+                Err(Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
+            }
+            contents => Ok(contents),
+        }
+    }
+}
+
+impl Memory {
     /// The parts of `range` by mapping. A page outside of every mapping is a damaged image.
     fn parts(&self, range: PageRange) -> Result<Vec<(PageRange, bool)>> {
         let mut parts = Vec::new();
@@ -75,7 +90,7 @@ impl PageTarget {
         Ok(parts)
     }
 
-    fn write_memory(&self, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
+    fn write(&self, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
         let mut pieces = Vec::with_capacity(ranges.len());
         for &range in ranges {
             pieces.extend(self.parts(range)?.iter().map(|(part, _)| Piece { addr: part.addr(), len: part.bytes() as usize }));
@@ -102,7 +117,7 @@ impl PageTarget {
         for piece in pieces {
             let (now, rest) = bytes.split_at(piece.len);
             if skip < piece.len {
-                self.memory.write(piece.addr.offset(skip as u64), &now[skip..])?;
+                self.file.write(piece.addr.offset(skip as u64), &now[skip..])?;
             }
             skip = skip.saturating_sub(piece.len);
             bytes = rest;
@@ -110,21 +125,28 @@ impl PageTarget {
         Ok(())
     }
 
-    /// `None`: they are not wanted.
-    fn content(&self, owner: ObjRef) -> Result<Option<&Contents>> {
-        match self.contents.get(&owner) {
-            None if !self.ignored.contains(&owner) => {
-                Err(Error::Restart(format!("the image holds pages of object {owner}, which is no memory and no file")))
+    fn zero(&self, range: PageRange) -> Result<()> {
+        static ZEROS: [u8; 64 * PAGE_SIZE as usize] = [0; 64 * PAGE_SIZE as usize];
+        for (part, zeroed) in self.parts(range)? {
+            if zeroed {
+                continue;
             }
-            contents => Ok(contents),
+            // Private zeros over a file's page: they must be written, or the file would show.
+            let mut at = part.start;
+            while at < part.end() {
+                let some = PageRange { start: at, count: (part.end() - at).min(64) };
+                self.write(&[some], &ZEROS[..some.bytes() as usize])?;
+                at = some.end();
+            }
         }
+        Ok(())
     }
 }
 
 impl PageSink for PageTarget {
     fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-        if owner == self.mm {
-            return self.write_memory(ranges, bytes);
+        if let Some(memory) = self.memories.get(&owner) {
+            return memory.write(ranges, bytes);
         }
         let Some(Contents { file, size }) = self.content(owner)? else { return Ok(()) };
         let mut bytes = bytes;
@@ -138,28 +160,15 @@ impl PageSink for PageTarget {
     }
 
     fn zero(&self, owner: ObjRef, range: PageRange) -> Result<()> {
-        if owner != self.mm {
+        match self.memories.get(&owner) {
+            Some(memory) => memory.zero(range),
             // A new file reads as zeros already.
-            return self.content(owner).map(drop);
+            None => self.content(owner).map(drop),
         }
-        static ZEROS: [u8; 64 * PAGE_SIZE as usize] = [0; 64 * PAGE_SIZE as usize];
-        for (part, zeroed) in self.parts(range)? {
-            if zeroed {
-                continue;
-            }
-            // Private zeros over a file's page: they must be written, or the file would show.
-            let mut at = part.start;
-            while at < part.end() {
-                let some = PageRange { start: at, count: (part.end() - at).min(64) };
-                self.write_memory(&[some], &ZEROS[..some.bytes() as usize])?;
-                at = some.end();
-            }
-        }
-        Ok(())
     }
 
     fn hole(&self, owner: ObjRef, _: PageRange) -> Result<()> {
         // In memory a hole may also be where nothing is mapped (any more): it hides what the parents of an increment have there.
-        if owner == self.mm { Ok(()) } else { self.content(owner).map(drop) }
+        if self.memories.contains_key(&owner) { Ok(()) } else { self.content(owner).map(drop) }
     }
 }

@@ -33,6 +33,7 @@ const FLAGS: u32 = libc::PIDFD_NONBLOCK | libc::PIDFD_THREAD;
 impl FileKind for PidFd {
     const KIND: &'static str = "pidfd";
     type Record = PidFdRecord;
+    const ATTACHES_IN_EACH: bool = true;
 
     fn matches(d: &Descriptor<'_>) -> bool {
         let link = d.link.as_bytes();

@@ -11,15 +11,47 @@ use crate::ids::Pid;
 use crate::sys::procfs::Status;
 use crate::sys::{pidfd, procfs, ptrace};
 use crate::tracee::freeze::{self, FrozenProcess};
+use crate::tracee::tree::{FrozenTree, members};
 
 /// Namespaces that a process may have for itself without its state depending on them being made again.
 const HARMLESS_NAMESPACES: &[&str] = &["cgroup", "pid_for_children", "time_for_children"];
 
-/// Checks what can be seen without stopping the process.
-pub fn process(pid: Pid) -> Result<()> {
-    if pid.0 == std::process::id() as i32 {
-        return Err(refused(pid, "the process", "is ckpt itself", "name another pid"));
+/// Checks what can be seen of the tree below `root` without stopping it; what stands against it is added to `refusals`. Returns those of its members that
+/// can be looked at closer.
+pub fn tree(root: Pid, refusals: &mut Vec<Refusal>) -> Result<Vec<Pid>> {
+    match self::root(root) {
+        // Of what is no process that can be saved, there is nothing more to tell.
+        Err(Error::Refused(refusal)) => {
+            refusals.push(refusal);
+            return Ok(Vec::new());
+        }
+        other => other?,
     }
+    while_it_lives(root, || {
+        let mut open = Vec::new();
+        for member in members(root)?.into_iter().filter(|member| !member.dead) {
+            match process(member.pid, refusals) {
+                // It has ended meanwhile.
+                Err(_) if member.pid != root && procfs::is_ending(member.pid) => {}
+                other => open.extend(other?.then_some(member.pid)),
+            }
+        }
+        Ok(open)
+    })
+}
+
+/// The same for processes that have come since: those of a tree that stands still now, but for `checked`.
+pub fn newcomers(tree: &FrozenTree, checked: &[Pid]) -> Result<()> {
+    let mut refusals = Vec::new();
+    for pid in tree.pids().into_iter().filter(|pid| !checked.contains(pid)) {
+        program(pid, &mut refusals)?;
+        namespaces(pid, &mut refusals)?;
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(Error::RefusedAll(refusals)) }
+}
+
+/// Can it be the root of a tree?
+fn root(pid: Pid) -> Result<()> {
     let stat = match procfs::stat(pid) {
         Err(Error::Gone(_)) => {
             return Err(Error::Unexpected(format!("cannot checkpoint pid {pid}: there is no such process")));
@@ -30,12 +62,9 @@ pub fn process(pid: Pid) -> Result<()> {
     if stat.flags & PF_KTHREAD != 0 {
         return Err(refused(pid, "the process", "is a thread of the kernel", "name a process"));
     }
-    if procfs::is_dead(stat.state) {
-        if only_dead_threads(pid)? {
-            let reason = "has ended and waits for its parent to collect its status";
-            return Err(refused(pid, "the process", reason, "name a running process"));
-        }
-        return while_it_lives(pid, || Err(freeze::main_thread_has_ended(pid)));
+    if procfs::is_dead(stat.state) && only_dead_threads(pid)? {
+        let reason = "has ended and waits for its parent to collect its status";
+        return Err(refused(pid, "the process", reason, "name a running process"));
     }
     let status = procfs::status(pid, pid.leader())?;
     if status.tgid != pid.0 {
@@ -46,14 +75,27 @@ pub fn process(pid: Pid) -> Result<()> {
         let reason = "is the init of this pid namespace, whose place no restarted process can take";
         return Err(refused(pid, "the process", reason, "name another process"));
     }
-    let mut refusals = Vec::new();
-    while_it_lives(pid, || {
-        program(pid, &mut refusals)?;
-        tracers(pid, &mut refusals)?;
-        namespaces(pid, &mut refusals)?;
-        children(pid, &mut refusals)
-    })?;
-    if refusals.is_empty() { Ok(()) } else { Err(Error::RefusedAll(refusals)) }
+    Ok(())
+}
+
+/// What stands against one process of a tree. Can it be looked at closer?
+fn process(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<bool> {
+    if pid.0 == std::process::id() as i32 {
+        refusals.push(refusal(pid, "the process", "is ckpt itself", "name another pid, of which ckpt is no descendant"));
+        return Ok(false);
+    }
+    if procfs::has_died(pid, pid.leader()) {
+        if !procfs::is_ending(pid)
+            && let Error::Refused(refusal) = freeze::main_thread_has_ended(pid)
+        {
+            refusals.push(refusal);
+        }
+        return Ok(false);
+    }
+    program(pid, refusals)?;
+    tracers(pid, refusals)?;
+    namespaces(pid, refusals)?;
+    Ok(true)
 }
 
 /// Are all threads that are left dead? The main thread may end before the others.
@@ -123,27 +165,6 @@ fn namespaces(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
             let object = format!("its {kind} namespace");
             let advice = format!("run ckpt inside it: nsenter --target {pid} --all ckpt ...");
             refusals.push(refusal(pid, object, "is not the one that ckpt runs in", &advice));
-        }
-    }
-    Ok(())
-}
-
-fn children(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
-    for tid in freeze::threads(pid)? {
-        let path = format!("/proc/{pid}/task/{tid}/children");
-        let list = match fs::read_to_string(&path) {
-            // The thread has ended meanwhile.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.doing(|| format!("cannot list the children of pid {pid}"))?,
-        };
-        for child in list.split_whitespace() {
-            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            refusals.push(refusal(
-                pid,
-                format!("its child {child} ({})", name.trim()),
-                "belongs to it, and ckpt saves single processes so far",
-                "wait until it has ended, or checkpoint the child alone",
-            ));
         }
     }
     Ok(())

@@ -47,6 +47,7 @@ pub struct Restorer<'a> {
     content_fds: HashMap<ObjRef, OwnedFd>,
     ignored_contents: HashSet<ObjRef>,
     deferred: Vec<Deferred>,
+    attached: HashSet<ObjRef>,
 }
 
 /// A change of the world outside that waits until everything else was checked.
@@ -69,12 +70,18 @@ impl<'a> Restorer<'a> {
             content_fds: HashMap::new(),
             ignored_contents: HashSet::new(),
             deferred: Vec::new(),
+            attached: HashSet::new(),
         }
     }
 
     /// Has something changed outside of the new process (a file cut back) only once all files were opened and found to fit.
     pub fn defer(&mut self, change: impl FnOnce() -> Result<()> + 'static) {
         self.deferred.push(Box::new(change));
+    }
+
+    /// Notes that a process has the open file in its place. Is it the first one?
+    pub fn is_first_to_attach(&mut self, objref: ObjRef) -> bool {
+        self.attached.insert(objref)
     }
 
     /// Makes the changes that were deferred.

@@ -15,6 +15,7 @@ use crate::sys::ptrace::{self, Stop};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{FrozenProcess, Stragglers};
 use crate::tracee::remote::{Injector, RemoteTask};
+use crate::tracee::tree::FrozenTree;
 
 /// A stopped program. It is killed in the end.
 #[derive(Debug)]
@@ -39,7 +40,8 @@ impl Trial {
             assert!(Instant::now() < until, "{command:?} does not come to rest");
             std::thread::yield_now();
         }
-        let frozen = FrozenProcess::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
+        let mut tree = FrozenTree::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
+        let frozen = tree.processes.remove(0);
         let (injector, _) = Injector::new(pid).unwrap();
         Trial { child, frozen: Some(frozen), injector }
     }

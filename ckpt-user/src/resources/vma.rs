@@ -127,11 +127,19 @@ pub struct CollectedVmas {
     pub extents: Vec<Extent>,
 }
 
+/// Shared anonymous memory that was met so far in a cut, by inode: the pages of it that are saved already.
+pub type SharedSeen = HashMap<u64, RangeSet<u64>>;
+
 /// Collects the mappings of `pid`, whose memory is the object `mm`.
-pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping]) -> Result<CollectedVmas> {
+pub fn collect(
+    cx: &mut Collector<'_>,
+    pid: Pid,
+    mm: ObjRef,
+    mappings: &[Mapping],
+    shared_seen: &mut SharedSeen,
+) -> Result<CollectedVmas> {
     let page_map = PageMap::open(pid)?;
     let mut out = CollectedVmas::default();
-    let mut shared_seen = HashMap::new();
     for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
         let done = cx.attempt(|cx| {
             refuse_unknown(cx, pid, &page_map, mapping)?;
@@ -154,7 +162,7 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping
         // Pages that follow on the last ones lengthen their extent.
         let end = |extents: &[Extent]| (extents.len(), extents.last().map(|last| last.pages.count));
         let before = end(&out.extents);
-        find_pages(&page_map, pid, &mut vma, &mut shared_seen, &mut out.extents)?;
+        find_pages(&page_map, pid, &mut vma, shared_seen, &mut out.extents)?;
         vma.has_pages = end(&out.extents) != before;
         out.vmas.push(vma);
     }
@@ -229,7 +237,7 @@ fn find_pages(
     page_map: &PageMap,
     pid: Pid,
     vma: &mut VmaRecord,
-    shared_seen: &mut HashMap<u64, RangeSet<u64>>,
+    shared_seen: &mut SharedSeen,
     extents: &mut Vec<Extent>,
 ) -> Result<()> {
     let owner = vma.mm;
@@ -277,7 +285,7 @@ fn find_pages(
 }
 
 /// The pages of this mapping whose shared memory was not seen through an earlier mapping.
-fn unseen(seen: &mut HashMap<u64, RangeSet<u64>>, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
+fn unseen(seen: &mut SharedSeen, id: u64, offset: u64, at: PageRange) -> Vec<PageRange> {
     let first = offset / PAGE_SIZE;
     let inner = first..first + at.count;
     let of_memory = seen.entry(id).or_default();

@@ -13,6 +13,6 @@ pub use chains::Chains;
 pub use destination::Destination;
 pub use folder::{Ending, Entry, Folder, Lock, header_of};
 pub use lineage::{parents_beside, resolve};
-pub use overlay::Overlay;
+pub use overlay::{Mapped, Overlay};
 pub use past::Past;
 pub use retention::{Step, steps};

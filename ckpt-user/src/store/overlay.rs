@@ -14,10 +14,8 @@ use crate::pipeline::PageSink;
 /// See the module.
 pub struct Overlay<'a> {
     inner: &'a dyn PageSink,
-    /// The memory, as the newest image calls it.
-    memory: ObjRef,
-    /// Where the newest image has mappings: older pages elsewhere are gone.
-    mapped: RangeSet<u64>,
+    /// Where the newest image has mappings, in each memory: older pages elsewhere are gone.
+    mapped: Mapped,
     /// Whose pages are taken from the image that is being read: as it calls them, and as the newest does. `None`: that is the newest.
     older: Option<HashMap<ObjRef, ObjRef>>,
     /// Pages that newer images speak of, by the newest's names.
@@ -28,22 +26,22 @@ pub struct Overlay<'a> {
 
 type Claims = HashMap<ObjRef, RangeSet<u64>>;
 
+/// The memories of an image, and the pages of each that are mapped.
+pub type Mapped = HashMap<ObjRef, RangeSet<u64>>;
+
 impl<'a> Overlay<'a> {
-    /// Begins with the newest image, which calls the memory `memory` and has mappings at the pages `mapped`.
-    pub fn new(inner: &'a dyn PageSink, memory: ObjRef, mapped: RangeSet<u64>) -> Overlay<'a> {
-        Overlay { inner, memory, mapped, older: None, claimed: Claims::new(), claiming: Mutex::default() }
+    /// Begins with the newest image, whose memories have mappings at the pages `mapped`.
+    pub fn new(inner: &'a dyn PageSink, mapped: Mapped) -> Overlay<'a> {
+        Overlay { inner, mapped, older: None, claimed: Claims::new(), claiming: Mutex::default() }
     }
 
-    /// Goes on with the parent of the image that was read, which calls the memory `memory`. `past`: what the one that was read says of the contents
-    /// of files ([`Past::of`]).
-    pub fn next_image(&mut self, memory: ObjRef, past: &Past) {
+    /// Goes on with the parent of the image that was read. `past`: what the one that was read says of it.
+    pub fn next_image(&mut self, past: &Past) {
         for (owner, pages) in self.claiming.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
             self.claimed.entry(owner).or_default().extend(pages);
         }
         let newest = |owner: &ObjRef| self.older.as_ref().map_or(Some(*owner), |names| names.get(owner).copied());
-        let contents = past.contents.iter().filter_map(|(owner, parents)| Some((*parents, newest(owner)?)));
-        let names = contents.chain([(memory, self.memory)]).collect();
-        self.older = Some(names);
+        self.older = Some(past.owners.iter().filter_map(|(owner, parents)| Some((*parents, newest(owner)?))).collect());
     }
 
     /// As the newest image calls an owner. `None`: its pages are of no use.
@@ -61,10 +59,9 @@ impl<'a> Overlay<'a> {
     /// The parts of `pages` that are still to come.
     fn wanted(&self, owner: ObjRef, pages: PageRange) -> Vec<PageRange> {
         let pages = pages.numbers();
-        let there = if owner == self.memory {
-            self.mapped.overlapping(&pages).map(|mapped| common(mapped, &pages)).collect()
-        } else {
-            vec![pages]
+        let there = match self.mapped.get(&owner) {
+            Some(mapped) => mapped.overlapping(&pages).map(|mapped| common(mapped, &pages)).collect(),
+            None => vec![pages],
         };
         let Some(claimed) = self.claimed.get(&owner) else { return there.into_iter().map(PageRange::from).collect() };
         there.iter().flat_map(|inside| claimed.gaps(inside).map(PageRange::from)).collect()
@@ -111,7 +108,7 @@ impl PageSink for Overlay<'_> {
 
 impl std::fmt::Debug for Overlay<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Overlay").field("memory", &self.memory).field("older", &self.older).finish_non_exhaustive()
+        f.debug_struct("Overlay").field("memories", &self.mapped.len()).field("older", &self.older).finish_non_exhaustive()
     }
 }
 
@@ -155,15 +152,16 @@ mod tests {
     #[test]
     fn each_page_comes_from_the_newest_image_that_speaks_of_it() {
         let sink = Pages::default();
-        let mut overlay = Overlay::new(&sink, ObjRef(7), std::iter::once(0..20).collect());
+        let past = |now: u32, then: u32| Past { owners: vec![(ObjRef(now), ObjRef(then))] };
+        let mut overlay = Overlay::new(&sink, [(ObjRef(7), std::iter::once(0..20).collect())].into());
         overlay.data(ObjRef(7), &[range(3, 2), range(9, 1)], &pages(&[33, 34, 39])).unwrap();
         overlay.hole(ObjRef(7), range(5, 2)).unwrap();
-        overlay.next_image(ObjRef(2), &Past::default());
+        overlay.next_image(&past(7, 2));
         overlay.zero(ObjRef(2), range(4, 4)).unwrap();
         overlay.data(ObjRef(7), &[range(1, 1)], &pages(&[98])).unwrap();
         overlay.data(ObjRef(2), &[range(1, 1)], &pages(&[99])).unwrap();
         overlay.hole(ObjRef(2), range(10, 1)).unwrap();
-        overlay.next_image(ObjRef(3), &Past::default());
+        overlay.next_image(&past(2, 3));
         let values: Vec<u8> = (100..124).collect();
         overlay.data(ObjRef(3), &[range(0, 12), range(18, 12)], &pages(&values)).unwrap();
         let expected =
@@ -173,17 +171,17 @@ mod tests {
 
     #[test]
     fn contents_of_files_go_on_where_the_newer_image_says_so() {
-        let past = |contents: &[(u32, u32)]| Past { contents: contents.iter().map(|&(a, b)| (ObjRef(a), ObjRef(b))).collect() };
+        let past = |contents: &[(u32, u32)]| Past { owners: contents.iter().map(|&(a, b)| (ObjRef(a), ObjRef(b))).collect() };
         let sink = Pages::default();
-        let mut overlay = Overlay::new(&sink, ObjRef(1), RangeSet::new());
+        let mut overlay = Overlay::new(&sink, Mapped::new());
         // 5 goes on as 6 and then as 4; 6 is another file, and whole.
         overlay.data(ObjRef(5), &[range(0, 1)], &pages(&[50])).unwrap();
         overlay.hole(ObjRef(5), range(3, 1)).unwrap();
         overlay.data(ObjRef(6), &[range(0, 1)], &pages(&[60])).unwrap();
-        overlay.next_image(ObjRef(1), &past(&[(5, 6)]));
+        overlay.next_image(&past(&[(5, 6)]));
         overlay.data(ObjRef(6), &[range(0, 2)], &pages(&[70, 71])).unwrap();
         overlay.data(ObjRef(5), &[range(9, 1)], &pages(&[72])).unwrap();
-        overlay.next_image(ObjRef(1), &past(&[(6, 4), (5, 6)]));
+        overlay.next_image(&past(&[(6, 4), (5, 6)]));
         overlay.zero(ObjRef(4), range(1, 4)).unwrap();
         overlay.data(ObjRef(6), &[range(8, 1)], &pages(&[80])).unwrap();
         let expected = [((5, 0), 50), ((5, 1), 71), ((5, 2), 0), ((5, 4), 0), ((6, 0), 60)];

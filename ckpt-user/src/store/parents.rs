@@ -1,12 +1,13 @@
 //! The parents of an image: an increment, its parent, the parent of that, and so on up to a whole image; read one after the other.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use super::{Overlay, Past};
 use crate::error::{Doing, Error, Result};
-use crate::ids::ObjRef;
+use crate::ids::{ObjRef, Pid};
 use crate::image::model::{Header, Object, ParentRef, TaskState};
 use crate::image::{ImageReader, RecordType, Records, read_stored};
 use crate::pipeline::{self, LoadOptions};
@@ -21,7 +22,6 @@ pub type Input = Box<dyn Read + Send>;
 pub struct ParentImage {
     reader: ImageReader<Input>,
     header: Header,
-    memory: ObjRef,
     past: Past,
 }
 
@@ -61,25 +61,29 @@ fn read_one(image: Input, its_parent: Option<&Records>) -> Result<(ParentImage, 
     let stored = read_stored(&mut reader)?;
     let header = stored.header.clone();
     let records = stored.resolve(its_parent)?;
-    let (memory, past) = (memory_of(&records)?.mm, past_of(&records)?);
-    Ok((ParentImage { reader, header, memory, past }, records))
+    let past = past_of(&records)?;
+    Ok((ParentImage { reader, header, past }, records))
 }
 
-/// What the one process of an image holds as a whole.
-pub fn memory_of(records: &Records) -> Result<MemoryRecord> {
-    let state: Option<TaskState> = records.first(RecordType::TaskState)?;
-    let state = state.ok_or_else(|| Error::Unexpected("the image does not hold one process".to_owned()))?;
-    let section = state.sections.iter().find(|section| section.kind == memory::KIND);
-    Ok(section.ok_or_else(|| Error::Unexpected("the image tells nothing of the memory of its process".to_owned()))?.decode()?)
+/// The processes that an image holds, and the memory of each.
+pub fn memories_of(records: &Records) -> Result<HashMap<Pid, ObjRef>> {
+    let states: Vec<TaskState> = records.all(RecordType::TaskState)?;
+    let memory_of = |state: &TaskState| {
+        let section = state.sections.iter().find(|section| section.kind == memory::KIND);
+        let section =
+            section.ok_or_else(|| Error::Unexpected(format!("the image tells nothing of the memory of pid {}", state.pid)));
+        Ok((state.pid, section?.decode::<MemoryRecord>()?.mm))
+    };
+    states.iter().map(memory_of).collect()
 }
 
-/// What an image says of the contents of files that go on from its parent.
+/// What an image says of what goes on from its parent.
 pub fn past_of(records: &Records) -> Result<Past> {
     Ok(Past::of(&records.all::<Object>(RecordType::Object)?)?)
 }
 
 /// Gives a sink the pages of which newer images say nothing. `wanted`: the parent that the newest image names, with its own parents in `images`;
-/// `past`: what the newest says of contents of files.
+/// `past`: what the newest says of it.
 ///
 /// Errors: as [`read`]; [`Error::Restart`] if images are missing, or there are too many.
 pub fn load(mut wanted: Option<ParentRef>, mut past: Past, images: Vec<ParentImage>, overlay: &mut Overlay<'_>) -> Result<()> {
@@ -95,21 +99,22 @@ pub fn load(mut wanted: Option<ParentRef>, mut past: Past, images: Vec<ParentIma
     check_parent(wanted, false)
 }
 
-/// The hashes of all pages that an image and its parents hold of their process: `images` is the image itself, then its parents.
+/// The hashes of all pages that an image and its parents hold of the memories of their processes: `images` is the image itself, then its parents.
 ///
 /// Errors: as [`load`].
 pub fn hashes(images: Vec<Input>) -> Result<(ParentRef, PageHashes)> {
-    // Any number will do, as these pages go to no process.
-    const MEMORY: ObjRef = ObjRef(1);
-    let hashing = Hashing::of(MEMORY);
-    let mut overlay = Overlay::new(&hashing, MEMORY, std::iter::once(0..u64::MAX).collect());
-    let (mut images, _) = read(images)?;
-    if images.is_empty() {
+    let (mut images, records) = read(images)?;
+    let Some(records) = records.filter(|_| !images.is_empty()) else {
         return Err(Error::Unexpected("no image is given whose pages could be compared".to_owned()));
-    }
+    };
+    let memories = memories_of(&records)?;
+    let everywhere = |memory: &ObjRef| (*memory, std::iter::once(0..u64::MAX).collect());
+    let mapped = memories.values().map(everywhere).collect();
+    let hashing = Hashing::of(memories);
+    let mut overlay = Overlay::new(&hashing, mapped);
     let first = images.remove(0);
     let (its_parent, its_past) = (first.header.parent, first.past.clone());
-    let itself = load_one(first, &Past::default(), &mut overlay).map_err(|source| about(0, source))?;
+    let itself = load_first(first, &overlay).map_err(|source| about(0, source))?;
     let loaded = load(its_parent, its_past, images, &mut overlay);
     loaded.map_err(|error| match error {
         Error::Parent { older, source } => Error::Parent { older: older + 1, source },
@@ -140,8 +145,12 @@ fn mismatch(found: ParentRef, wanted: ParentRef) -> Option<String> {
 }
 
 /// Who it is.
-fn load_one(mut image: ParentImage, past: &Past, overlay: &mut Overlay<'_>) -> Result<ParentRef> {
-    overlay.next_image(image.memory, past);
+fn load_one(image: ParentImage, past: &Past, overlay: &mut Overlay<'_>) -> Result<ParentRef> {
+    overlay.next_image(past);
+    load_first(image, overlay)
+}
+
+fn load_first(mut image: ParentImage, overlay: &Overlay<'_>) -> Result<ParentRef> {
     let stats = pipeline::load(&mut image.reader, overlay, &LoadOptions::default(), &|_| {})?;
     let itself = image.header.as_parent(stats.trailer_checksum);
     itself.ok_or_else(|| Error::Unexpected("the image has no id".to_owned()))

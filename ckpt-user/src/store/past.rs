@@ -9,15 +9,15 @@ use crate::ids::ObjRef;
 use crate::image::ImageError;
 use crate::image::model::Object;
 
-/// The kind of the object that says so of the contents of files. There is one at most.
-pub const KIND: &str = "contents-of-parent";
+/// The kind of the object that says so. There is one at most.
+pub const KIND: &str = "goes-on";
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Past {
     /// The number of an object in this image, and that in its parent.
-    pub contents: Vec<(ObjRef, ObjRef)>,
+    pub owners: Vec<(ObjRef, ObjRef)>,
 }
 
 impl Past {

@@ -8,7 +8,11 @@ use crate::ids::{Pid, Tid};
 
 // include/uapi/linux/kcmp.h
 const KCMP_FILE: i32 = 0;
+const KCMP_VM: i32 = 1;
+const KCMP_FILES: i32 = 2;
 const KCMP_FS: i32 = 3;
+const KCMP_SIGHAND: i32 = 4;
+const KCMP_SYSVSEM: i32 = 6;
 const KCMP_EPOLL_TFD: i32 = 7;
 
 /// struct kcmp_epoll_slot: which file an epoll instance watches.
@@ -41,6 +45,38 @@ fn kcmp(a: Pid, b: Pid, kind: i32, index_a: u64, index_b: u64) -> io::Result<Ord
 /// same one, else an order that holds until the next boot.
 pub fn files(a: Pid, fd_a: RawFd, b: Pid, fd_b: RawFd) -> io::Result<Ordering> {
     kcmp(a, b, KCMP_FILE, fd_a as u64, fd_b as u64)
+}
+
+/// What processes can share, by flags of clone(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shared {
+    /// CLONE_VM: the address space.
+    Memory,
+    /// CLONE_FILES: the descriptor table.
+    Files,
+    /// CLONE_FS: working directory, root and umask.
+    Directories,
+    /// CLONE_SIGHAND: the actions of signals.
+    SignalActions,
+    /// CLONE_SYSVSEM: what is undone to semaphores in the end.
+    SemaphoreUndo,
+}
+
+/// How what `a` has of it compares to what `b` has: `Equal` when they share it, else an order that holds until the next boot.
+pub fn shared(what: Shared, a: Pid, b: Pid) -> io::Result<Ordering> {
+    let kind = match what {
+        Shared::Memory => KCMP_VM,
+        Shared::Files => KCMP_FILES,
+        Shared::Directories => KCMP_FS,
+        Shared::SignalActions => KCMP_SIGHAND,
+        Shared::SemaphoreUndo => KCMP_SYSVSEM,
+    };
+    kcmp(a, b, kind, 0, 0)
+}
+
+/// Do two processes share their memory (CLONE_VM)?
+pub fn share_memory(a: Pid, b: Pid) -> io::Result<bool> {
+    shared(Shared::Memory, a, b).map(Ordering::is_eq)
 }
 
 /// Do two threads share working directory, root and umask (CLONE_FS)? `None`: this kernel has no kcmp.

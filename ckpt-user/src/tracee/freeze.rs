@@ -1,14 +1,12 @@
 //! Stopping every thread of a process, and letting them go again whatever happens.
 
-use std::collections::HashSet;
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::thread::{LOOK_AFTER, StoppedThread, gone_or};
+use super::thread::{StoppedThread, gone_or};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::deadline::Deadline;
 use crate::sys::procfs;
 use crate::sys::ptrace::{self, Stop};
 
@@ -23,43 +21,19 @@ pub struct FrozenProcess {
 }
 
 impl FrozenProcess {
-    /// Stops every thread of `pid`, also those that are born meanwhile. After `timeout` everything is let go again.
-    ///
-    /// Errors: no such process, no right to trace it, traced by somebody else, a thread that does not stop in time.
-    pub fn freeze(pid: Pid, timeout: Duration, stragglers: &Stragglers) -> Result<FrozenProcess> {
-        stragglers.let_go();
-        let mut frozen = FrozenProcess { pid, threads: Vec::new(), stragglers: stragglers.clone() };
-        let mut seized = Seized { pid, running: Vec::new(), stragglers };
-        let deadline = Deadline::arm(timeout.min(LOOK_AFTER)).doing(|| "cannot set a timer".to_owned())?;
-        let until = Instant::now() + timeout;
-        let mut known = HashSet::new();
-        loop {
-            let fresh: Vec<Tid> = threads(pid)?.into_iter().filter(|tid| known.insert(*tid)).collect();
-            if fresh.is_empty() {
-                break;
-            }
-            for tid in fresh {
-                if seize(pid, tid)? {
-                    seized.running.push(tid);
-                    gone_or(pid, ptrace::interrupt(tid), || format!("cannot interrupt thread {tid}"))?;
-                }
-            }
-            while let Some(&tid) = seized.running.last() {
-                match wait_for_stop(pid, tid, timeout, until)? {
-                    Some(event_signal) => frozen.threads.push(StoppedThread::note(pid, tid, event_signal)?),
-                    // A thread that ends while we wait for it is none that must be saved, unless it was the process.
-                    None if tid == pid.leader() => return Err(Error::Gone(pid)),
-                    None => {}
-                }
-                seized.running.pop();
-            }
-        }
-        drop(deadline);
-        frozen.threads.sort_by_key(|t| (t.tid != pid.leader(), t.tid));
-        if frozen.threads.first().is_none_or(|t| t.tid != pid.leader()) {
+    /// Of `pid`, no thread is known to stand still yet.
+    pub(super) fn empty(pid: Pid, stragglers: &Stragglers) -> FrozenProcess {
+        FrozenProcess { pid, threads: Vec::new(), stragglers: stragglers.clone() }
+    }
+
+    /// With all its threads: brings them into order.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let pid = self.pid;
+        self.threads.sort_by_key(|t| (t.tid != pid.leader(), t.tid));
+        if self.threads.first().is_none_or(|t| t.tid != pid.leader()) {
             return Err(main_thread_has_ended(pid));
         }
-        Ok(frozen)
+        Ok(())
     }
 
     /// The leader.
@@ -72,10 +46,12 @@ impl FrozenProcess {
         self.release()
     }
 
-    /// Kills the process, and returns once it is dead.
-    pub fn kill(mut self) -> Result<()> {
-        let pid = self.pid;
-        crate::sys::signal::kill(pid, libc::SIGKILL).doing(|| format!("cannot kill pid {pid}"))?;
+    pub(super) fn send_kill(&self) -> Result<()> {
+        crate::sys::signal::kill(self.pid, libc::SIGKILL).doing(|| format!("cannot kill pid {}", self.pid))
+    }
+
+    /// Once it was killed: returns when it is dead.
+    pub(super) fn wait_for_end(mut self) -> Result<()> {
         // The leader last: it is dead only when the others are.
         for thread in self.threads.drain(..).rev() {
             ptrace::wait_for_end(thread.tid).doing(|| format!("cannot wait for the end of thread {}", thread.tid))?;
@@ -160,15 +136,63 @@ fn is_done(pid: Pid, tid: Tid) -> bool {
 
 /// Threads that were told to stop and have not yet: on the way out those that have are let go.
 #[derive(Debug)]
-struct Seized<'a> {
-    pid: Pid,
-    running: Vec<Tid>,
+pub(super) struct Seized<'a> {
+    running: Vec<(Pid, Tid)>,
     stragglers: &'a Stragglers,
+}
+
+impl<'a> Seized<'a> {
+    pub(super) fn none(stragglers: &'a Stragglers) -> Seized<'a> {
+        Seized { running: Vec::new(), stragglers }
+    }
+
+    /// Attaches to a thread and tells it to stop, if it has not ended.
+    pub(super) fn seize(&mut self, pid: Pid, tid: Tid) -> Result<()> {
+        if seize(pid, tid)? {
+            self.running.push((pid, tid));
+            match gone_or(pid, ptrace::interrupt(tid), || format!("cannot interrupt thread {tid}")) {
+                // Its end is seen when it is waited for.
+                Err(Error::Gone(_)) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all of them have stopped, and hands them over. A thread that ends meanwhile is none that must be saved, unless it was the process
+    /// `root`.
+    pub(super) fn wait(
+        &mut self,
+        root: Pid,
+        timeout: Duration,
+        until: Instant,
+        mut each: impl FnMut(StoppedThread),
+    ) -> Result<()> {
+        while let Some(&(pid, tid)) = self.running.last() {
+            match wait_for_stop(pid, tid, timeout, until).and_then(|stop| note(pid, tid, stop)) {
+                Ok(Some(stopped)) => each(stopped),
+                Ok(None) | Err(Error::Gone(_)) if tid == root.leader() => return Err(Error::Gone(root)),
+                Ok(None) | Err(Error::Gone(_)) => {
+                    // Nobody else learns of its end before its tracer has.
+                    self.stragglers.add(pid, [tid]);
+                }
+                Err(other) => return Err(other),
+            }
+            self.running.pop();
+        }
+        Ok(())
+    }
+}
+
+fn note(pid: Pid, tid: Tid, stop: Option<i32>) -> Result<Option<StoppedThread>> {
+    stop.map(|event_signal| StoppedThread::note(pid, tid, event_signal)).transpose()
 }
 
 impl Drop for Seized<'_> {
     fn drop(&mut self) {
-        self.stragglers.add(self.pid, self.running.drain(..));
+        for (pid, tid) in self.running.drain(..) {
+            self.stragglers.add(pid, [tid]);
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //!   taken down ([`Sleep`]; best from the kernel's own record, else from the arguments and how long the thread has slept) and a
 //!   restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the same state as before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -23,31 +23,31 @@ use crate::ids::{Addr, Pid, Tid};
 use crate::sys::ptrace::Regs;
 use crate::sys::{procfs, sched};
 
-/// How long each thread of a process has been waiting, taken down before it is stopped (stopping wakes it).
+/// How long each thread of some processes has been waiting, taken down before it is stopped (stopping wakes it).
 #[derive(Debug, Default)]
 pub struct WaitTimes {
-    waited: Vec<(Tid, u64)>,
-    told: Vec<(Tid, Sleep)>,
+    waited: HashMap<Tid, u64>,
+    told: HashMap<Tid, Sleep>,
 }
 
 impl WaitTimes {
     /// Reads when each thread last ran, from the scheduler. A thread that ran since, or a kernel that does not tell
     /// (CONFIG_SCHED_DEBUG), gives no time, and its wait counts as just begun.
-    pub fn read(pid: Pid, tids: &[Tid]) -> WaitTimes {
+    pub fn read(threads: &[(Pid, Tid)]) -> WaitTimes {
         let mut by_processor: BTreeMap<u32, Vec<(Tid, u64)>> = BTreeMap::new();
-        for &tid in tids {
+        for &(pid, tid) in threads {
             let task = format!("/proc/{pid}/task/{tid}");
             if let (Some(since), Some(processor)) = (last_ran(&task), procfs::last_processor(pid, tid)) {
                 by_processor.entry(processor).or_default().push((tid, since));
             }
         }
         // Each processor counts the scheduler's time for itself, without what interrupts and the host have taken.
-        let mut waited = Vec::new();
+        let mut waited = HashMap::new();
         for (processor, tids) in by_processor {
             let now = clock_of(processor).unwrap_or(0);
             waited.extend(tids.into_iter().map(|(tid, since)| (tid, now.saturating_sub(since))));
         }
-        WaitTimes { waited, told: Vec::new() }
+        WaitTimes { waited, told: HashMap::new() }
     }
 
     /// Takes in what the kernel itself has told about threads that are stopped now.
@@ -56,12 +56,12 @@ impl WaitTimes {
     }
 
     fn told(&self, tid: Tid) -> Option<Sleep> {
-        self.told.iter().find(|(of, _)| *of == tid).map(|(_, sleep)| *sleep)
+        self.told.get(&tid).copied()
     }
 
     /// Nanoseconds that the thread had been waiting.
     pub fn waited_ns(&self, tid: Tid) -> u64 {
-        self.waited.iter().find(|(of, _)| *of == tid).map_or(0, |(_, waited)| *waited)
+        self.waited.get(&tid).copied().unwrap_or(0)
     }
 }
 

@@ -11,3 +11,4 @@ pub mod spawn;
 pub mod stale;
 pub mod stub;
 pub mod thread;
+pub mod tree;

@@ -44,6 +44,12 @@ impl Injector {
         Ok((Injector { memory, cave: at, workspace: Workspace::default(), given: false }, stale))
     }
 
+    /// For a process that has inherited the place of this one's stub and workspace.
+    fn inherited(&self, pid: Pid) -> Result<Injector> {
+        let memory = ProcessMemory::open(pid)?;
+        Ok(Injector { memory, cave: self.cave, workspace: self.workspace, given: self.given })
+    }
+
     /// The memory of the process.
     pub fn memory(&self) -> &ProcessMemory {
         &self.memory
@@ -130,13 +136,18 @@ impl<'a> RemoteTask<'a> {
         &self.injector.memory
     }
 
+    /// For a process that it has made.
+    pub fn heir(&self, pid: Pid) -> Result<Injector> {
+        self.injector.inherited(pid)
+    }
+
     /// Pages of its address space that are ckpt's own, and mapped now.
     pub fn own_pages(&mut self) -> Result<PageRange> {
         let start = self.room(1)?;
         Ok(PageRange { start: start.page(), count: self.injector.workspace.len / PAGE_SIZE })
     }
 
-    /// Threads born from remote calls since this was last asked, each in its first stop.
+    /// Threads and processes born from remote calls since this was last asked, each in its first stop.
     pub fn take_born(&mut self) -> Vec<Tid> {
         std::mem::take(&mut self.thread.born)
     }
@@ -174,6 +185,19 @@ impl<'a> RemoteTask<'a> {
         let id = batch.call(nr, args);
         let answers = self.run(batch)?;
         answers.ret(id).map_err(|errno| Error::os(format!("{doing} (in pid {})", self.pid()), errno))
+    }
+
+    /// The call with which the process ends.
+    pub fn last_call(&mut self, nr: libc::c_long, argument: u64) -> Result<()> {
+        let ended = self.raw(&self.thread.look_after()?, nr, [argument, 0, 0, 0, 0, 0]);
+        match ended {
+            Err(Error::Gone(_)) => {
+                self.thread.in_stub = false;
+                Ok(())
+            }
+            Ok(value) => Err(Error::Unexpected(format!("pid {} did not end, but got {value}", self.pid()))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where a piece of a batch's memory will be, for structs that point to others. Only once the workspace is fixed
@@ -292,7 +316,7 @@ impl<'a> RemoteTask<'a> {
             match self.thread.wait(deadline)? {
                 Stop::Syscall => return Ok(()),
                 Stop::Signal(signal) => self.thread.hold_back(signal)?,
-                Stop::Other(libc::PTRACE_EVENT_CLONE) => {
+                Stop::Other(libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK) => {
                     let born = gone_or(pid, ptrace::event_message(tid), doing)?;
                     self.thread.born.push(Tid(born as i32));
                 }

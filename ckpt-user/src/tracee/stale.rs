@@ -26,7 +26,7 @@ pub fn enter(frozen: &mut FrozenProcess) -> Result<Injector> {
 }
 
 /// Gives threads that stopped inside a stub the registers and the signal mask with which they would leave it.
-fn take_out(frozen: &mut FrozenProcess, memory: &ProcessMemory) -> Result<()> {
+pub fn take_out(frozen: &mut FrozenProcess, memory: &ProcessMemory) -> Result<()> {
     let pid = frozen.pid;
     for thread in &mut frozen.threads {
         let Some(saved) = stub_around(memory, thread.regs.rip) else { continue };

@@ -1,0 +1,327 @@
+//! Reading a tree that stands still: everything that an image holds of it but the contents of its pages.
+
+use std::collections::BTreeMap;
+
+use super::Options;
+use super::freezer::{Frozen, Injectors};
+use super::phases::Stopwatch;
+use super::since::Since;
+use super::trackers::Trackers;
+use crate::error::{Error, Refusal, Result};
+use crate::ids::{ObjRef, Pid};
+use crate::image::model::{Container, Object, Section, Shares, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState};
+use crate::image::{RecordType, Records};
+use crate::pipeline::{Extent, ExtentKind};
+use crate::resources::collector::{Collected, Content, ObjectKey};
+use crate::resources::fd_table::{self, Descriptions};
+use crate::resources::memory::{self, MemoryRecord, MemorySource};
+use crate::resources::sharing::Sharing;
+use crate::resources::task::Subject;
+use crate::resources::vma::{self, SharedSeen, VmaRecord};
+use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, task_registry, written};
+use crate::store::past;
+use crate::sys::kcmp::Shared;
+use crate::sys::procfs::{self, Status};
+use crate::tracee::batch::Batch;
+use crate::tracee::freeze::FrozenProcess;
+use crate::tracee::interrupted::WaitTimes;
+use crate::tracee::maps::{self, Mapping};
+use crate::tracee::memory::ProcessMemory;
+use crate::tracee::remote::{Injector, RemoteTask};
+use crate::tracee::tree::{FrozenTree, Member};
+
+/// Everything that an image of the target holds but the contents of its pages.
+pub(super) struct Cut {
+    pub(super) memories: Vec<CutMemory>,
+    tasks: TaskTable,
+    container: Container,
+    objects: Vec<Object>,
+    states: Vec<TaskState>,
+    /// What a whole image holds.
+    pub(super) extents: Vec<Extent>,
+    pub(super) source: MemorySource,
+    /// Protect the memory for this cut alone, where no tracker does anyway.
+    pub(super) armed: Option<Trackers>,
+}
+
+/// An address space in a cut.
+#[derive(Debug)]
+pub(super) struct CutMemory {
+    /// As the image calls it.
+    pub(super) mm: ObjRef,
+    /// The process that it is seen through.
+    pub(super) pid: Pid,
+    pub(super) vmas: Vec<VmaRecord>,
+}
+
+impl Cut {
+    /// All of it but the pages, encoded.
+    pub(super) fn records(&self) -> Result<Records> {
+        let mut records = Records::default();
+        records.push(RecordType::Container, &self.container)?;
+        records.push(RecordType::Tasks, &self.tasks)?;
+        for object in &self.objects {
+            records.push(RecordType::Object, object)?;
+        }
+        for state in &self.states {
+            records.push(RecordType::TaskState, state)?;
+        }
+        for vma in self.memories.iter().flat_map(|memory| &memory.vmas) {
+            records.push(RecordType::Vma, vma)?;
+        }
+        Ok(records)
+    }
+}
+
+/// Every reason why the tree below `root` could not be checkpointed, found without stopping it.
+pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    let pids = preflight::tree(root, &mut refusals)?;
+    if pids.is_empty() {
+        return Ok(refusals);
+    }
+    let mut cx = Collector::new(&options.collect, pids.clone());
+    let mut met = Met::default();
+    preflight::while_it_lives(root, || {
+        let sharing = Sharing::default();
+        pids.iter().try_for_each(|&pid| {
+            let looked = maps::read_with_flags(pid)
+                .and_then(|mappings| outside(&mut cx, pid, &sharing, &mappings, &mut met, &mut Stopwatch::start()));
+            match looked {
+                // It has ended meanwhile, which is no reason against the others.
+                Err(Error::Gone(gone)) if gone != root => Ok(()),
+                Err(_) if pid != root && procfs::is_ending(pid) => Ok(()),
+                other => other.map(drop),
+            }
+        })
+    })?;
+    refusals.extend_from_slice(cx.refusals());
+    Ok(refusals)
+}
+
+/// What several processes may have, as far as it was met.
+#[derive(Default)]
+struct Met {
+    descriptions: Descriptions,
+    shared: SharedSeen,
+}
+
+/// What can be collected without the task's help.
+struct Outside {
+    mm: ObjRef,
+    /// Of a memory that was not seen before.
+    memory: Option<(CutMemory, Vec<Extent>)>,
+    fds: Option<ObjRef>,
+}
+
+fn outside(
+    cx: &mut Collector<'_>,
+    pid: Pid,
+    sharing: &Sharing,
+    mappings: &[Mapping],
+    met: &mut Met,
+    watch: &mut Stopwatch,
+) -> Result<Outside> {
+    let mut memory = None;
+    let first = sharing.first(Shared::Memory, pid);
+    let mm = cx.intern(ObjectKey::Task(mm::KIND, first), |cx, mm| {
+        let process_memory = ProcessMemory::open(pid)?;
+        let vma::CollectedVmas { vmas, extents } = vma::collect(cx, pid, mm, mappings, &mut met.shared)?;
+        memory = Some((CutMemory { mm, pid, vmas }, extents));
+        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, mappings, &process_memory)?)?)
+    })?;
+    watch.end_of(|parts| &mut parts.pages_us);
+    let files = sharing.first(Shared::Files, pid);
+    let fds = cx.attempt(|cx| fd_table::collect(cx, files, &mut met.descriptions))?;
+    preflight::directories(cx, pid)?;
+    watch.end_of(|parts| &mut parts.descriptors_us);
+    Ok(Outside { mm, memory, fds })
+}
+
+pub(super) fn collect(
+    target: &mut Frozen,
+    mut injectors: Injectors,
+    mappings: &mut BTreeMap<Pid, Vec<Mapping>>,
+    options: &Options,
+    since: &mut Since,
+    mut armed: Option<Trackers>,
+) -> Result<Cut> {
+    let root = target.tree.root();
+    let tasks = task_table(&target.tree, &target.sharing)?;
+    check_hierarchy(root, &tasks)?;
+    let mut cx = Collector::new(&options.collect, target.tree.pids());
+    let mut met = Met::default();
+    let (mut memories, mut extents, mut of_processes) = (Vec::new(), Vec::new(), Vec::new());
+    for pid in target.tree.pids() {
+        let mappings = mappings.get(&target.memory_of(pid)).map_or(&[][..], Vec::as_slice);
+        let outside = outside(&mut cx, pid, &target.sharing, mappings, &mut met, &mut target.watch)?;
+        if let Some((memory, pages)) = outside.memory {
+            memories.push(memory);
+            extents.extend(pages);
+        }
+        of_processes.push((outside.mm, outside.fds));
+    }
+    written::collect(&mut cx)?;
+    target.watch.end_of(|parts| &mut parts.descriptors_us);
+    let mut statuses = Vec::new();
+    for process in &target.tree.processes {
+        statuses.push(preflight::threads(&mut cx, process)?);
+    }
+    if !cx.refusals().is_empty() {
+        return Err(Error::RefusedAll(cx.refusals().to_vec()));
+    }
+    let mut states = Vec::new();
+    let Frozen { tree, sharing, waits, .. } = target;
+    for ((process, statuses), (mm, fds)) in tree.processes.iter_mut().zip(&statuses).zip(of_processes) {
+        let pid = process.pid;
+        let fds = fds.ok_or_else(|| Error::Unexpected(format!("the descriptors of pid {pid} were not collected")))?;
+        let injector = injectors.of(sharing.first(Shared::Memory, pid))?;
+        let (sections, threads) = inside(&mut cx, process, statuses, injector, waits, (mm, fds))?;
+        states.push(TaskState { pid, sections, threads });
+    }
+    let seen_through = target.memories();
+    for process in target.tree.processes.iter_mut().filter(|process| seen_through.contains(&process.pid)) {
+        let mut leader = injectors.leader(process)?;
+        since.prepare(&mut leader)?;
+        if let Some(Err(error)) = armed.as_mut().map(|trackers| trackers.prepare(&mut leader)) {
+            tracing::info!("pages are copied while the process is stopped: {error}");
+            armed = None;
+        }
+    }
+    injectors.remove(&mut target.tree)?;
+    target.watch.end_of(|parts| &mut parts.state_us);
+    // Last of all: every return to user mode of a thread writes to its memory (rseq).
+    for (&pid, mappings) in mappings.iter_mut() {
+        since.cut(pid, mappings)?;
+        if let Some(trackers) = &mut armed {
+            trackers.cut(pid, mappings)?;
+        }
+    }
+    target.watch.end_of(|parts| &mut parts.scan_us);
+    let of_memories = since.past_of(&memories);
+    let (contents, mut past) = since.contents(cx.contents());
+    extents.splice(0..0, contents);
+    past.owners.extend(of_memories);
+    if !past.owners.is_empty() {
+        cx.intern(ObjectKey::Task(past::KIND, root), |_, _| Ok(Section::encode(past::KIND, &past)?))?;
+    }
+    let Collected { objects, contents } = cx.finish()?;
+    let seen = memories.iter().map(|memory| (memory.mm, memory.pid));
+    Ok(Cut {
+        tasks,
+        container: machine::container(root)?,
+        objects,
+        states,
+        extents,
+        source: MemorySource::new(seen, contents)?,
+        armed,
+        memories,
+    })
+}
+
+pub(super) fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
+    content.pages.iter().map(|&pages| Extent { owner: content.owner, pages, kind: ExtentKind::Read })
+}
+
+/// What only the threads themselves can tell: each answers one batch of system calls. `holds`: the memory and the descriptor table of the process.
+fn inside(
+    cx: &mut Collector<'_>,
+    process: &mut FrozenProcess,
+    statuses: &[Status],
+    injector: &mut Injector,
+    waits: &WaitTimes,
+    holds: (ObjRef, ObjRef),
+) -> Result<(Vec<Section>, Vec<ThreadState>)> {
+    let pid = process.pid;
+    let mut process_sections = Vec::new();
+    let mut threads = Vec::new();
+    for (n, (thread, status)) in process.threads.iter_mut().zip(statuses).enumerate() {
+        let who = Subject { pid, tid: thread.tid, status };
+        let mut batch = Batch::new();
+        let of_process = if n == 0 { task_registry::PROCESS_RESOURCES } else { &[] };
+        let mut asked = Vec::new();
+        for resource in of_process.iter().chain(task_registry::THREAD_RESOURCES) {
+            asked.push((resource.ask)(&who, &mut batch)?);
+        }
+        let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
+        let answers = {
+            let mut task = RemoteTask::new(injector, thread);
+            let answers = task.run(batch)?;
+            task.leave()?;
+            answers
+        };
+        if let Some(asked) = memory_asked {
+            // The page that ckpt maps in the task for its own use is locked only where everything to come is.
+            let lock_future = procfs::status(pid, thread.tid)?.vmlck > status.vmlck;
+            let record = MemoryRecord::collect(holds, lock_future, &asked, &answers)?;
+            process_sections.push(Section::encode(memory::KIND, &record)?);
+        }
+        let mut sections = Vec::new();
+        for (at, collect) in asked.into_iter().enumerate() {
+            let section = collect(cx, &who, &answers)?;
+            if at < of_process.len() { process_sections.push(section) } else { sections.push(section) }
+        }
+        let record = cpu::collect(thread, injector.memory(), waits)?;
+        sections.push(Section::encode(cpu::KIND, &record)?);
+        threads.push(ThreadState { tid: thread.tid, sections });
+    }
+    Ok((process_sections, threads))
+}
+
+/// Could these processes be made again?
+fn check_hierarchy(root: Pid, tasks: &TaskTable) -> Result<()> {
+    match hierarchy::plan(tasks) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(Error::Refused(Refusal {
+            pid: root,
+            object: "its family".to_owned(),
+            reason: format!("could not be made again: {reason}"),
+            advice: "checkpoint a process that all of them descend from, or wait until the one that is named has ended"
+                .to_owned(),
+        })),
+    }
+}
+
+/// Those that live and those that have ended, parents before their children.
+fn task_table(tree: &FrozenTree, sharing: &Sharing) -> Result<TaskTable> {
+    let alive = tree.processes.iter().map(|process| living(process, sharing));
+    let dead = tree.dead.iter().map(ended);
+    Ok(TaskTable { tasks: alive.chain(dead).collect::<Result<_>>()? })
+}
+
+fn living(process: &FrozenProcess, sharing: &Sharing) -> Result<TaskEntry> {
+    let pid = process.pid;
+    let shares = |what: Shared| Some(sharing.first(what, pid)).filter(|first| *first != pid);
+    Ok(TaskEntry {
+        threads: process.threads.iter().map(|thread| thread.tid).collect(),
+        stopped_by: process.threads.iter().find_map(|thread| thread.group_stop),
+        shares: Shares {
+            memory: shares(Shared::Memory),
+            files: shares(Shared::Files),
+            directories: shares(Shared::Directories),
+            signal_actions: shares(Shared::SignalActions),
+        },
+        ..entry(pid, TaskKind::Alive)?
+    })
+}
+
+fn ended(member: &Member) -> Result<TaskEntry> {
+    let status = procfs::stat(member.pid)?.exit_code.unwrap_or(0);
+    entry(member.pid, TaskKind::Zombie(status))
+}
+
+fn entry(pid: Pid, kind: TaskKind) -> Result<TaskEntry> {
+    let stat = procfs::stat(pid)?;
+    Ok(TaskEntry {
+        pid,
+        ppid: Pid(stat.ppid),
+        pgid: Pid(stat.pgrp),
+        sid: Pid(stat.session),
+        threads: Vec::new(),
+        kind,
+        stopped_by: None,
+        exit_signal: stat.exit_signal.unwrap_or(libc::SIGCHLD),
+        shares: Shares::default(),
+        comm: stat.comm,
+    })
+}

@@ -1,0 +1,136 @@
+//! Stopping the tree that is checkpointed, so that none of its processes knows of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::phases::{Phases, Stopwatch};
+use super::{Inspector, sleeps};
+use crate::error::{Doing, Error, Result};
+use crate::ids::{Addr, Pid, Tid};
+use crate::resources::sharing::Sharing;
+use crate::sys::kcmp::Shared;
+use crate::sys::ptrace;
+use crate::tracee::freeze::{FrozenProcess, Stragglers, threads};
+use crate::tracee::interrupted::{self, WaitTimes};
+use crate::tracee::memory::ProcessMemory;
+use crate::tracee::remote::{Injector, RemoteTask};
+use crate::tracee::stale;
+use crate::tracee::tree::{FrozenTree, members};
+
+/// Stops a tree.
+pub(super) struct Freezer<'a> {
+    pub(super) root: Pid,
+    pub(super) timeout: Duration,
+    pub(super) inspector: &'a Inspector,
+    pub(super) stragglers: &'a Stragglers,
+}
+
+/// A tree that stands still.
+pub(super) struct Frozen {
+    pub(super) tree: FrozenTree,
+    /// What its processes have together.
+    pub(super) sharing: Sharing,
+    pub(super) waits: WaitTimes,
+    pub(super) since: Instant,
+    pub(super) watch: Stopwatch,
+}
+
+impl Frozen {
+    /// Lets it run on. What its pause was made of is returned.
+    pub(super) fn thaw(mut self) -> Result<Phases> {
+        self.tree.thaw()?;
+        self.watch.end_of(|parts| &mut parts.thaw_us);
+        Ok(self.watch.phases)
+    }
+
+    /// The process that the memory of `pid` is seen through.
+    pub(super) fn memory_of(&self, pid: Pid) -> Pid {
+        self.sharing.first(Shared::Memory, pid)
+    }
+
+    /// Each memory once: the processes that they are seen through, in the order of the tree.
+    pub(super) fn memories(&self) -> Vec<Pid> {
+        self.tree.pids().into_iter().filter(|&pid| self.memory_of(pid) == pid).collect()
+    }
+}
+
+impl Freezer<'_> {
+    /// Also returns the means to make calls in it, of which it holds nothing yet.
+    pub(super) fn freeze(&self) -> Result<(Frozen, Injectors)> {
+        let mut waits = WaitTimes::read(&all_threads(self.root)?);
+        let (since, mut watch) = (Instant::now(), Stopwatch::start());
+        let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
+        if let Some(inspector) = self.inspector.loaded() {
+            tree.processes.iter().for_each(|process| waits.learn(sleeps(inspector, process.pid)));
+        }
+        let sharing = Sharing::of(&tree.pids())?;
+        let mut injectors = Injectors(BTreeMap::new());
+        for process in &mut tree.processes {
+            let first = sharing.first(Shared::Memory, process.pid);
+            let injector = injectors.enter(first, process)?;
+            mend_interrupted(process, injector.memory(), &waits)?;
+        }
+        watch.end_of(|parts| &mut parts.freeze_us);
+        Ok((Frozen { tree, sharing, waits, since, watch }, injectors))
+    }
+}
+
+/// The means to make calls in the memories of a tree, by the process that each is seen through.
+pub(super) struct Injectors(BTreeMap<Pid, Injector>);
+
+impl Injectors {
+    fn enter(&mut self, first: Pid, process: &mut FrozenProcess) -> Result<&Injector> {
+        use std::collections::btree_map::Entry;
+        match self.0.entry(first) {
+            Entry::Occupied(entered) => {
+                let injector = entered.into_mut();
+                stale::take_out(process, injector.memory())?;
+                Ok(injector)
+            }
+            Entry::Vacant(place) => Ok(place.insert(stale::enter(process)?)),
+        }
+    }
+
+    /// Of the memory that is seen through `first`.
+    pub(super) fn of(&mut self, first: Pid) -> Result<&mut Injector> {
+        self.0.get_mut(&first).ok_or_else(|| Error::Unexpected(format!("no calls can be made in pid {first}")))
+    }
+
+    /// The main thread of a process that a memory is seen through, for calls.
+    pub(super) fn leader<'a>(&'a mut self, process: &'a mut FrozenProcess) -> Result<RemoteTask<'a>> {
+        Ok(RemoteTask::new(self.of(process.pid)?, process.leader()))
+    }
+
+    /// Takes away everything that was planted.
+    pub(super) fn remove(mut self, tree: &mut FrozenTree) -> Result<()> {
+        tree.processes.iter_mut().try_for_each(|process| match self.0.remove(&process.pid) {
+            Some(injector) => injector.remove(process.leader()),
+            None => Ok(()),
+        })
+    }
+}
+
+/// Of everything that lives in the tree below `root`.
+pub(super) fn all_threads(root: Pid) -> Result<Vec<(Pid, Tid)>> {
+    let mut all = Vec::new();
+    for member in members(root)?.into_iter().filter(|member| !member.dead) {
+        match threads(member.pid) {
+            Err(Error::Gone(pid)) if pid != root => {}
+            other => all.extend(other?.into_iter().map(|tid| (member.pid, tid))),
+        }
+    }
+    Ok(all)
+}
+
+/// A stop makes some calls return EINTR; nobody shall see it. Done at once, so that even if ckpt is killed the target does not.
+fn mend_interrupted(frozen: &mut FrozenProcess, memory: &ProcessMemory, waits: &WaitTimes) -> Result<()> {
+    for thread in &mut frozen.threads {
+        let mended =
+            interrupted::mend(&thread.regs, waits.waited_ns(thread.tid), |at| interrupted::timespec_ns(memory, Addr(at)).ok());
+        if mended != thread.regs {
+            ptrace::set_regs(thread.tid, &mended).doing(|| format!("cannot set the registers of thread {}", thread.tid))?;
+            thread.regs = mended;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Trackers of the memories of a tree, by the process that each is seen through.
+
+use std::collections::{BTreeMap, HashSet};
+
+use rangemap::RangeSet;
+
+use crate::error::{Error, Result};
+use crate::ids::{PageRange, Pid};
+use crate::tracee::maps::Mapping;
+use crate::tracee::remote::RemoteTask;
+use crate::track::{DirtyTracker, Method};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Trackers {
+    method: Method,
+    all: BTreeMap<Pid, Box<dyn DirtyTracker>>,
+}
+
+impl Trackers {
+    /// None has begun.
+    pub(super) fn none(method: Method) -> Trackers {
+        Trackers { method, all: BTreeMap::new() }
+    }
+
+    /// How they work.
+    pub(super) fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Is there one of the memory that is seen through `pid`?
+    pub(super) fn has(&self, pid: Pid) -> bool {
+        self.all.contains_key(&pid)
+    }
+
+    /// Their name in reports.
+    pub(super) fn name(&self) -> Option<&'static str> {
+        self.all.values().next().map(|tracker| tracker.name())
+    }
+
+    /// [`DirtyTracker::prepare`] for the memory of `task`. One that has lost sight of it (another program runs in it, say) makes place for a new one:
+    /// why is returned.
+    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<Option<Error>> {
+        let pid = task.pid();
+        let lost = self.all.get_mut(&pid).and_then(|tracker| tracker.prepare(task).err());
+        if lost.is_some() {
+            self.all.remove(&pid);
+        }
+        if !self.has(pid) {
+            self.all.insert(pid, self.method.start(task)?);
+        }
+        Ok(lost)
+    }
+
+    /// [`DirtyTracker::cut`].
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
+        self.of(pid)?.cut(mappings)
+    }
+
+    /// [`DirtyTracker::prearm`].
+    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
+        self.of(pid)?.prearm(mappings, as_left)
+    }
+
+    /// [`DirtyTracker::protected`].
+    pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
+        self.all.get(&pid).map_or(&[], |tracker| tracker.protected())
+    }
+
+    /// [`DirtyTracker::is_blind`].
+    pub(super) fn is_blind(&self, pid: Pid) -> bool {
+        self.all.get(&pid).is_some_and(|tracker| tracker.is_blind())
+    }
+
+    /// Ends the one of `pid`.
+    pub(super) fn end(&mut self, pid: Pid) {
+        self.all.remove(&pid);
+    }
+
+    /// Ends those of all others.
+    pub(super) fn keep(&mut self, pids: &HashSet<Pid>) {
+        self.all.retain(|pid, _| pids.contains(pid));
+    }
+
+    fn of(&mut self, pid: Pid) -> Result<&mut Box<dyn DirtyTracker>> {
+        self.all.get_mut(&pid).ok_or_else(|| Error::Unexpected(format!("nothing watches the memory of pid {pid}")))
+    }
+}
