@@ -373,7 +373,7 @@ fn increments_of_a_tree() {
         let pids = process::descendants(job.pid());
         pids.iter().zip(each).map(|(pid, (name, _))| Job::adopt(*pid, &folder.path().join(name))).collect()
     };
-    while lappers(&job).len() < each.len() {
+    while process::descendants(job.pid()).len() < each.len() {
         std::thread::yield_now();
     }
     lappers(&job).into_iter().for_each(|lapper| {
