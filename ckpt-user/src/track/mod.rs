@@ -4,6 +4,7 @@ pub mod ebpf;
 pub mod hash;
 mod kind;
 pub mod scan;
+pub mod soft_dirty;
 
 pub use kind::{Kind, Method, not_here};
 
