@@ -15,6 +15,11 @@
 //! cut are kept, 8 bytes for a page. What is left is a page that was moved away with its page table, and a clean one moved here that
 //! the kernel has meanwhile brought into the very physical page (or place in the swap space) of the first: both at once.
 //!
+//! And one thing nobody tells: in a mapping that is marked as new as a whole, because it was just joined with a new one, mprotect makes pages writable
+//! without a fault (can_change_pte_writable). If such pages are made read-only and writable again one by one, are written, and their mapping is then
+//! joined with an older one, so that its mark is lost, all since the last cut, then these writes are missed. A collector of garbage that
+//! protects single pages may do that; `hash` is the tracker for it.
+//!
 //! Huge pages of hugetlbfs have no bits, and shared memory is written through mappings of others: these always count as written. So do
 //! pages that a child still shares after a fork.
 //!
