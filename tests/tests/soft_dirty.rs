@@ -46,13 +46,14 @@ fn start(words: &str) -> (TempDir, Job) {
 }
 
 /// The modes that take most of what a kernel has to note, of which the virtual machine runs no others.
-const HARD_MODES: [&str; 9] = [
+const HARD_MODES: [&str; 10] = [
     "modes::a_heap",
     "modes::direct_reads",
     "modes::dropped_huge_pages",
     "modes::everything_at_once",
     "modes::huge_pages",
     "modes::memory_mapped_anew",
+    "modes::paged_out",
     "modes::slow_shared_memory",
     "modes::slow_threads",
     "modes::writes_of_others",

@@ -204,6 +204,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_others_write_and_huge_pages_are_not_watched() {
+        let pid = Pid(std::process::id() as i32);
+        let mut mapping = crate::tracee::maps::read(pid).unwrap().swap_remove(0);
+        (mapping.kind, mapping.shared, mapping.page_size) = (MappingKind::Anonymous, false, PAGE_SIZE);
+        assert!(is_noted(&mapping));
+        assert!(!is_noted(&Mapping { shared: true, ..mapping.clone() }));
+        assert!(!is_noted(&Mapping { page_size: 2 << 20, ..mapping.clone() }));
+        assert!(!is_noted(&Mapping { kind: MappingKind::SharedAnonymous, ..mapping.clone() }));
+        assert!(!is_noted(&Mapping { kind: MappingKind::Vdso, ..mapping }));
+    }
+
+    #[test]
     fn only_the_same_physical_page_with_a_clear_bit_was_not_written() {
         let page = Entry::quiet(77);
         assert!(is_unwritten(page, page) && is_unwritten(page.written(), page));

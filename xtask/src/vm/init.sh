@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of the virtual machine: makes it look like one, runs the command, and tells how it ended.
+# The first process of the virtual machine: makes it look like one, with swap space, runs the command, and tells how it ended.
 export PATH=/bin HOME=/tmp TMPDIR=/tmp
 /bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
@@ -14,6 +14,9 @@ mount -t tracefs trace /sys/kernel/tracing
 ip link set lo up
 mke2fs -F /dev/nvme0n1 >/dev/null
 mount -t ext4 /dev/nvme0n1 /tmp
+dd if=/dev/zero of=/tmp/swap bs=1M count=128 2>/dev/null
+mkswap /tmp/swap >/dev/null
+swapon /tmp/swap
 chmod 1777 /tmp /dev/shm
 # The serial ports: the kernel's messages, the command's output, its exit status.
 stty -F /dev/ttyS1 raw -echo

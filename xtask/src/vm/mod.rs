@@ -1,5 +1,5 @@
 //! `cargo xtask vm`: runs a command in a virtual machine with an older kernel, Debian's. It has ckpt, its test programs, busybox, and
-//! an empty disk at /tmp; its memory is the root file system. Nothing is installed but QEMU and busybox: the kernel is only fetched.
+//! an empty disk at /tmp, and swap space; its memory is the root file system. Nothing is installed but QEMU and busybox: the kernel is only fetched.
 
 mod archive;
 mod command_line;
