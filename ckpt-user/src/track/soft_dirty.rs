@@ -240,7 +240,7 @@ mod tests {
         let all: Vec<Entry> = (0..TABLE).map(|n| Entry::quiet(100 + n)).collect();
         last.take(0, &all[..200], &Tables::new(ZERO), &mut written);
         last.take(200, &all[200..], &Tables::new(ZERO), &mut written);
-        assert_eq!(written.iter().cloned().collect::<Vec<_>>(), [0..TABLE]);
+        assert!(written.len() == 1 && written.contains(&0) && written.contains(&(TABLE - 1)), "{written:?}");
         written.clear();
         let mut changed = all.clone();
         for at in [0, 1, 255, 511] {
