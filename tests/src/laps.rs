@@ -24,6 +24,7 @@ macro_rules! each_mode {
             slow_writes_of_others "512 vmwritev slow",
             dropped_pages "512 dontneed",
             slowly_dropped_pages "512 dontneed slow",
+            paged_out "2048 pageout mremap dontneed",
             moving_memory "512 mremap",
             slowly_moving_memory "512 mremap slow",
             memory_mapped_anew "512 remap",

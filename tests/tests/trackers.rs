@@ -6,9 +6,9 @@ use ckpt_tests::ckpt;
 use ckpt_tests::job::Job;
 use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
-use ckpt_tests::watched::{self, Watch, is_increment, number};
+use ckpt_tests::tracked::{missing, names, survives_crashes};
+use ckpt_tests::watched::{Watch, is_increment, number};
 use ckpt_tests::{each_mode, needs_root, program, skip};
-use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 fn start(words: &str) -> (TempDir, Job) {
@@ -17,41 +17,8 @@ fn start(words: &str) -> (TempDir, Job) {
     (folder, job)
 }
 
-/// Why this machine lacks it, if it does.
-fn missing(tracker: &str) -> Option<String> {
-    let (_folder, job) = start("16 slow");
-    let image = job.folder().join("probe");
-    let outcome = ckpt::try_checkpoint(job.pid(), &image, &["--tracker", tracker]);
-    (!outcome.status.success()).then_some(outcome.stderr)
-}
-
-fn names(checkpoints: &[Value]) -> Vec<&str> {
-    checkpoints.iter().map(|checkpoint| checkpoint["tracker"].as_str().unwrap()).collect()
-}
-
-/// Watched, killed at any moment, and brought back, several times.
-fn survives_crashes(tracker: &str, words: &str) {
-    if let Some(why) = missing(tracker) {
-        skip!("--tracker {tracker}: {why}");
-    }
-    let moments = Moments::new();
-    let (folder, mut job) = start(words);
-    let dir = folder.path().join("images");
-    for _ in 0..3 {
-        let watch = Watch::start(&job, &dir, "20ms", &["--tracker", tracker]);
-        watch.wait_for(4);
-        let checkpoints = watch.crash(&mut job, &moments);
-        assert!(checkpoints.iter().skip(1).all(is_increment), "{checkpoints:#?}");
-        assert!(names(&checkpoints).iter().all(|name| *name == tracker), "{checkpoints:#?}");
-        job = ckpt::restart(&job, &dir, &[]);
-        laps::verify(&job);
-    }
-    watched::verify_images(&dir);
-    laps::finish(job);
-}
-
 fn by_hash(words: &str) {
-    survives_crashes("hash", words);
+    survives_crashes(program!("lapper"), "hash", words);
 }
 
 mod hash {
@@ -65,14 +32,14 @@ const EVERYTHING: &str = "1024 threads 4 store read direct vmwritev mremap remap
 #[test]
 fn scan() {
     needs_root!();
-    survives_crashes("scan", EVERYTHING);
+    survives_crashes(program!("lapper"), "scan", EVERYTHING);
 }
 
 /// An increment of few pages is not copied live: that is not worth it.
 #[test]
 fn live() {
     needs_root!();
-    if let Some(why) = missing("live") {
+    if let Some(why) = missing(program!("lapper"), "live") {
         skip!("--tracker live: {why}");
     }
     let (folder, mut job) = start("4096 store threads 2");
@@ -114,10 +81,10 @@ fn one_shot() {
         ckpt::checkpoint(job.pid(), &folder.path().join(tracker), &more)["tracker"].as_str().unwrap().to_owned()
     };
     assert_eq!(checkpoint("hash", &[]), "none");
-    if missing("scan").is_none() {
+    if missing(program!("lapper"), "scan").is_none() {
         assert_eq!(checkpoint("scan", &[]), "none");
     }
-    if missing("live").is_none() {
+    if missing(program!("lapper"), "live").is_none() {
         assert_eq!(checkpoint("live", &[]), "live");
         assert_eq!(checkpoint("auto", &[]), "live");
     }

@@ -8,8 +8,10 @@ mod ebpf;
 mod machine;
 mod prerequisites;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +45,21 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Run a command in a virtual machine with Debian's kernel, which is older than PAGEMAP_SCAN (on Debian, as root, brings QEMU)
+    Vm {
+        /// Run nothing; only bring what it takes
+        #[arg(long)]
+        prepare: bool,
+        /// Seconds after which the machine is killed
+        #[arg(long, default_value_t = 1800)]
+        limit: u64,
+        /// Build nothing; take ckpt and its test programs as they are
+        #[arg(long)]
+        as_built: bool,
+        /// The command, which may be a program of this machine; without one: all tests of soft-dirty bits
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// What must pass before a change is taken: format, lints, the eBPF object, the tests
     Ci,
 }
@@ -54,10 +71,18 @@ fn main() -> ExitCode {
         Task::Bench { benches } => bench::run(&benches),
         Task::Ebpf { check: true } => ebpf::check(),
         Task::Ebpf { check: false } => ebpf::run(),
+        Task::Vm { prepare: true, .. } => vm::prepare(),
+        Task::Vm { limit, as_built, command: words, .. } => {
+            return exit(vm::run(&vm::Run { words, limit: Duration::from_secs(limit), as_built }));
+        }
         Task::Ci => ci::run(),
     };
+    exit(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

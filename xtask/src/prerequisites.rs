@@ -1,4 +1,4 @@
-//! What the tests and the demo need beside Rust: real programs, which are checkpointed and restarted.
+//! What the tests, the demo and the virtual machine need beside Rust: real programs, which are checkpointed and restarted.
 
 use anyhow::Result;
 
@@ -68,6 +68,23 @@ const TABLE: &[Prerequisite<'_>] = &[
     },
 ];
 
+/// For the virtual machine.
+const VM: &[Prerequisite<'_>] = &[
+    Prerequisite {
+        name: "QEMU",
+        probe: Probe::Program("qemu-system-x86_64"),
+        package: "qemu-system-x86",
+        why: "an older kernel is run in a virtual machine",
+    },
+    Prerequisite {
+        name: "a static busybox",
+        // The other one, which needs libraries, has a package of its own.
+        probe: Probe::Succeeds(&["sh", "-c", "program=$(command -v busybox) && ! ldd \"$program\""]),
+        package: "busybox-static",
+        why: "the programs of that machine",
+    },
+];
+
 /// Makes sure that everything is there that the tests need.
 pub fn of_tests() -> Result<()> {
     machine::ensure("The tests need", TABLE)
@@ -76,4 +93,9 @@ pub fn of_tests() -> Result<()> {
 /// Makes sure that everything is there that the demo needs.
 pub fn of_demo() -> Result<()> {
     machine::ensure("The demo needs", &TABLE[..1])
+}
+
+/// Makes sure that everything is there that the virtual machine needs, but for its kernel.
+pub fn of_vm() -> Result<()> {
+    machine::ensure("The virtual machine needs", VM)
 }

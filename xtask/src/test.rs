@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::command::{self, cargo};
-use crate::{ebpf, machine, prerequisites};
+use crate::{ebpf, machine, prerequisites, vm};
 
 /// The environment variable by which a test finds the file where it notes that it was skipped: a line `name<TAB>reason`.
 const SKIPS: &str = "CKPT_TEST_SKIPS";
@@ -14,6 +14,9 @@ const SKIPS: &str = "CKPT_TEST_SKIPS";
 /// Brings what is needed, runs everything, tells what was skipped. Fails if a test does.
 pub fn run(runner_arguments: &[String]) -> Result<()> {
     prerequisites::of_tests()?;
+    if let Err(why) = vm::prepare() {
+        println!("Note: the test that needs a virtual machine will be skipped: {why:#}");
+    }
     if !machine::is_root()? {
         println!("Not root: tests that need it will be skipped.");
     }

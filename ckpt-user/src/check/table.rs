@@ -3,15 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 
 use super::Row;
 use crate::error::Error;
-use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
+use crate::ids::{Addr, Pid, Tid};
 use crate::sys::pagemap::PageMap;
 use crate::sys::userfaultfd::{WP_ASYNC, WP_UNPOPULATED};
 use crate::sys::vm::{self, Piece};
-use crate::sys::{kcmp, pidfd, probe, ptrace, ptrace_state};
+use crate::sys::{kcmp, pidfd, probe, ptrace, ptrace_state, soft_dirty};
 use crate::track::ebpf::TaskInspector;
 
 /// For what the kernel is asked about in vain.
@@ -225,15 +224,15 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| write_protection(),
         since: "Linux 6.7 with CONFIG_USERFAULTFD",
         right: "a seccomp policy that allows userfaultfd(2)",
-        lost: "--tracker scan and live: what has changed is then found by comparing all pages (--tracker hash)",
+        lost: "--tracker scan and live: what has changed is then found by soft-dirty bits or by comparing all pages (--tracker soft-dirty, hash)",
     },
     Row {
         name: "soft-dirty bits",
         essential: false,
-        probe: |_| soft_dirty(),
+        probe: |_| soft_dirty::trial().map(yes),
         since: "CONFIG_MEM_SOFT_DIRTY",
-        right: "",
-        lost: "incremental checkpoints on kernels before 6.7 (a later version makes them)",
+        right: "CAP_SYS_ADMIN, for the numbers of physical pages",
+        lost: "--tracker soft-dirty: nothing where there is scan; else what has changed is found by comparing all pages (--tracker hash)",
     },
     Row {
         name: "eBPF on the tracepoint page_fault_user",
@@ -299,15 +298,6 @@ fn write_protection() -> io::Result<String> {
     } else {
         Err(lacking())
     }
-}
-
-/// A page that has just been written has its bit set, on a kernel that keeps such bits.
-fn soft_dirty() -> io::Result<String> {
-    const SOFT_DIRTY: u64 = 1 << 55;
-    let page = vec![1u8; 2 * PAGE_SIZE as usize];
-    let mut entry = [0; 8];
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, Addr(page.as_ptr() as u64).page() * 8)?;
-    if u64::from_le_bytes(entry) & SOFT_DIRTY != 0 { Ok(String::new()) } else { Err(lacking()) }
 }
 
 fn freezer() -> io::Result<String> {

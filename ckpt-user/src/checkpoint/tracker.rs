@@ -28,6 +28,7 @@ impl Tracker {
                 Ok(Tracker { method: Method::Scan, programs })
             }
             Kind::Scan => only(Method::Scan),
+            Kind::SoftDirty => only(Method::SoftDirty),
             Kind::Hash => only(Method::Hash),
         }
     }

@@ -24,6 +24,7 @@ pub mod shared_words;
 pub mod signal;
 pub mod signalfd;
 pub mod socket;
+pub mod soft_dirty;
 pub mod sparse;
 pub mod task_file;
 pub mod timerfd;

@@ -1,5 +1,9 @@
 //! Which pages of another process are there, from its page tables: the PAGEMAP_SCAN ioctl (Linux 6.7), else /proc/PID/pagemap.
 
+mod entry;
+
+pub use entry::Entry;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -74,6 +78,8 @@ const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 const REGIONS_PER_CALL: usize = 1024;
+/// Pages of which one page table holds the entries: those of 2 MiB.
+pub const TABLE: u64 = 512;
 /// Pages that one thread walks over at the least, and threads at the most, where several do it at once.
 const PART_LEAST: u64 = 16 * 1024;
 const PARTS_MOST: usize = 8;
@@ -236,19 +242,12 @@ impl PageMap {
         Ok(())
     }
 
-    /// The same from the 64-bit entries of /proc/PID/pagemap (kernel: admin-guide/mm/pagemap). Zero pages look like others there.
+    /// The same from the entries of /proc/PID/pagemap. Zero pages look like others there.
     fn read(&self, range: PageRange, asked: Page, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
-        const ENTRIES: u64 = 8192;
-        let mut bytes = vec![0u8; ENTRIES as usize * 8];
         let mut run: Option<(PageRange, Page)> = None;
-        let mut at = range.start;
-        while at < range.end() {
-            let count = (range.end() - at).min(ENTRIES);
-            let chunk = &mut bytes[..count as usize * 8];
-            self.file.read_exact_at(chunk, at * 8)?;
-            for (i, entry) in chunk.chunks_exact(8).enumerate() {
-                let page = decode_entry(u64::from_le_bytes(entry.try_into().unwrap_or_default()), asked);
-                let number = at + i as u64;
+        self.read_entries(range, &mut |first, entries| {
+            for (number, entry) in (first..).zip(entries) {
+                let page = entry.page() & asked;
                 match &mut run {
                     Some((pages, of)) if *of == page && pages.end() == number => pages.count += 1,
                     _ => {
@@ -259,10 +258,36 @@ impl PageMap {
                     }
                 }
             }
-            at += count;
-        }
+        })?;
         if let Some((pages, of)) = run.filter(|(_, of)| !of.is_empty()) {
             found(pages, of);
+        }
+        Ok(())
+    }
+
+    /// Calls `found` with the entries of all pages of `range`, in order, and the number of the first of them. They come by page tables: each time
+    /// those of one, or of a part of it.
+    pub fn entries(&self, range: PageRange, mut found: impl FnMut(u64, &[Entry])) -> Result<()> {
+        let result = self.read_entries(range, &mut |first, entries| {
+            let (head, rest) = entries.split_at(entries.len().min((TABLE - first % TABLE) as usize));
+            found(first, head);
+            for (n, table) in rest.chunks(TABLE as usize).enumerate() {
+                found(first + head.len() as u64 + n as u64 * TABLE, table);
+            }
+        });
+        result.doing(|| format!("cannot read the page map of pid {} at {}", self.pid, range.addr()))
+    }
+
+    fn read_entries(&self, range: PageRange, found: &mut dyn FnMut(u64, &[Entry])) -> io::Result<()> {
+        const AT_ONCE: u64 = 16 * TABLE;
+        let mut room = vec![Entry::default(); AT_ONCE.min(range.count) as usize];
+        let mut at = range.start;
+        while at < range.end() {
+            let count = (range.end() - at).min(AT_ONCE - at % AT_ONCE).min(room.len() as u64);
+            let entries = &mut room[..count as usize];
+            self.file.read_exact_at(bytemuck::cast_slice_mut(entries), at * size_of::<Entry>() as u64)?;
+            found(at, entries);
+            at += count;
         }
         Ok(())
     }
@@ -277,25 +302,16 @@ fn merge(spans: &mut Vec<PageRange>, pages: PageRange) {
     }
 }
 
-/// The physical page that a page of ours is in. `None`: it is not in memory, or the kernel does not tell us (it wants CAP_SYS_ADMIN).
-pub fn frame_of_own_page(page: u64) -> io::Result<Option<u64>> {
-    const FRAME_BITS: u64 = 55;
-    let mut entry = [0; 8];
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, page * 8)?;
-    let entry = u64::from_le_bytes(entry);
-    let frame = entry & ((1 << FRAME_BITS) - 1);
-    Ok((entry & (1 << 63) != 0 && frame != 0).then_some(frame))
+/// The entry of a page of ours.
+pub fn entry_of_own_page(page: u64) -> io::Result<Entry> {
+    let mut entry = Entry::default();
+    File::open("/proc/self/pagemap")?.read_exact_at(bytemuck::bytes_of_mut(&mut entry), page * size_of::<Entry>() as u64)?;
+    Ok(entry)
 }
 
-fn decode_entry(entry: u64, asked: Page) -> Page {
-    let mut page = Page::empty();
-    page.set(Page::PRESENT, entry & (1 << 63) != 0);
-    page.set(Page::SWAPPED, entry & (1 << 62) != 0);
-    if !page.is_empty() {
-        page.set(Page::FILE, entry & (1 << 61) != 0);
-        page.set(Page::GUARD, entry & (1 << 58) != 0);
-    }
-    page & asked
+/// The physical page that a page of ours is in. `None`: it is not in memory, or the kernel does not tell us (it wants CAP_SYS_ADMIN).
+pub fn frame_of_own_page(page: u64) -> io::Result<Option<u64>> {
+    entry_of_own_page(page).map(Entry::frame)
 }
 
 /// Does this kernel's PAGEMAP_SCAN know PAGE_IS_GUARD? Asked once.

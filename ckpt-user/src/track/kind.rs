@@ -1,6 +1,6 @@
 //! Which way of finding changed pages is taken: what the user can ask for, and what the machine has.
 
-use super::{DirtyTracker, hash, scan};
+use super::{DirtyTracker, hash, scan, soft_dirty};
 use crate::error::{Error, Result};
 use crate::tracee::remote::RemoteTask;
 
@@ -14,6 +14,8 @@ pub enum Kind {
     Live,
     /// The page tables tell, by userfaultfd and PAGEMAP_SCAN (Linux 6.7)
     Scan,
+    /// The page tables tell, by soft-dirty bits (for kernels before 6.7; takes CAP_SYS_ADMIN)
+    SoftDirty,
     /// All pages are read, and compared with the hashes of what was saved before
     Hash,
 }
@@ -23,18 +25,21 @@ pub enum Kind {
 pub enum Method {
     /// [`scan`]
     Scan,
+    /// [`soft_dirty`]
+    SoftDirty,
     /// [`hash`]
     Hash,
 }
 
 impl Method {
     /// All of them, the best one first.
-    const ALL: [Method; 2] = [Method::Scan, Method::Hash];
+    const ALL: [Method; 3] = [Method::Scan, Method::SoftDirty, Method::Hash];
 
     /// Its name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Method::Scan => "scan",
+            Method::SoftDirty => "soft-dirty",
             Method::Hash => "hash",
         }
     }
@@ -58,6 +63,7 @@ impl Method {
     pub fn probe(self) -> Result<()> {
         match self {
             Method::Scan => scan::probe(),
+            Method::SoftDirty => soft_dirty::probe(),
             // It takes nothing but reading.
             Method::Hash => Ok(()),
         }
@@ -67,6 +73,7 @@ impl Method {
     pub fn start(self, task: &mut RemoteTask<'_>) -> Result<Box<dyn DirtyTracker>> {
         Ok(match self {
             Method::Scan => Box::new(scan::ScanTracker::start(task)?),
+            Method::SoftDirty => Box::new(soft_dirty::SoftDirtyTracker::start(task)?),
             Method::Hash => Box::new(hash::Unseeing),
         })
     }

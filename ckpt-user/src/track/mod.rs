@@ -4,6 +4,7 @@ pub mod ebpf;
 pub mod hash;
 mod kind;
 pub mod scan;
+pub mod soft_dirty;
 
 pub use kind::{Kind, Method, not_here};
 
@@ -33,7 +34,7 @@ pub trait DirtyTracker: Debug + Send {
     /// every page that is there). From now on watches for the next cut. What it cannot watch counts as written, each time. `mappings` as
     /// [`crate::tracee::maps::read_with_flags`] gives them.
     ///
-    /// [`VmFlags::WRITES_NOTED`] tells afterwards which mappings it watches.
+    /// [`VmFlags::WRITES_NOTED`] tells afterwards which mappings it has registered with a userfaultfd.
     ///
     /// Errors: what was written is not known any more, and another tracker must begin.
     fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>>;

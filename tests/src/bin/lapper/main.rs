@@ -5,7 +5,8 @@
 //! SIGTERM came. At the first wrong byte it says where, what was expected and what found, and ends with status 1.
 //!
 //! Words for the writing (several share the pages): `store`, `read` (from a pipe), `direct` (from a file with O_DIRECT; where that is
-//! impossible, "absent direct: WHY"), `vmwritev`. For the pages: `dontneed` (every fifth is dropped instead), `mremap` (they move),
+//! impossible, "absent direct: WHY"), `vmwritev`. For the pages: `dontneed` (every fifth is dropped instead; every other of these is read at once), `pageout` (every third
+//! goes to the swap space after it was written), `mremap` (they move),
 //! `remap` (a quarter is mapped anew in every lap), `huge`, `shared`. Besides: `brk` (the heap grows and shrinks), `slow` (a pause after each
 //! page), `threads N` (each with its part of the pages), `held` (see below).
 //!
@@ -60,6 +61,7 @@ struct Settings {
     ways: Vec<Way>,
     kind: Kind,
     drops: bool,
+    pages_out: bool,
     renews: bool,
     moves: bool,
     grows: bool,
@@ -76,6 +78,7 @@ impl Settings {
             ways: Vec::new(),
             kind: Kind::default(),
             drops: false,
+            pages_out: false,
             renews: false,
             moves: false,
             grows: false,
@@ -93,6 +96,7 @@ impl Settings {
                 "huge" => settings.kind.huge = true,
                 "shared" => settings.kind.shared = true,
                 "dontneed" => settings.drops = true,
+                "pageout" => settings.pages_out = true,
                 "remap" => settings.renews = true,
                 "mremap" => settings.moves = true,
                 "brk" => settings.grows = true,
@@ -110,7 +114,7 @@ impl Settings {
         let pages = (self.pages / self.threads).next_multiple_of(PARTS).max(PARTS);
         let territory = Territory::new(pages, self.kind).map_err(|error| format!("cannot map memory: {error}"))?;
         let ways = if self.ways.is_empty() { vec![Way::Store] } else { self.ways.clone() };
-        let plan = Plan { thread: thread as u64, pages, ways, drops: self.drops, renews: self.renews };
+        let plan = Plan { thread: thread as u64, pages, ways, drops: self.drops, pages_out: self.pages_out, renews: self.renews };
         let hand = Hand::new(blocks).map_err(|error| format!("no pipe: {error}"))?;
         let heap = (self.grows && thread == 0).then(Heap::new);
         Ok(Walker { plan, territory, hand, moves: self.moves, heap, pause: self.pause })

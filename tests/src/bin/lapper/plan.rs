@@ -59,6 +59,8 @@ pub struct Plan {
     pub ways: Vec<Way>,
     /// Are some pages dropped instead?
     pub drops: bool,
+    /// Do some go to the swap space after they were written?
+    pub pages_out: bool,
     /// Is a part mapped anew at the beginning of every lap?
     pub renews: bool,
 }
@@ -72,6 +74,11 @@ impl Plan {
     /// Is `page` dropped in `lap`, instead of being written?
     pub fn is_dropped(&self, page: usize, lap: u64) -> bool {
         self.drops && lap > 0 && (page as u64 + lap).is_multiple_of(5)
+    }
+
+    /// Does `page` go to the swap space after it was written in `lap`?
+    pub fn goes_out(&self, page: usize, lap: u64) -> bool {
+        self.pages_out && (page as u64 + lap).is_multiple_of(3)
     }
 
     /// The part that is mapped anew at the beginning of `lap`.

@@ -73,6 +73,11 @@ impl Territory {
         map(self.parts[part], self.kind)
     }
 
+    /// Has the kernel move a page to the swap space, if there is one.
+    pub fn page_out(&self, n: usize) -> io::Result<()> {
+        self.page(n).advise(libc::MADV_PAGEOUT)
+    }
+
     /// Gives the memory of a page back: it holds zeros then.
     pub fn drop_page(&self, n: usize) -> io::Result<()> {
         self.page(n).advise(if self.kind.shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED })

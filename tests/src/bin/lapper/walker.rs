@@ -67,12 +67,18 @@ impl Walker {
     }
 
     fn write(&mut self, page: usize, lap: u64) -> Result<(), String> {
-        let written = if self.plan.is_dropped(page, lap) {
+        let dropped = self.plan.is_dropped(page, lap);
+        let mut written = if dropped {
             self.territory.drop_page(page)
         } else {
             let way: Way = self.plan.way(page, lap);
             self.hand.write(self.territory.page(page), way, self.plan.after(page, lap))
         };
-        written.map_err(|error| format!("thread {}, lap {lap}, page {page}: cannot write it: {error}", self.plan.thread))
+        if written.is_ok() && !dropped && self.plan.goes_out(page, lap) {
+            written = self.territory.page_out(page);
+        }
+        written.map_err(|error| format!("thread {}, lap {lap}, page {page}: cannot write it: {error}", self.plan.thread))?;
+        // Half of what was dropped is there again at once, though it was only read.
+        if dropped && page.is_multiple_of(2) { self.check(page, Held::Zeros, lap) } else { Ok(()) }
     }
 }
