@@ -27,7 +27,7 @@ use crate::resources::collector::{CollectOptions, Collected, Content, ObjectKey}
 use crate::resources::memory::{MemoryRecord, MemorySource};
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, VmaRecord};
-use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, task_registry, written};
+use crate::resources::{Collector, cpu, fd_table, machine, memory, mm, preflight, sysv, task_registry, written};
 use crate::store::{Destination, past};
 use crate::sys::procfs::Status;
 use crate::sys::{procfs, ptrace, signal};
@@ -499,6 +499,7 @@ fn collect(
     let mut cx = Collector::new(&options.collect, vec![pid]);
     let outside = outside(&mut cx, pid, mappings, watch)?;
     written::collect(&mut cx)?;
+    cx.attempt(sysv::collect)?;
     watch.end_of(|parts| &mut parts.descriptors_us);
     let statuses = preflight::threads(&mut cx, frozen)?;
     let Some(fds) = outside.fds.filter(|_| cx.refusals().is_empty()) else {

@@ -25,7 +25,7 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, machine, task_registry};
+use crate::resources::{Restorer, controlling, machine, sysv, sysv_shm, task_registry};
 use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
@@ -125,13 +125,14 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     let mapped = mm::restore_files(&mut cx, &mm::files_of(&plan.mm, &plan.vmas))?;
     let files = fd_table::open(&mut cx, &[&plan.table])?;
     let mapped = fd_table::move_up(mapped, &[&plan.table])?;
+    sysv::make(&mut cx)?;
     cx.settle()?;
 
     // Before the process, so that it is gone when they are changed again after an error.
     let mut files_changed = Applied::default();
     let mut process = NewProcess::spawn(plan.entry.pid, options.detach)?;
     let (mut injector, _) = Injector::new(plan.entry.pid)?;
-    let workspace = build(&mut process, &mut injector, &plan, &mapped, &files)?;
+    let workspace = build(&mut cx, &mut process, &mut injector, &plan, &mapped, &files)?;
     make_threads(&mut process, &mut injector, &plan)?;
 
     let target = PageTarget::new(&plan.vmas, plan.memory.mm, plan.entry.pid, &cx)?;
@@ -153,6 +154,7 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     fd_table::finish(&mut cx, files.iter().chain(opened))?;
     give_state(&mut cx, &mut process, &mut injector, &plan)?;
     set_going(&mut process, &mut injector, &plan, workspace)?;
+    sysv::settle(&mut cx)?;
     let frozen = options.frozen || plan.entry.stopped_by.is_some();
     let report = Report {
         pid: plan.entry.pid,
@@ -209,6 +211,7 @@ fn find<'a>(sections: &'a [Section], kind: &str) -> Result<&'a Section> {
 
 /// Session, address space, descriptors.
 fn build(
+    cx: &mut Restorer<'_>,
     process: &mut NewProcess,
     injector: &mut Injector,
     plan: &Plan,
@@ -227,7 +230,9 @@ fn build(
         task.call("cannot get permission to use AMX", libc::SYS_arch_prctl, args)?;
     }
     let borrowed = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd())).collect();
-    mm::map(&mut task, &plan.mm, plan.memory.brk, &plan.vmas, &borrowed)?;
+    mm::map(&mut task, &plan.mm, plan.memory.brk, &plan.vmas, &borrowed, &sysv_shm::all(cx)?)?;
+    controlling::acquire(cx, &mut task)?;
+    controlling::set_foreground(cx, &mut task)?;
     fd_table::place(&mut task, &plan.table, files)?;
     Ok(workspace)
 }
@@ -279,6 +284,8 @@ fn give_state(cx: &mut Restorer<'_>, process: &mut NewProcess, injector: &mut In
         let mut leader = RemoteTask::new(injector, &mut process.threads[0]);
         mm::finish(&mut leader, plan.memory.lock_future, &plan.vmas)?;
         fd_table::attach(cx, &mut leader, &plan.table)?;
+        sysv::restore_shared(cx, &mut leader)?;
+        sysv::restore_own(cx, &mut leader)?;
         for resource in task_registry::PROCESS_RESOURCES {
             restore_section(cx, &mut leader, resource, &plan.state.sections)?;
         }

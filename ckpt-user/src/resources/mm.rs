@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::sysv_shm::{self, SegmentRecord};
 use super::vma::{Backing, VmaRecord, intern_file};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
@@ -186,13 +187,14 @@ pub fn map(
     brk: Addr,
     vmas: &[VmaRecord],
     files: &HashMap<ObjRef, BorrowedFd<'_>>,
+    segments: &HashMap<ObjRef, SegmentRecord>,
 ) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
     for vma in vmas {
         match vma.backing {
             Backing::Anonymous | Backing::File { .. } => plain.push(vma),
-            Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous { .. } => {}
+            Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous { .. } | Backing::SysV { .. } => {}
         }
     }
     for part in plain.chunks(256) {
@@ -207,6 +209,7 @@ pub fn map(
         }
     }
     map_shared_anonymous(task, vmas)?;
+    sysv_shm::map(task, vmas, segments, |task, size| free_gap(task, vmas, size))?;
     set_mm(task, mm, brk, files)
 }
 
@@ -260,8 +263,7 @@ fn map_shared_anonymous(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result
         let end_of = |(vma, offset): &(&VmaRecord, u64)| offset + (vma.end.0 - vma.start.0);
         let size = views.iter().map(end_of).max().unwrap_or(0);
         let reserve = if views.iter().any(|(v, _)| v.flags.contains(VmFlags::NO_RESERVE)) { libc::MAP_NORESERVE } else { 0 };
-        let gap = find_gap(vmas.iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
-            .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))?;
+        let gap = free_gap(task, vmas, size)?;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let args = [gap.into(), size.into(), prot.into(), flags.into(), (-1i64).into(), 0u64.into()];
@@ -275,6 +277,12 @@ fn map_shared_anonymous(task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result
         task.call("cannot unmap", libc::SYS_munmap, [gap.into(), size.into()])?;
     }
     Ok(())
+}
+
+/// Where nothing is, and nothing of the image comes.
+fn free_gap(task: &RemoteTask<'_>, vmas: &[VmaRecord], size: u64) -> Result<Addr> {
+    find_gap(vmas.iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
+        .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))
 }
 
 fn taken_now(task: &RemoteTask<'_>) -> Result<Vec<(u64, u64)>> {
@@ -381,7 +389,7 @@ fn finish_one(batch: &mut Batch, vma: &VmaRecord, asked: &mut Asked) {
         let flags = if vma.flags.contains(VmFlags::LOCK_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
         asked.push((batch.call(libc::SYS_mlock2, [start.into(), len.into(), flags.into()]), "lock memory", start));
     }
-    let shared_view = matches!(vma.backing, Backing::SharedAnonymous { .. });
+    let shared_view = matches!(vma.backing, Backing::SharedAnonymous { .. } | Backing::SysV { .. });
     if shared_view || first_prot(vma) != vma.prot.bits() {
         let args = [start.into(), len.into(), vma.prot.bits().into()];
         asked.push((batch.call(libc::SYS_mprotect, args), "set the protection of memory", start));

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::task::Subject;
-use super::{Collector, cpu, fs_state, machine, task_registry};
+use super::{Collector, cpu, fs_state, machine, task_registry, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::procfs::Status;
@@ -48,6 +48,7 @@ pub fn process(pid: Pid) -> Result<()> {
     }
     let mut refusals = Vec::new();
     while_it_lives(pid, || {
+        terminals::prepare(pid);
         program(pid, &mut refusals)?;
         tracers(pid, &mut refusals)?;
         namespaces(pid, &mut refusals)?;
