@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod faults;
+pub mod peek;
 pub mod preserve;
 pub mod tasks;
 

@@ -26,7 +26,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, machine, task_registry};
+use crate::resources::{Restorer, machine, sysv, sysv_shm, task_registry};
 use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
@@ -120,12 +120,13 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     let mapped = mm::restore_files(&mut cx, &mapped_files)?;
     let files = fd_table::open(&mut cx, &tables)?;
     let mapped = fd_table::move_up(mapped, &tables)?;
+    sysv::make(&mut cx)?;
     cx.settle()?;
 
     // Before the processes, so that they are gone when they are changed again after an error.
     let mut files_changed = Applied::default();
-    let (mut family, workspace, shared) = Family::make(&plan, options.detach)?;
-    build(&mut family, &plan, &mapped, &files, &shared)?;
+    let (mut family, workspace, shared) = Family::make(&mut cx, &plan, options.detach)?;
+    build(&cx, &mut family, &plan, &mapped, &files, &shared)?;
     for task in &plan.tasks {
         family.make_threads(task.entry.pid, &task.entry.threads)?;
     }
@@ -148,6 +149,7 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     for task in &plan.tasks {
         attach(&mut cx, &mut family, &plan, task)?;
     }
+    sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.
     for task in plan.tasks.iter().rev() {
         give_state(&mut cx, &mut family, task)?;
@@ -156,6 +158,7 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
             family.stop(&task.entry)?;
         }
     }
+    sysv::settle(&mut cx)?;
     let frozen = plan.tasks.iter().filter(|task| options.frozen || is_stopped_root(task, &family));
     let frozen = frozen.map(|task| task.entry.pid).collect();
     let report = Report {
@@ -184,12 +187,14 @@ fn check_machine(metadata: &Metadata) -> Result<()> {
 
 /// Address spaces and descriptors.
 fn build(
+    cx: &Restorer<'_>,
     family: &mut Family,
     plan: &Plan,
     mapped: &HashMap<ObjRef, OwnedFd>,
     files: &OpenFiles,
     shared: &SharedMemory,
 ) -> Result<()> {
+    let segments = sysv_shm::all(cx)?;
     let borrowed = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd())).collect();
     for task in &plan.tasks {
         let (pid, memory) = (task.entry.pid, plan.memory(task)?);
@@ -199,7 +204,7 @@ fn build(
             leader.call("cannot get permission to use AMX", libc::SYS_arch_prctl, args)?;
         }
         if memory.first == pid {
-            mm::map(&mut leader, &memory.mm, task.holds.brk, &memory.vmas, &borrowed, shared)?;
+            mm::map(&mut leader, &memory.mm, task.holds.brk, &memory.vmas, &borrowed, shared, &segments)?;
         }
     }
     // Only now: what one process closes, another may have mapped.
@@ -232,6 +237,7 @@ fn attach(cx: &mut Restorer<'_>, family: &mut Family, plan: &Plan, task: &Task) 
 /// The state of a process and of its threads.
 fn give_state(cx: &mut Restorer<'_>, family: &mut Family, task: &Task) -> Result<()> {
     let pid = task.entry.pid;
+    sysv::restore_own(cx, &mut family.task(pid)?)?;
     for resource in task_registry::PROCESS_RESOURCES {
         restore_section(cx, &mut family.task(pid)?, resource, &task.state.sections)?;
     }

@@ -112,13 +112,6 @@ at_nine(os.open('/proc/self/status', os.O_RDONLY))
     a_handle_of_another_process: ["descriptor 9 ", "a handle on pid 1", "close it"], "
 at_nine(call('pidfd_open', 434, 1, 0))
 ";
-    system_v_shared_memory: ["the mapping at 0x", "System V shared memory", "shmdt"], "
-shm = c.shmget(0, 65536, 0o1600)
-if shm < 0: absent('no System V shared memory')
-c.shmat.restype = ctypes.c_void_p
-c.shmat(shm, None, 0)
-c.shmctl(shm, 0, None)
-";
     established_tcp: ["descriptor 9 ", "TCP connection from 127.0.0.1:", " to 127.0.0.1:", "--tcp-close"], "
 import socket
 listener = socket.create_server(('127.0.0.1', 0))

@@ -8,6 +8,7 @@
 
 mod faults;
 mod kernel;
+mod peek;
 mod preserve;
 mod tasks;
 

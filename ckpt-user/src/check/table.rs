@@ -11,7 +11,7 @@ use crate::sys::pagemap::PageMap;
 use crate::sys::userfaultfd::{WP_ASYNC, WP_UNPOPULATED};
 use crate::sys::vm::{self, Piece};
 use crate::sys::{kcmp, pidfd, probe, ptrace, ptrace_state, soft_dirty};
-use crate::track::ebpf::TaskInspector;
+use crate::track::ebpf::{TaskInspector, prepare_for_ptys};
 
 /// For what the kernel is asked about in vain.
 fn lacking() -> io::Error {
@@ -249,6 +249,22 @@ pub(super) const TABLE: &[Row] = &[
         since: "6.1, with CONFIG_DEBUG_INFO_BTF",
         right: "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
         lost: "the exact time that is left of sleeps; one that is saved again after a restart may end early, with EINTR",
+    },
+    Row {
+        name: "eBPF iterator that copies kernel records",
+        essential: false,
+        probe: |_| prepare_for_ptys().map(yes).map_err(io::Error::other),
+        since: "6.1, with CONFIG_DEBUG_INFO_BTF",
+        right: "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
+        lost: "what waits in pseudoterminals, and what SEM_UNDO is to undo",
+    },
+    Row {
+        name: "ids of System V IPC (/proc/sys/kernel/shm_next_id)",
+        essential: false,
+        probe: |_| File::options().write(true).open("/proc/sys/kernel/shm_next_id").map(|_| String::new()),
+        since: "Linux 3.9 with CONFIG_CHECKPOINT_RESTORE and CONFIG_SYSVIPC_SYSCTL",
+        right: "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN",
+        lost: "System V shared memory, semaphores and message queues that are not left from before",
     },
     Row {
         name: "freezer cgroup",

@@ -18,7 +18,7 @@ use crate::resources::memory::{self, MemoryRecord, MemorySource};
 use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, SharedSeen, VmaRecord};
-use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, task_registry, written};
+use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, sysv, task_registry, written};
 use crate::store::past;
 use crate::sys::kcmp::Shared;
 use crate::sys::procfs::{self, Status};
@@ -162,6 +162,7 @@ pub(super) fn collect(
         of_processes.push((outside.mm, outside.fds));
     }
     written::collect(&mut cx)?;
+    cx.attempt(sysv::collect)?;
     target.watch.end_of(|parts| &mut parts.descriptors_us);
     let mut statuses = Vec::new();
     for process in &target.tree.processes {

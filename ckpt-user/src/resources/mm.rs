@@ -10,6 +10,7 @@ use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::sysv_shm::{self, SegmentRecord};
 use super::vma::{Backing, VmaRecord, intern_file};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
@@ -188,13 +189,14 @@ pub fn map(
     vmas: &[VmaRecord],
     files: &HashMap<ObjRef, BorrowedFd<'_>>,
     shared: &SharedMemory,
+    segments: &HashMap<ObjRef, SegmentRecord>,
 ) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
     for vma in vmas {
         match vma.backing {
             Backing::Anonymous | Backing::File { .. } => plain.push(vma),
-            Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous { .. } => {}
+            Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous { .. } | Backing::SysV { .. } => {}
         }
     }
     for part in plain.chunks(256) {
@@ -209,6 +211,7 @@ pub fn map(
         }
     }
     shared.place(task, vmas)?;
+    sysv_shm::map(task, vmas, segments, |task, size| free_gap(task, vmas, size))?;
     set_mm(task, mm, brk, files)
 }
 
@@ -271,8 +274,7 @@ impl SharedMemory {
         }
         let mut made = BTreeMap::new();
         for (id, (size, no_reserve)) in wanted {
-            let gap = find_gap(vmas.iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
-                .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))?;
+            let gap = free_gap(task, vmas.iter().copied(), size)?;
             let reserve = if no_reserve { libc::MAP_NORESERVE } else { 0 };
             let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve;
             let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -298,6 +300,12 @@ impl SharedMemory {
         }
         Ok(())
     }
+}
+
+/// Where nothing is, and nothing of the image comes.
+fn free_gap<'a>(task: &RemoteTask<'_>, vmas: impl IntoIterator<Item = &'a VmaRecord>, size: u64) -> Result<Addr> {
+    find_gap(vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
+        .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))
 }
 
 fn taken_now(task: &RemoteTask<'_>) -> Result<Vec<(u64, u64)>> {
@@ -404,7 +412,7 @@ fn finish_one(batch: &mut Batch, vma: &VmaRecord, asked: &mut Asked) {
         let flags = if vma.flags.contains(VmFlags::LOCK_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
         asked.push((batch.call(libc::SYS_mlock2, [start.into(), len.into(), flags.into()]), "lock memory", start));
     }
-    let shared_view = matches!(vma.backing, Backing::SharedAnonymous { .. });
+    let shared_view = matches!(vma.backing, Backing::SharedAnonymous { .. } | Backing::SysV { .. });
     if shared_view || first_prot(vma) != vma.prot.bits() {
         let args = [start.into(), len.into(), vma.prot.bits().into()];
         asked.push((batch.call(libc::SYS_mprotect, args), "set the protection of memory", start));

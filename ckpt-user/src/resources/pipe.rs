@@ -105,7 +105,7 @@ impl FileKind for Pipe {
 }
 
 /// The kernel's value; libc's is 0, because programs for 64 bits need not ask for it.
-const O_LARGEFILE: i32 = 0o100_000;
+pub(super) const O_LARGEFILE: i32 = 0o100_000;
 
 fn make(queue: &PipeQueue) -> Result<Made> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).doing(|| "cannot make a pipe")?;

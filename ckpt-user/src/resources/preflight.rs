@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::task::Subject;
-use super::{Collector, cpu, fs_state, machine, task_registry};
+use super::{Collector, cpu, fs_state, machine, task_registry, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::procfs::Status;
@@ -92,6 +92,7 @@ fn process(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<bool> {
         }
         return Ok(false);
     }
+    terminals::prepare(pid);
     program(pid, refusals)?;
     tracers(pid, refusals)?;
     namespaces(pid, refusals)?;

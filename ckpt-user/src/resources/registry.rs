@@ -2,12 +2,13 @@
 
 use super::file::FileKindEntry;
 use super::{
-    content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, regular, signalfd, socket, tcp,
-    timerfd, udp, unix, view,
+    content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, pty, regular, signalfd, socket,
+    tcp, timerfd, udp, unix, view,
 };
 
 /// See the module. A descriptor that no kind claims is refused by name.
 pub const FILE_KINDS: &[FileKindEntry] = &[
+    FileKindEntry::of::<pty::Pty>(),
     FileKindEntry::of::<external::External>(),
     FileKindEntry::of::<device::Device>(),
     FileKindEntry::of::<content::Memfd>(),

@@ -8,9 +8,9 @@ use nix::sys::stat::fstat;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
-use super::Collector;
 use super::collector::ObjectKey;
 use super::file::{self, Descriptor, FdInfo, OpenFile};
+use super::{Collector, sysv_shm};
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
@@ -71,6 +71,13 @@ pub enum Backing {
     Vdso,
     /// The kernel's data beside it.
     Vvar,
+    /// A System V shared memory segment, from this offset on.
+    SysV {
+        /// The segment in the object table.
+        segment: ObjRef,
+        /// Bytes.
+        offset: u64,
+    },
 }
 
 impl VmaRecord {
@@ -100,9 +107,6 @@ fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Ma
         );
     }
     match mapping.kind {
-        MappingKind::SysVShm => {
-            refuse("is a System V shared memory segment, which ckpt cannot save yet", "let the program detach it first (shmdt)")
-        }
         MappingKind::AnonymousHuge if mapping.shared => {
             refuse("is shared memory of huge pages without a name", "use a private mapping, or a file on hugetlbfs")
         }
@@ -180,6 +184,7 @@ fn backing(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<Backin
         MappingKind::Vdso => Backing::Vdso,
         MappingKind::Vvar => Backing::Vvar,
         MappingKind::SharedAnonymous => Backing::SharedAnonymous { id: mapping.inode, offset: mapping.offset },
+        MappingKind::SysVShm => Backing::SysV { segment: sysv_shm::collect(cx, pid, mapping)?, offset: mapping.offset },
         MappingKind::File => Backing::File { file: mapped_file(cx, pid, mapping)?, offset: mapping.offset },
         _ => Backing::Anonymous,
     })
@@ -249,6 +254,8 @@ fn find_pages(
     };
     match vma.backing {
         Backing::Vdso | Backing::Vvar => Ok(()),
+        // They are the segment's.
+        Backing::SysV { .. } => Ok(()),
         // What a file holds, the file keeps.
         Backing::File { .. } if vma.shared => Ok(()),
         // The kernel may drop these pages at any time; programs expect zeros.

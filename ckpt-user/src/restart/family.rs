@@ -11,6 +11,7 @@ use crate::image::model::{TaskEntry, TaskKind};
 use crate::resources::hierarchy::{Group, Step};
 use crate::resources::mm::{self, SharedMemory, Workspace};
 use crate::resources::vma::VmaRecord;
+use crate::resources::{Restorer, controlling};
 use crate::sys::signal;
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -33,7 +34,7 @@ struct Member {
 impl Family {
     /// Makes the processes of a plan, their sessions and their groups; those that have ended end again. All have everything that ckpt has open, and the
     /// workspace and the shared memory of all, and nothing else in memory.
-    pub(super) fn make(plan: &Plan, detach: bool) -> Result<(Family, Workspace, SharedMemory)> {
+    pub(super) fn make(cx: &mut Restorer<'_>, plan: &Plan, detach: bool) -> Result<(Family, Workspace, SharedMemory)> {
         let root = plan.entries[0].pid;
         for entry in &plan.entries {
             spawn::wait_for_burial(entry.pid)?;
@@ -47,10 +48,13 @@ impl Family {
         let shared = SharedMemory::make(&mut family.task(root)?, &all_vmas)?;
         let mut ghosts = BTreeMap::new();
         for step in plan.hierarchy.steps.iter().skip(1) {
-            family.take(step, plan, &mut ghosts)?;
+            family.take(cx, step, plan, &mut ghosts)?;
         }
         for group in &plan.hierarchy.groups {
             family.join(group)?;
+        }
+        for entry in plan.entries.iter().filter(|entry| entry.sid == entry.pid) {
+            controlling::set_foreground(cx, &mut family.task(entry.pid)?)?;
         }
         family.bury(&plan.entries)?;
         Ok((family, workspace, shared))
@@ -155,7 +159,7 @@ impl Family {
         Ok(answers.ret(id).map(|_| task.take_born()))
     }
 
-    fn take(&mut self, step: &Step, plan: &Plan, ghosts: &mut BTreeMap<Pid, Pid>) -> Result<()> {
+    fn take(&mut self, cx: &mut Restorer<'_>, step: &Step, plan: &Plan, ghosts: &mut BTreeMap<Pid, Pid>) -> Result<()> {
         let real = |name: Pid, ghosts: &BTreeMap<Pid, Pid>| ghosts.get(&name).copied().unwrap_or(name);
         match *step {
             Step::Make { by, pid, sister } => {
@@ -169,7 +173,12 @@ impl Family {
                 ghosts.insert(name, pid);
                 Ok(())
             }
-            Step::Setsid(name) => self.task(real(name, ghosts))?.call("cannot make a session", libc::SYS_setsid, []).map(drop),
+            Step::Setsid(name) => {
+                let mut leader = self.task(real(name, ghosts))?;
+                leader.call("cannot make a session", libc::SYS_setsid, [])?;
+                // Whoever it makes from now on has its terminal from it.
+                controlling::acquire(cx, &mut leader)
+            }
             Step::Adopt(pid) => {
                 let args = [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into()];
                 self.task(pid)?.call("cannot become a subreaper", libc::SYS_prctl, args).map(drop)

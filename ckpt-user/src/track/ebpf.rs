@@ -2,7 +2,9 @@
 //!
 //! - [`Preserver`]: the old contents of pages, saved before they change;
 //! - [`FaultLog`]: the write faults of chosen processes, as they happen;
-//! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran.
+//! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran;
+//! - [`pty_state`]: what waits in a pseudoterminal;
+//! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
 //!
 //! Everything here needs CAP_BPF and CAP_PERFMON in the initial user namespace, which root has. It never decides anything: whoever
 //! is refused goes on without. What is loaded is gone when its owner is dropped or killed; nothing is pinned.
@@ -10,9 +12,12 @@
 mod error;
 mod fault_log;
 mod inspector;
+mod kernel_memory;
 mod live_cut;
 mod preserver;
+mod pty_state;
 mod restart_block;
+mod semaphore_undo;
 mod windows;
 
 pub use error::EbpfError;
@@ -20,7 +25,9 @@ pub use fault_log::{Counters, FaultLog, FaultLogOptions, WriteFault};
 pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
 pub use live_cut::LiveCut;
 pub use preserver::{Preserver, Room};
+pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
+pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
 
 use aya::maps::{Map, MapError};
 use aya::programs::{ProgramError, RawTracePoint};

@@ -144,6 +144,7 @@ fn mapping(vma: &VmaRecord) -> [String; 4] {
     let backing = match vma.backing {
         Backing::Anonymous => String::new(),
         Backing::File { file, offset } => format!("{file} from {offset:#x}"),
+        Backing::SysV { segment, offset } => format!("System V shared memory (object {segment}) from {offset:#x}"),
         Backing::SharedAnonymous { id, offset } => format!("shared memory {id} from {offset:#x}"),
         Backing::Vdso => "[vdso]".to_owned(),
         Backing::Vvar => "[vvar]".to_owned(),
