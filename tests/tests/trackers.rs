@@ -6,6 +6,7 @@ use ckpt_tests::ckpt;
 use ckpt_tests::job::Job;
 use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
+use ckpt_tests::python;
 use ckpt_tests::watched::{self, Watch, is_increment, number};
 use ckpt_tests::{each_mode, needs_root, program, skip};
 use serde_json::Value;
@@ -174,6 +175,44 @@ fn hashes_leave_out_what_was_not_changed() {
     }
     job.kill();
     laps::finish(ckpt::restart(&job, &dir, &[]));
+}
+
+/// 16 MiB, of which all pages are written again and again, with what they hold: but for one, and what else Python writes.
+const THE_SAME_AGAIN: &str = "
+pages = 4096
+memory = bytearray(b'%04096d' % 7 * pages)
+print('ready', flush=True)
+lap = 0
+while True:
+    lap += 1
+    for page in range(pages): memory[page * 4096 + 100] = 48
+    memory[100] = lap % 256
+    time.sleep(0.005)
+";
+
+/// What is dropped is what has not changed, also where pages are copied while they are written.
+#[test]
+fn what_is_written_as_it_was_is_in_no_increment() {
+    needs_root!();
+    for tracker in ["hash", "scan", "live"] {
+        if let Some(why) = missing(tracker) {
+            skip!("--tracker {tracker}: {why}");
+        }
+        let folder = tempdir().unwrap();
+        let mut job = python::start(folder.path(), &mut python::command(THE_SAME_AGAIN)).unwrap();
+        let dir = folder.path().join("images");
+        let watch = Watch::start(&job, &dir, "100ms", &["--tracker", tracker]);
+        watch.wait_for(5);
+        let checkpoints = watch.end();
+        for increment in &checkpoints[1..] {
+            assert!(is_increment(increment) && number(increment, "pages_total") >= 4096, "{increment}");
+            assert!(number(increment, "pages_written") < 400 && number(increment, "bytes") < 1 << 20, "{tracker}: {increment}");
+        }
+        job.kill();
+        watched::verify_images(&dir);
+        let mut job = ckpt::restart(&job, &dir, &[]);
+        job.kill();
+    }
 }
 
 /// Another program is executed, with the same mappings at the same addresses: what was there before is not taken for what is there now.

@@ -94,11 +94,12 @@ impl Since {
         let (parent, written, held) = match self {
             Since::Nothing => return None,
             Since::Tracked(tracking) => {
-                if tracking.tracker.as_ref().is_some_and(|tracker| tracker.is_blind()) {
-                    tracking.contents.compare_memory(mm);
-                }
-                let (parent, held) = tracking.parent.as_ref()?;
-                (*parent, &tracking.written, held)
+                let parent = tracking.parent.as_ref().map(|(parent, held)| {
+                    *plan = pipeline::increment(plan, &Changes { owner: mm, written: &tracking.written, held });
+                    *parent
+                });
+                tracking.contents.compare_memory(mm, plan);
+                return parent;
             }
             Since::Hashed(parent, hashes) => {
                 hashes.rename(mm);
