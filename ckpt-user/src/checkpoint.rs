@@ -39,6 +39,7 @@ use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::track::ebpf::TaskInspector;
+pub use crate::track::ebpf::Writes;
 use crate::track::hash::PageHashes;
 use crate::track::{DirtyTracker, Method};
 pub use phases::Phases;
@@ -105,6 +106,11 @@ pub struct Report {
     pub drain_us: u64,
     /// Pages whose old contents were saved because the target was about to write to them while the others were copied.
     pub pages_preserved: u64,
+    /// The time that the target has lost to that, over all its threads, microseconds.
+    pub preserving_us: u64,
+    /// What the target has written since the cut before, as far as the programs of eBPF see it: where pages are copied while the target runs, from
+    /// the second image of a watch on.
+    pub writes: Option<Writes>,
     /// Why pages were copied during the pause, after it was tried to copy them while the target ran.
     pub live_fallback: Option<String>,
     /// From the start until the image was on disk under its name.
@@ -214,6 +220,7 @@ impl Target {
             self.end(frozen.process)?;
             pause = since.elapsed();
         }
+        let writes = self.programs.commit_writes();
         if !written.held_back.is_zero() {
             self.programs.grow();
         }
@@ -226,6 +233,8 @@ impl Target {
             held_us: written.held_back.as_micros() as u64,
             drain_us: written.drain.as_micros() as u64,
             pages_preserved: written.preserved,
+            preserving_us: written.preserving.as_micros() as u64,
+            writes,
             live_fallback,
             total_us: began.elapsed().as_micros() as u64,
             pages_total,
@@ -249,6 +258,11 @@ impl Target {
         self.stragglers.let_go()
     }
 
+    /// Between checkpoints: bytes of the pages that the target writes in a second, since the last one. `None`: that is not known.
+    pub fn rate_of_writing(&mut self) -> Option<u64> {
+        self.programs.rate_now()
+    }
+
     /// Does what shall be done with the target once its image is safe.
     fn end(&self, frozen: FrozenProcess) -> Result<()> {
         let pid = self.pid;
@@ -269,6 +283,9 @@ impl Target {
         let pid = self.pid;
         self.load_inspector(&freeze::threads(pid)?, live);
         self.mappings.look(pid, self.inspector.loaded())?;
+        if let Some(inspector) = self.inspector.loaded().filter(|_| self.since.tracks()) {
+            self.programs.follow_writes(inspector, pid);
+        }
         let freezer =
             Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector, stragglers: &self.stragglers };
         let (armed, first_pause) = match live {
@@ -281,6 +298,7 @@ impl Target {
         let mut mappings = self.mappings.read(pid, self.inspector.loaded())?;
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
         let mut cut = collect(&mut frozen, injector, &mut mappings, &self.options, &mut self.since, armed)?;
+        self.programs.cut_writes();
         self.mappings.remember(pid, self.inspector.loaded(), mappings);
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
         let held = pipeline::pages_of(&cut.extents, cut.mm);

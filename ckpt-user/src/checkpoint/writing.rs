@@ -40,6 +40,8 @@ pub(super) struct Written {
     pub(super) drain: Duration,
     /// Pages that were saved because they were about to change.
     pub(super) preserved: u64,
+    /// The time that the target has lost to that, over all its threads.
+    pub(super) preserving: Duration,
 }
 
 impl Writing<'_> {
@@ -56,7 +58,18 @@ impl Writing<'_> {
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let none = Duration::ZERO;
-        Ok(Written { stats, live: false, frozen, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
+        Ok(Written {
+            stats,
+            live: false,
+            frozen,
+            threads,
+            pause,
+            phases,
+            held_back: none,
+            drain: none,
+            preserved: 0,
+            preserving: none,
+        })
     }
 
     /// The target runs as soon as that is safe.
@@ -93,8 +106,9 @@ impl Writing<'_> {
         stats += dumped?;
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        let preserved = live.preserved();
-        Ok(Written { stats, live: true, frozen: None, threads, pause: thawed - since, phases, held_back, drain, preserved })
+        let (preserved, preserving) = (live.preserved(), live.time_lost());
+        let pause = thawed - since;
+        Ok(Written { stats, live: true, frozen: None, threads, pause, phases, held_back, drain, preserved, preserving })
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {
