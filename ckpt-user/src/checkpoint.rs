@@ -7,6 +7,7 @@ mod history;
 mod live;
 mod mappings;
 mod phases;
+mod precopy;
 mod since;
 mod tracker;
 mod writing;
@@ -48,6 +49,7 @@ pub use tracker::Tracker;
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
 use phases::Stopwatch;
+use precopy::Spool;
 use since::Since;
 use writing::{Writing, Written};
 
@@ -104,6 +106,8 @@ pub struct Report {
     pub held_us: u64,
     /// Thaw to last page copied. 0: the pages were copied during the pause.
     pub drain_us: u64,
+    /// Pages that were copied before the freeze, and not written until then.
+    pub pages_precopied: u64,
     /// Pages whose old contents were saved because the target was about to write to them while the others were copied.
     pub pages_preserved: u64,
     /// The time that the target has lost to that, over all its threads, microseconds.
@@ -127,6 +131,17 @@ pub struct Report {
     pub tracker: &'static str,
     /// Threads of the target.
     pub threads: usize,
+}
+
+/// When the pages of the memory are copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// While the target runs on after the cut.
+    Live,
+    /// Before the freeze; what was written since, during it.
+    Early,
+    /// With the target stopped.
+    Stopped,
 }
 
 /// Pages done, of pages to do.
@@ -196,12 +211,17 @@ impl Target {
         let possible = self.options.after == After::Continue && destination.can_begin_again() && self.is_worth_it()?;
         let not_tried = self.trust.reason_against().filter(|_| possible);
         let live = possible && not_tried.is_none() && self.programs.load();
-        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, live, progress) {
+        let when = match live {
+            true => When::Live,
+            false if self.options.after == After::Continue && self.since.sees() => When::Early,
+            false => When::Stopped,
+        };
+        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, when, progress) {
             Err(Error::Void(why)) => {
                 tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
                 self.trust.lose(&why);
                 destination.begin_again()?;
-                Ok((self.save(&destination, false, progress)?, Some(why)))
+                Ok((self.save(&destination, When::Stopped, progress)?, Some(why)))
             }
             other => Ok((other?, not_tried)),
         })?;
@@ -232,6 +252,7 @@ impl Target {
             phases: written.phases,
             held_us: written.held_back.as_micros() as u64,
             drain_us: written.drain.as_micros() as u64,
+            pages_precopied: written.precopied,
             pages_preserved: written.preserved,
             preserving_us: written.preserving.as_micros() as u64,
             writes,
@@ -276,28 +297,33 @@ impl Target {
         }
     }
 
-    /// Writes an image. `live`: the target may run while its pages are copied.
+    /// Writes an image.
     ///
-    /// Errors: [`Error::Void`], only if `live`: nothing is lost, but what was written is no image.
-    fn save(&mut self, destination: &Destination, live: bool, progress: Progress<'_>) -> Result<Saved> {
+    /// Errors: [`Error::Void`], only if pages are copied live: nothing is lost, but what was written is no image.
+    fn save(&mut self, destination: &Destination, when: When, progress: Progress<'_>) -> Result<Saved> {
         let pid = self.pid;
+        let (live, early) = (when == When::Live, when == When::Early);
         self.load_inspector(&freeze::threads(pid)?, live);
-        self.mappings.look(pid, self.inspector.loaded())?;
+        self.mappings.look(pid, self.inspector.loaded(), early)?;
         if let Some(inspector) = self.inspector.loaded().filter(|_| self.since.tracks()) {
             self.programs.follow_writes(inspector, pid);
         }
         let freezer =
             Freezer { pid, timeout: self.options.freeze_timeout, inspector: &self.inspector, stragglers: &self.stragglers };
-        let (armed, first_pause) = match live {
-            true => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
-            false => (None, Duration::ZERO),
+        let (armed, mut first_pause) = match when {
+            When::Live | When::Early => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
+            When::Stopped => (None, Duration::ZERO),
         };
         // Registering memory counts as a change of its mappings.
-        self.mappings.look(pid, self.inspector.loaded())?;
+        self.mappings.look(pid, self.inspector.loaded(), early)?;
+        let spool = match early {
+            true => copy_early(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
+            false => None,
+        };
         let (mut frozen, injector) = freezer.freeze()?;
         let mut mappings = self.mappings.read(pid, self.inspector.loaded())?;
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let mut cut = collect(&mut frozen, injector, &mut mappings, &self.options, &mut self.since, armed)?;
+        let mut cut = collect(&mut frozen, injector, &mut mappings, &self.options, &mut self.since, (armed, early))?;
         self.programs.cut_writes();
         self.mappings.remember(pid, self.inspector.loaded(), mappings);
         let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
@@ -309,8 +335,14 @@ impl Target {
             Some(tracker) => tracker.protected(),
             None => self.since.protected(),
         };
-        let split = Split::of(&cut.extents, cut.mm, protected);
-        let live_cut = self.inspector.loaded().and_then(|inspector| self.programs.publish(inspector, pid, cut.mm, &split));
+        // What was copied before counts only if it is known what was written since.
+        let spool = spool.zip(self.since.written_since_prearm());
+        let split = match &spool {
+            Some((spool, written)) => spool.split(&cut.extents, cut.mm, written),
+            None => Split::of(&cut.extents, cut.mm, protected),
+        };
+        let live_cut =
+            self.inspector.loaded().filter(|_| live).and_then(|inspector| self.programs.publish(inspector, pid, cut.mm, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let base = self.since.metadata().filter(|_| parent.is_some());
@@ -325,9 +357,10 @@ impl Target {
             progress,
             freezer: &freezer,
         };
-        let written = match &live_cut {
-            Some(live_cut) => writing.while_it_runs(&mut writer, frozen, live_cut),
-            None => writing.while_it_stands(&mut writer, frozen, self.options.after),
+        let written = match (&live_cut, &spool) {
+            (Some(live_cut), _) => writing.while_it_runs(&mut writer, frozen, live_cut),
+            (None, Some((spool, _))) => writing.with_spool(&mut writer, frozen, spool),
+            (None, None) => writing.while_it_stands(&mut writer, frozen, self.options.after),
         };
         match written {
             Ok(mut written) => {
@@ -510,7 +543,7 @@ fn collect(
     mappings: &mut [Mapping],
     options: &Options,
     since: &mut Since,
-    mut armed: Option<Armed>,
+    (mut armed, early): (Option<Armed>, bool),
 ) -> Result<Cut> {
     let Frozen { process: frozen, waits, watch, .. } = target;
     let pid = frozen.pid;
@@ -533,7 +566,7 @@ fn collect(
     injector.remove(frozen.leader())?;
     watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
-    since.cut(mappings)?;
+    since.cut(mappings, early)?;
     if let Some(tracker) = &mut armed {
         tracker.cut(mappings)?;
     }
@@ -585,6 +618,36 @@ fn prearm(freezer: &Freezer<'_>, target: &Options, since: &mut Since, mappings: 
         None => since.prearm(mappings, as_left),
     }
     Ok((armed, pause))
+}
+
+/// After that, while the target runs: copies what the image will hold for the most part. The target stands still for a moment first, which is added to `pause`
+/// ([`precopy`] says why). `None`: it is not worth it.
+fn copy_early(
+    freezer: &Freezer<'_>,
+    options: &Options,
+    since: &Since,
+    mappings: &Mappings,
+    pause: &mut Duration,
+) -> Result<Option<Spool>> {
+    let owner = ObjRef(1);
+    let mut cx = Collector::new(&options.collect, vec![freezer.pid]);
+    let collected = match vma::collect(&mut cx, freezer.pid, owner, mappings.last().0) {
+        Ok(collected) => collected,
+        Err(error) => {
+            tracing::debug!("no pages of pid {} are copied before it is stopped: {error}", freezer.pid);
+            return Ok(None);
+        }
+    };
+    let pages = since.to_copy_early(owner, collected.extents);
+    let room = precopy::room();
+    if pages.is_empty() || room == 0 {
+        return Ok(None);
+    }
+    let (frozen, _) = freezer.freeze()?;
+    let since_when = frozen.since;
+    frozen.thaw()?;
+    *pause += since_when.elapsed();
+    Spool::fill(freezer.pid, &pages, room).map(Some)
 }
 
 /// Refuses what can be seen of the memory of a process that runs. What is only a sign of its running is left to the freeze.

@@ -61,12 +61,50 @@ mod hash {
     each_mode!(by_hash);
 }
 
+fn by_scan(words: &str) {
+    survives_crashes("scan", words);
+}
+
+mod scan {
+    use super::*;
+
+    each_mode!(by_scan);
+}
+
 const EVERYTHING: &str = "1024 threads 4 store read direct vmwritev mremap remap dontneed brk huge shared";
 
 #[test]
-fn scan() {
+fn everything_and_shared_memory_by_scan() {
     needs_root!();
     survives_crashes("scan", EVERYTHING);
+}
+
+/// Without BPF most pages are copied before the freeze, and what was written since is read again.
+#[test]
+fn scan_copies_before_the_freeze() {
+    needs_root!();
+    if let Some(why) = missing("scan") {
+        skip!("--tracker scan: {why}");
+    }
+    let (folder, mut job) = start("8192 store slow");
+    let dir = folder.path().join("images");
+    let pid = job.pid().to_string();
+    let words = ["watch", &pid, "--dir", dir.to_str().unwrap(), "--interval", "50ms", "--json", "--tracker", "scan"];
+    let out = folder.path().join("watch");
+    std::fs::create_dir(&out).unwrap();
+    let mut command = without_bpf(&words);
+    let mut watch = Job::spawn(&out, command.stdout(std::fs::File::create(out.join("out")).unwrap()));
+    let lines = |output: &str| output.lines().filter(|line| line.starts_with('{') && line.ends_with('}')).count();
+    let output = watch.wait_for("eight checkpoints", |output| lines(output) >= 8);
+    watch.kill();
+    job.kill();
+    let checkpoints: Vec<Value> = output.lines().take(8).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |key| checkpoints.iter().map(|checkpoint| number(checkpoint, key)).sum::<u64>();
+    assert!(checkpoints.iter().all(|checkpoint| checkpoint["tracker"] == "scan"), "{checkpoints:#?}");
+    assert!(sum("pages_precopied") * 2 > sum("pages_written"), "{checkpoints:#?}");
+    watched::verify_images(&dir);
+    let job = ckpt::restart(&job, &dir, &[]);
+    laps::finish(job);
 }
 
 /// An increment of few pages is not copied live: that is not worth it.

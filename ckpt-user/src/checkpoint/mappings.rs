@@ -9,16 +9,17 @@ use crate::track::ebpf::{MemoryState, TaskInspector};
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Mappings {
-    known: Option<(MemoryState, Vec<Mapping>)>,
+    /// With the state in which they were read, if the kernel tells.
+    known: Option<(Option<MemoryState>, Vec<Mapping>)>,
     /// They are as the last cut has left them.
     as_left: bool,
 }
 
 impl Mappings {
-    /// Before a freeze: has it read what is not known.
-    pub(super) fn look(&mut self, pid: Pid, inspector: Option<&TaskInspector>) -> Result<()> {
-        let Some(before) = state(pid, inspector) else { return Ok(()) };
-        if !self.holds(&before) {
+    /// Before a freeze: has it read what is not known. Where the kernel does not tell whether that still holds in the freeze, only if it is `needed` before.
+    pub(super) fn look(&mut self, pid: Pid, inspector: Option<&TaskInspector>, needed: bool) -> Result<()> {
+        let before = state(pid, inspector);
+        if (before.is_some() || needed) && !before.is_some_and(|before| self.holds(&before)) {
             self.known = Some((before, maps::read_with_flags(pid)?));
             self.as_left = false;
         }
@@ -45,7 +46,7 @@ impl Mappings {
 
     /// With the target still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.
     pub(super) fn remember(&mut self, pid: Pid, inspector: Option<&TaskInspector>, mappings: Vec<Mapping>) {
-        self.known = state(pid, inspector).map(|state| (state, mappings));
+        self.known = state(pid, inspector).map(|state| (Some(state), mappings));
         self.as_left = true;
     }
 
@@ -55,7 +56,7 @@ impl Mappings {
     }
 
     fn holds(&self, now: &MemoryState) -> bool {
-        self.known.as_ref().is_some_and(|(state, _)| state.still_holds(now))
+        self.known.as_ref().is_some_and(|(state, _)| state.is_some_and(|state| state.still_holds(now)))
     }
 }
 

@@ -4,6 +4,7 @@ use rangemap::RangeSet;
 
 use super::content_extents;
 use super::history::History;
+use super::live::Split;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange};
 use crate::image::Records;
@@ -46,8 +47,10 @@ impl Since {
 
     /// At a cut, with every thread stopped: finds out what was written. Nothing is to run in the target between this and the end of the freeze:
     /// whatever it wrote would count as written after the cut.
-    pub fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(mappings) } else { Ok(()) }
+    ///
+    /// `late`: [`Since::written_since_prearm`] will be asked for.
+    pub fn cut(&mut self, mappings: &mut [Mapping], late: bool) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.cut(mappings, late) } else { Ok(()) }
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
@@ -55,10 +58,32 @@ impl Since {
     pub fn prearm(&mut self, mappings: &[Mapping], as_left: bool) {
         let Since::Tracked(tracking) = self else { return };
         match tracking.tracker.as_mut().map(|tracker| tracker.prearm(mappings, as_left)) {
-            Some(Ok(written)) => tracking.written.extend(written),
+            Some(Ok(written)) => {
+                tracking.written.extend(written);
+                tracking.prearmed = true;
+            }
             Some(Err(error)) => tracking.lose_sight(&error),
             None => {}
         }
+    }
+
+    /// After that, and before the freeze: those pages of a plan of the memory `owner` that the image would hold, and that were protected.
+    pub fn to_copy_early(&self, owner: ObjRef, mut plan: Vec<Extent>) -> Vec<PageRange> {
+        let Since::Tracked(tracking) = self else { return Vec::new() };
+        if let Some((_, held)) = &tracking.parent {
+            plan = pipeline::increment(&plan, &Changes { owner, written: &tracking.written, held });
+        }
+        Split::of(&plan, owner, self.protected()).moving.iter().map(|extent| extent.pages).collect()
+    }
+
+    /// After a cut: what was written between [`Since::prearm`] and that. `None`: it is not known, or nobody has wanted to know.
+    pub fn written_since_prearm(&self) -> Option<&RangeSet<u64>> {
+        if let Since::Tracked(tracking) = self { tracking.late.as_ref() } else { None }
+    }
+
+    /// Does it find changes in the page tables, so that it is worth it to copy pages before the freeze?
+    pub fn sees(&self) -> bool {
+        matches!(self, Since::Tracked(Tracking { method: Method::Scan, .. }))
     }
 
     /// Must a tracker begin?
@@ -159,15 +184,19 @@ pub struct Tracking {
     metadata: Option<Records>,
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
-    /// What the parent holds of the contents of files, and of memory that is compared.
+    /// What the parent holds of the contents of files, and of the memory.
     contents: History,
+    /// All memory was protected since the last cut, by the tracker that is there.
+    prearmed: bool,
+    /// Written between that and the last cut.
+    late: Option<RangeSet<u64>>,
 }
 
 impl Tracking {
     /// From the first image on.
     pub fn new(method: Method) -> Tracking {
         let (written, contents) = (RangeSet::new(), History::default());
-        Tracking { method, tracker: None, parent: None, metadata: None, written, contents }
+        Tracking { method, tracker: None, parent: None, metadata: None, written, contents, prearmed: false, late: None }
     }
 
     /// A tracker that has lost sight of the memory (another program runs in it, say) makes place for a new one, and the image will be whole.
@@ -182,10 +211,14 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known any more, and the next image is a whole one.
-    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<()> {
+    fn cut(&mut self, mappings: &mut [Mapping], late: bool) -> Result<()> {
         let Some(tracker) = &mut self.tracker else { return Ok(()) };
+        let prearmed = std::mem::take(&mut self.prearmed);
         match tracker.cut(mappings) {
-            Ok(written) => self.written.extend(written),
+            Ok(written) => {
+                self.late = (late && prearmed).then(|| written.clone());
+                self.written.extend(written);
+            }
             Err(error) => {
                 self.lose_sight(&error);
                 return Err(error);

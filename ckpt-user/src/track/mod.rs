@@ -47,8 +47,8 @@ pub trait DirtyTracker: Debug + Send {
         Ok(RangeSet::new())
     }
 
-    /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut: one that nobody has written to still
-    /// is. None, if the tracker does not work that way.
+    /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut, or since [`DirtyTracker::prearm`] if
+    /// that was later: one that nobody has written to still is. None, if the tracker does not work that way.
     fn protected(&self) -> &[PageRange] {
         &[]
     }
