@@ -41,6 +41,9 @@ fn rate(pages: u64, during: Duration) -> u64 {
     ((pages * PAGE_SIZE) as f64 / during.as_secs_f64().max(1e-6)) as u64
 }
 
+/// A rate over a shorter time says nothing: what is written all the time comes in a burst once it was protected.
+const LEAST: Duration = Duration::from_millis(250);
+
 /// What was counted at a moment.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
@@ -117,10 +120,13 @@ impl WriteWatch {
         }))
     }
 
-    /// Bytes of the pages written in a second since the last cut of which there is an image. `None`: that is not known.
+    /// Bytes of the pages written in a second since the last cut of which there is an image. `None`: that is not known, or was just now.
     pub fn rate_now(&mut self) -> Result<Option<u64>> {
         self.look()?;
         let (Some(base), Some(now)) = (self.base, self.mark()?) else { return Ok(None) };
+        if now.at - base.at < LEAST {
+            return Ok(None);
+        }
         let since = if base.info.execs == now.info.execs { base.info.write_faults } else { 0 };
         Ok(Some(rate(now.info.write_faults.saturating_sub(since), now.at - base.at)))
     }
