@@ -151,11 +151,13 @@ pub enum Tally {
     Full = 1,
     /// Pages that could not be read, or were found changed when they had been.
     Failed = 2,
+    /// Nanoseconds that the process has lost to it: the time that it took to save pages.
+    Nanoseconds = 3,
 }
 
 impl Tally {
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 #[cfg(test)]

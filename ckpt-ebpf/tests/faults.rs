@@ -10,21 +10,30 @@ use std::{io, iter, process, ptr, slice};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use ckpt_ebpf::faults::{CONTROL, COUNTERS, Counter, FAULTS, KERNEL_PROGRAM, TRACKED, TaskInfo, USER_PROGRAM, WRITE, WriteFault};
+use ckpt_ebpf::faults::{
+    CONTROL, COUNTERS, Control, Counter, Entry, FAULTS, KERNEL_PROGRAM, REGION_SHIFT, REGIONS, Region, TRACKED, TaskInfo,
+    USER_PROGRAM, WRITE,
+};
 use ckpt_tests::skip;
 
 const PAGE: usize = 4096;
 const PRESENT: u64 = 1 << 0;
 const USER: u64 = 1 << 2;
 
-/// Skips the test where eBPF is not to be had; an object that the kernel does not take is a failure.
-macro_rules! attach {
-    ($ring_bytes:expr) => {
-        match Log::attach($ring_bytes) {
+macro_rules! attach_with {
+    ($ring_bytes:expr, $regions:expr) => {
+        match Log::attach($ring_bytes, $regions) {
             Ok(log) => log,
             Err(e) if is_refusal(&e) => skip!("eBPF cannot be used here: {e}"),
             Err(e) => panic!("{e}: {e:?}"),
         }
+    };
+}
+
+/// Skips the test where eBPF is not to be had; an object that the kernel does not take is a failure.
+macro_rules! attach {
+    ($ring_bytes:expr) => {
+        attach_with!($ring_bytes, 1000)
     };
 }
 
@@ -45,7 +54,7 @@ fn first_writes_are_noted_with_page_and_epoch() {
     log.set_epoch(8);
     memory.write(32..64);
     let faults = log.take(&memory);
-    assert_eq!(faults.iter().map(|fault| fault.page).collect::<Vec<_>>(), memory.pages(0..64));
+    assert_eq!(faults.iter().map(|fault| fault.value).collect::<Vec<_>>(), memory.pages(0..64));
     for (i, fault) in faults.iter().enumerate() {
         assert_eq!(fault.epoch, if i < 32 { 7 } else { 8 });
         assert_eq!(fault.tgid, process::id());
@@ -67,7 +76,7 @@ fn second_writes_and_reads_are_not_noted() {
     // The pages that were read are shared zeros now; a write to one faults on a page that is present.
     memory.write(4..8);
     let faults = log.take(&memory);
-    assert_eq!(faults.iter().map(|fault| fault.page).collect::<Vec<_>>(), memory.pages(4..8));
+    assert_eq!(faults.iter().map(|fault| fault.value).collect::<Vec<_>>(), memory.pages(4..8));
     assert!(faults.iter().all(|fault| u64::from(fault.error_code) & PRESENT != 0));
 }
 
@@ -80,7 +89,7 @@ fn writes_by_the_kernel_for_the_process_are_noted() {
     io::Write::write_all(&mut &sender, &[1; PAGE]).unwrap();
     receiver.read_exact(memory.bytes(0..1)).unwrap();
     let faults = log.take(&memory);
-    assert_eq!(faults.iter().map(|fault| fault.page).collect::<Vec<_>>(), memory.pages(0..1));
+    assert_eq!(faults.iter().map(|fault| fault.value).collect::<Vec<_>>(), memory.pages(0..1));
     assert_eq!(u64::from(faults[0].error_code) & (WRITE | USER), WRITE);
 }
 
@@ -112,6 +121,41 @@ fn what_does_not_fit_is_counted() {
     assert_eq!(log.take(&more).len(), 1);
 }
 
+#[test]
+fn faults_are_counted_in_their_regions() {
+    const REGION: usize = 1 << REGION_SHIFT;
+    let mut log = attach!(PAGE as u32);
+    let memory = Memory::new(4 * REGION / PAGE);
+    // The first page of a whole region.
+    let first = (memory.start as usize).next_multiple_of(REGION);
+    let at = (first - memory.start as usize) / PAGE;
+    log.track();
+    log.set_epoch(3);
+    memory.write(at..at + 200);
+    memory.write(at + 512..at + 515);
+    log.set_epoch(4);
+    memory.write(at + 200..at + 210);
+    let region =
+        |n: usize, epoch| Region { number: (first >> REGION_SHIFT) as u64 + n as u64, epoch, tgid: process::id(), execs: 0 };
+    // More than the ring had room for.
+    let counts = [region(0, 3), region(1, 3), region(0, 4), region(1, 4)].map(|region| log.in_region(region));
+    assert_eq!(counts, [Some(200), Some(3), Some(10), None]);
+    assert_eq!(log.count(Counter::Unplaced), 0);
+}
+
+#[test]
+fn regions_without_room_are_counted() {
+    let mut log = attach_with!(PAGE as u32, 1);
+    let memory = Memory::new(4 << REGION_SHIFT >> 12);
+    log.track();
+    // Pages of four regions at least.
+    memory.write(0..memory.pages);
+    let info = log.info();
+    // The table may have room for somewhat more than it was made for.
+    let unplaced = log.count(Counter::Unplaced);
+    assert!(unplaced > 0 && unplaced < info.write_faults, "{unplaced} of {}", info.write_faults);
+}
+
 /// The programs, loaded and attached.
 struct Log {
     ebpf: Ebpf,
@@ -119,8 +163,9 @@ struct Log {
 }
 
 impl Log {
-    fn attach(ring_bytes: u32) -> Result<Log, EbpfError> {
-        let mut ebpf = EbpfLoader::new().map_max_entries(FAULTS, ring_bytes).load(ckpt_ebpf::OBJECT)?;
+    fn attach(ring_bytes: u32, regions: u32) -> Result<Log, EbpfError> {
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader.map_max_entries(FAULTS, ring_bytes).map_max_entries(REGIONS, regions).load(ckpt_ebpf::OBJECT)?;
         for name in [USER_PROGRAM, KERNEL_PROGRAM] {
             let program: &mut RawTracePoint = ebpf.program_mut(name).unwrap().try_into()?;
             program.load()?;
@@ -143,12 +188,21 @@ impl Log {
         let tracked: HashMap<_, u32, [u8; size_of::<TaskInfo>()]> = self.map(TRACKED);
         let bytes = tracked.get(&process::id(), 0).unwrap();
         let half = |at| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
-        TaskInfo { write_faults: half(0), lost: half(8) }
+        TaskInfo { write_faults: half(0), lost: half(8), ..TaskInfo::default() }
+    }
+
+    fn in_region(&mut self, region: Region) -> Option<u64> {
+        let regions: HashMap<_, [u8; size_of::<Region>()], u64> = self.map(REGIONS);
+        match regions.get(&bytemuck::cast(region), 0) {
+            Ok(count) => Some(count),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     fn set_epoch(&mut self, epoch: u64) {
-        let mut control: Array<_, u64> = self.map(CONTROL);
-        control.set(0, epoch, 0).unwrap();
+        let mut control: Array<_, [u64; 3]> = self.map(CONTROL);
+        control.set(0, bytemuck::cast::<Control, [u64; 3]>(Control { epoch, ..Control::default() }), 0).unwrap();
     }
 
     fn count(&mut self, counter: Counter) -> u64 {
@@ -157,12 +211,12 @@ impl Log {
     }
 
     /// Empties the ring, and returns what it had of this memory. The rest of the process writes to memory of its own.
-    fn take(&mut self, memory: &Memory) -> Vec<WriteFault> {
+    fn take(&mut self, memory: &Memory) -> Vec<Entry> {
         let pages = memory.pages(0..memory.pages);
         let mut faults = Vec::new();
         while let Some(item) = self.ring.next() {
-            let fault = bytemuck::pod_read_unaligned::<WriteFault>(&item);
-            if pages.contains(&fault.page) {
+            let fault = bytemuck::pod_read_unaligned::<Entry>(&item);
+            if pages.contains(&fault.value) {
                 faults.push(fault);
             }
         }

@@ -10,6 +10,7 @@ mod live;
 mod mappings;
 mod phases;
 mod prearm;
+mod precopy;
 mod since;
 mod tracker;
 mod trackers;
@@ -33,6 +34,7 @@ use crate::tracee::freeze::Stragglers;
 use crate::tracee::interrupted::{self, Sleep};
 use crate::tracee::tree::FrozenTree;
 use crate::track::ebpf::TaskInspector;
+pub use crate::track::ebpf::Writes;
 use crate::track::hash::PageHashes;
 pub use collect::preflight;
 pub use phases::Phases;
@@ -43,6 +45,7 @@ use freezer::{Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
 use prearm::prearm;
+use precopy::Spools;
 use since::{Held, Since};
 use writing::{Writing, Written};
 
@@ -99,8 +102,15 @@ pub struct Report {
     pub held_us: u64,
     /// Thaw to last page copied. 0: the pages were copied during the pause.
     pub drain_us: u64,
+    /// Pages that were copied before the freeze, and not written until then.
+    pub pages_precopied: u64,
     /// Pages whose old contents were saved because the target was about to write to them while the others were copied.
     pub pages_preserved: u64,
+    /// The time that the target has lost to that, over all its threads, microseconds.
+    pub preserving_us: u64,
+    /// What the target's first process has written since the cut before, as far as the programs of eBPF see it: where pages are copied while the target
+    /// runs, from the second image of a watch on.
+    pub writes: Option<Writes>,
     /// Why pages were copied during the pause, after it was tried to copy them while the target ran.
     pub live_fallback: Option<String>,
     /// From the start until the image was on disk under its name.
@@ -119,6 +129,17 @@ pub struct Report {
     pub processes: usize,
     /// Threads of all of them.
     pub threads: usize,
+}
+
+/// When the pages of the memory are copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// While the target runs on after the cut.
+    Live,
+    /// Before the freeze; what was written since, during it.
+    Early,
+    /// With the target stopped.
+    Stopped,
 }
 
 /// Pages done, of pages to do.
@@ -192,12 +213,17 @@ impl Target {
         let possible = self.options.after == After::Continue && destination.can_begin_again() && self.is_worth_it(&pids)?;
         let not_tried = self.trust.reason_against().filter(|_| possible);
         let live = possible && not_tried.is_none() && self.programs.load();
-        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, &pids, live, progress) {
+        let when = match live {
+            true => When::Live,
+            false if self.options.after == After::Continue && self.since.sees() => When::Early,
+            false => When::Stopped,
+        };
+        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, &pids, when, progress) {
             Err(Error::Void(why)) => {
                 tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
                 self.trust.lose(&why);
                 destination.begin_again()?;
-                Ok((self.save(&destination, &pids, false, progress)?, Some(why)))
+                Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
             }
             other => Ok((other?, not_tried)),
         })?;
@@ -216,6 +242,7 @@ impl Target {
             self.end(frozen.tree)?;
             pause = since.elapsed();
         }
+        let writes = self.programs.commit_writes();
         if !written.held_back.is_zero() {
             self.programs.grow();
         }
@@ -227,7 +254,10 @@ impl Target {
             phases: written.phases,
             held_us: written.held_back.as_micros() as u64,
             drain_us: written.drain.as_micros() as u64,
+            pages_precopied: written.precopied,
             pages_preserved: written.preserved,
+            preserving_us: written.preserving.as_micros() as u64,
+            writes,
             live_fallback,
             total_us: began.elapsed().as_micros() as u64,
             pages_total,
@@ -254,6 +284,11 @@ impl Target {
         self.stragglers.let_go()
     }
 
+    /// Between checkpoints: bytes of the pages that the target writes in a second, since the last one. `None`: that is not known.
+    pub fn rate_of_writing(&mut self) -> Option<u64> {
+        self.programs.rate_now()
+    }
+
     /// Does what shall be done with the target once its image is safe.
     fn end(&self, tree: FrozenTree) -> Result<()> {
         match self.options.after {
@@ -268,26 +303,33 @@ impl Target {
         }
     }
 
-    /// Writes an image. `pids`: the processes of the target as they were a moment ago, against which nothing stands; `live`: the target may run while its
-    /// pages are copied.
+    /// Writes an image. `pids`: the processes of the target as they were a moment ago, against which nothing stands.
     ///
-    /// Errors: [`Error::Void`], only if `live`: nothing is lost, but what was written is no image.
-    fn save(&mut self, destination: &Destination, pids: &[Pid], live: bool, progress: Progress<'_>) -> Result<Saved> {
+    /// Errors: [`Error::Void`], only if pages are copied live: nothing is lost, but what was written is no image.
+    fn save(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
+        let (live, early) = (when == When::Live, when == When::Early);
         self.load_inspector(&all_threads(self.pid)?, live);
         let inspector = self.inspector.loaded();
-        self.mappings.look(pids, inspector)?;
+        self.mappings.look(pids, inspector, early)?;
+        if let Some(inspector) = inspector.filter(|_| self.since.tracks()) {
+            self.programs.follow_writes(inspector, self.pid);
+        }
         let freezer = Freezer {
             root: self.pid,
             timeout: self.options.freeze_timeout,
             inspector: &self.inspector,
             stragglers: &self.stragglers,
         };
-        let (armed, first_pause) = match live {
-            true => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
-            false => (None, Duration::ZERO),
+        let (armed, mut first_pause) = match when {
+            When::Live | When::Early => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
+            When::Stopped => (None, Duration::ZERO),
         };
         // Registering memory counts as a change of its mappings.
-        self.mappings.look(pids, inspector)?;
+        self.mappings.look(pids, inspector, early)?;
+        let spools = match early {
+            true => Spools::fill(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
+            false => None,
+        };
         let (mut frozen, injectors) = freezer.freeze()?;
         preflight::newcomers(&frozen.tree, pids)?;
         let mut mappings = BTreeMap::new();
@@ -295,7 +337,8 @@ impl Target {
             mappings.insert(pid, self.mappings.read(pid, inspector)?);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let mut cut = collect(&mut frozen, injectors, &mut mappings, &self.options, &mut self.since, armed)?;
+        let mut cut = collect(&mut frozen, injectors, &mut mappings, &self.options, &mut self.since, (armed, early))?;
+        self.programs.cut_writes();
         for (pid, mappings) in mappings {
             self.mappings.remember(pid, inspector, mappings);
         }
@@ -303,8 +346,15 @@ impl Target {
         let held = held(&cut);
         let parent = self.since.shrink(&cut.memories, &mut cut.extents);
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
-        let split = Split::of(&cut.extents, &if live { protected(&cut, &self.since) } else { HashMap::new() });
-        let live_cut = inspector.and_then(|inspector| self.programs.publish(inspector, &cut.memories, &split));
+        let (split, spooled) = match &spools {
+            Some(spools) => {
+                let (split, spooled) = spools.split(&cut.extents, &cut.memories, &self.since);
+                (split, Some(spooled))
+            }
+            None if live => (Split::of(&cut.extents, &protected(&cut, &self.since)), None),
+            None => (Split::of(&cut.extents, &HashMap::new()), None),
+        };
+        let live_cut = inspector.filter(|_| live).and_then(|inspector| self.programs.publish(inspector, &cut.memories, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let base = self.since.metadata().filter(|_| parent.is_some());
@@ -319,9 +369,10 @@ impl Target {
             progress,
             freezer: &freezer,
         };
-        let written = match &live_cut {
-            Some(live_cut) => writing.while_it_runs(&mut writer, frozen, live_cut),
-            None => writing.while_it_stands(&mut writer, frozen, self.options.after),
+        let written = match (&live_cut, &spooled) {
+            (Some(live_cut), _) => writing.while_it_runs(&mut writer, frozen, live_cut),
+            (None, Some(spooled)) => writing.with_spool(&mut writer, frozen, spooled),
+            (None, None) => writing.while_it_stands(&mut writer, frozen, self.options.after),
         };
         match written {
             Ok(mut written) => {

@@ -4,6 +4,7 @@
 //! next one holds what it should have. Between checkpoints one thread waits for everything at once: the time of the next, the end of the
 //! job, signals. Checkpoints are made on that thread too, for a tracer must not change. Older points are merged on another.
 
+mod cost;
 mod restarts;
 mod retention;
 
@@ -19,13 +20,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
 
-use crate::checkpoint::{self, Report, Target, Tracker};
+use crate::checkpoint::{self, Report, Target, Tracker, Writes};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::stand_in::{Ended, StandIn};
 use crate::store::{Folder, Lock};
 use crate::sys::pidfd;
 use crate::sys::readiness::Waiting;
+use cost::Costs;
 pub use restarts::Restarts;
 use retention::Retention;
 
@@ -48,7 +50,7 @@ const FIRST_AUTO: Duration = Duration::from_secs(10);
 const SHORTEST_AUTO: Duration = Duration::from_millis(100);
 
 impl Interval {
-    /// From one checkpoint, which has cost the job `cost`, to the next.
+    /// From one checkpoint to the next, if one costs the job `cost`.
     pub fn after(self, cost: Option<Duration>) -> Duration {
         match (self, cost) {
             (Interval::Fixed(interval), _) => interval,
@@ -182,8 +184,8 @@ impl Job {
 pub enum Event<'a> {
     /// An image is in the folder, under this number.
     Checkpoint(u64, &'a Report),
-    /// So long it is until the next checkpoint.
-    Waiting(Duration),
+    /// So long it is until the next checkpoint, and so many bytes the job writes in a second, if that is known.
+    Waiting(Duration, Option<u64>),
     /// A checkpoint has failed; the job runs on.
     Failed(&'a Error),
     /// Older points could not be merged or removed; all that were there still are.
@@ -208,6 +210,32 @@ pub struct Summary {
     pub pause_p99_us: u64,
     /// The longest.
     pub pause_max_us: u64,
+    /// What was written between the checkpoints, as far as it is known.
+    pub writes: Option<AllWrites>,
+}
+
+/// What a job has written, between all checkpoints of which that is known.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct AllWrites {
+    /// Write faults.
+    pub faults: u64,
+    /// In so long, microseconds.
+    pub during_us: u64,
+    /// The most regions of 2 MiB that they were in between two checkpoints.
+    pub regions_max: u64,
+}
+
+impl AllWrites {
+    fn add(&mut self, writes: &Writes) {
+        self.faults += writes.faults;
+        self.during_us += writes.during_us;
+        self.regions_max = self.regions_max.max(writes.regions);
+    }
+
+    /// Bytes of the pages that were written, in a second.
+    pub fn bytes_per_second(&self) -> u64 {
+        Writes { faults: self.faults, during_us: self.during_us, ..Writes::default() }.bytes_per_second()
+    }
 }
 
 /// See the module.
@@ -220,6 +248,8 @@ pub struct Watch {
     options: Options,
     made: Option<RangeInclusive<u64>>,
     pauses: Histogram<u64>,
+    costs: Costs,
+    writes: Option<AllWrites>,
     bytes: u64,
     failed: u64,
 }
@@ -237,7 +267,8 @@ impl Watch {
         let target = Target::tracked(pid, tracker, options.checkpoint.clone());
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
-        Ok(Watch { folder, lock, retention, target, options, made: None, pauses, bytes: 0, failed: 0 })
+        let (made, costs, writes) = (None, Costs::default(), None);
+        Ok(Watch { folder, lock, retention, target, options, made, pauses, costs, writes, bytes: 0, failed: 0 })
     }
 
     /// Goes on with a job that was brought back: as `pid` it begins with a whole image.
@@ -266,7 +297,7 @@ impl Watch {
             if now < due {
                 let mut until = due;
                 if let Some(every) = self.options.tell_every {
-                    tell(Event::Waiting(due - now));
+                    tell(Event::Waiting(due - now, self.target.rate_of_writing()));
                     until = due.min(now + every);
                 }
                 let (one, other) = job.descriptors();
@@ -276,21 +307,19 @@ impl Watch {
             let began = Instant::now();
             let outcome = self.checkpoint();
             job.catch_up()?;
-            let cost = match outcome {
+            match outcome {
                 Ok((number, report)) => {
                     self.retention.iter().for_each(Retention::look);
                     tell(Event::Checkpoint(number, &report));
-                    Some(Duration::from_micros(report.pause_us))
                 }
-                Err(Error::Gone(_)) => None,
+                Err(Error::Gone(_)) => {}
                 Err(error) => {
                     self.failed += 1;
                     tell(Event::Failed(&error));
-                    None
                 }
-            };
+            }
             self.tell_faults(tell);
-            due = began + self.options.interval.after(cost);
+            due = began + self.options.interval.after(self.costs.expected());
         }
     }
 
@@ -318,6 +347,10 @@ impl Watch {
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);
+        self.costs.add(&report);
+        if let Some(writes) = &report.writes {
+            self.writes.get_or_insert_default().add(writes);
+        }
         Ok((number, report))
     }
 
@@ -330,6 +363,7 @@ impl Watch {
             pause_p50_us: self.pauses.value_at_quantile(0.5),
             pause_p99_us: self.pauses.value_at_quantile(0.99),
             pause_max_us: self.pauses.max(),
+            writes: self.writes,
         }
     }
 }

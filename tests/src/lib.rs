@@ -20,6 +20,7 @@ pub mod static_program;
 pub mod stood_in;
 pub mod story;
 pub mod sys;
+pub mod terminal;
 pub mod tracked;
 pub mod waits;
 pub mod watched;

@@ -6,8 +6,9 @@ use ckpt_tests::ckpt;
 use ckpt_tests::job::Job;
 use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
+use ckpt_tests::python;
 use ckpt_tests::tracked::{missing, names, survives_crashes};
-use ckpt_tests::watched::{Watch, is_increment, number};
+use ckpt_tests::watched::{self, Watch, is_increment, number};
 use ckpt_tests::{each_mode, needs_root, program, skip};
 use tempfile::{TempDir, tempdir};
 
@@ -27,12 +28,50 @@ mod hash {
     each_mode!(by_hash);
 }
 
+fn by_scan(words: &str) {
+    survives_crashes("scan", words);
+}
+
+mod scan {
+    use super::*;
+
+    each_mode!(by_scan);
+}
+
 const EVERYTHING: &str = "1024 threads 4 store read direct vmwritev mremap remap dontneed brk huge shared";
 
 #[test]
-fn scan() {
+fn everything_and_shared_memory_by_scan() {
     needs_root!();
     survives_crashes(program!("lapper"), "scan", EVERYTHING);
+}
+
+/// Without BPF most pages are copied before the freeze, and what was written since is read again.
+#[test]
+fn scan_copies_before_the_freeze() {
+    needs_root!();
+    if let Some(why) = missing("scan") {
+        skip!("--tracker scan: {why}");
+    }
+    let (folder, mut job) = start("8192 store slow");
+    let dir = folder.path().join("images");
+    let pid = job.pid().to_string();
+    let words = ["watch", &pid, "--dir", dir.to_str().unwrap(), "--interval", "50ms", "--json", "--tracker", "scan"];
+    let out = folder.path().join("watch");
+    std::fs::create_dir(&out).unwrap();
+    let mut command = without_bpf(&words);
+    let mut watch = Job::spawn(&out, command.stdout(std::fs::File::create(out.join("out")).unwrap()));
+    let lines = |output: &str| output.lines().filter(|line| line.starts_with('{') && line.ends_with('}')).count();
+    let output = watch.wait_for("eight checkpoints", |output| lines(output) >= 8);
+    watch.kill();
+    job.kill();
+    let checkpoints: Vec<Value> = output.lines().take(8).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |key| checkpoints.iter().map(|checkpoint| number(checkpoint, key)).sum::<u64>();
+    assert!(checkpoints.iter().all(|checkpoint| checkpoint["tracker"] == "scan"), "{checkpoints:#?}");
+    assert!(sum("pages_precopied") * 2 > sum("pages_written"), "{checkpoints:#?}");
+    watched::verify_images(&dir);
+    let job = ckpt::restart(&job, &dir, &[]);
+    laps::finish(job);
 }
 
 /// An increment of few pages is not copied live: that is not worth it.
@@ -141,6 +180,44 @@ fn hashes_leave_out_what_was_not_changed() {
     }
     job.kill();
     laps::finish(ckpt::restart(&job, &dir, &[]));
+}
+
+/// 16 MiB, of which all pages are written again and again, with what they hold: but for one, and what else Python writes.
+const THE_SAME_AGAIN: &str = "
+pages = 4096
+memory = bytearray(b'%04096d' % 7 * pages)
+print('ready', flush=True)
+lap = 0
+while True:
+    lap += 1
+    for page in range(pages): memory[page * 4096 + 100] = 48
+    memory[100] = lap % 256
+    time.sleep(0.005)
+";
+
+/// What is dropped is what has not changed, also where pages are copied while they are written.
+#[test]
+fn what_is_written_as_it_was_is_in_no_increment() {
+    needs_root!();
+    for tracker in ["hash", "scan", "live"] {
+        if let Some(why) = missing(tracker) {
+            skip!("--tracker {tracker}: {why}");
+        }
+        let folder = tempdir().unwrap();
+        let mut job = python::start(folder.path(), &mut python::command(THE_SAME_AGAIN)).unwrap();
+        let dir = folder.path().join("images");
+        let watch = Watch::start(&job, &dir, "100ms", &["--tracker", tracker]);
+        watch.wait_for(5);
+        let checkpoints = watch.end();
+        for increment in &checkpoints[1..] {
+            assert!(is_increment(increment) && number(increment, "pages_total") >= 4096, "{increment}");
+            assert!(number(increment, "pages_written") < 400 && number(increment, "bytes") < 1 << 20, "{tracker}: {increment}");
+        }
+        job.kill();
+        watched::verify_images(&dir);
+        let mut job = ckpt::restart(&job, &dir, &[]);
+        job.kill();
+    }
 }
 
 /// Another program is executed, with the same mappings at the same addresses: what was there before is not taken for what is there now.

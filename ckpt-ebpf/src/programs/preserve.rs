@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE};
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_loop, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use aya_ebpf::programs::RawTracePointContext;
@@ -70,7 +70,12 @@ impl Current {
         let claimed = CLAIMED.get_ptr_mut(word)?;
         // SAFETY: the map returned a pointer to a value, which stays valid while the program runs; all writers use atomics.
         if unsafe { claimed.read_volatile() } & mask == 0 {
-            self.copy(page, claimed, mask)?;
+            // SAFETY: the helper has no preconditions.
+            let began = unsafe { bpf_ktime_get_ns() };
+            let copied = self.copy(page, claimed, mask);
+            // SAFETY: as above.
+            add(Tally::Nanoseconds, unsafe { bpf_ktime_get_ns() } - began);
+            copied?;
         }
         // After it was claimed: so whoever claimed it, it had its old contents until then.
         if self.is_protected(page) {
@@ -130,9 +135,14 @@ fn wake_up() -> u32 {
 
 #[inline(always)]
 fn count(tally: Tally) {
+    add(tally, 1);
+}
+
+#[inline(always)]
+fn add(tally: Tally, amount: u64) {
     if let Some(value) = TALLIES.get_ptr_mut(tally as u32) {
         // SAFETY: as in `Current::save`.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(value, 1) };
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(value, amount) };
     }
 }
 

@@ -138,13 +138,14 @@ fn outside(
     Ok(Outside { mm, memory, fds })
 }
 
+/// `early`: pages were copied before, so it matters what was written since.
 pub(super) fn collect(
     target: &mut Frozen,
     mut injectors: Injectors,
     mappings: &mut BTreeMap<Pid, Vec<Mapping>>,
     options: &Options,
     since: &mut Since,
-    mut armed: Option<Trackers>,
+    (mut armed, early): (Option<Trackers>, bool),
 ) -> Result<Cut> {
     let root = target.tree.root();
     let tasks = task_table(&target.tree, &target.sharing)?;
@@ -193,7 +194,7 @@ pub(super) fn collect(
     target.watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
     for (&pid, mappings) in mappings.iter_mut() {
-        since.cut(pid, mappings)?;
+        since.cut(pid, mappings, early)?;
         if let Some(trackers) = &mut armed {
             trackers.cut(pid, mappings)?;
         }

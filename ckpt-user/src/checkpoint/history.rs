@@ -1,9 +1,11 @@
-//! What the last image holds of the contents of files, and of memory that nothing else tells of, so that the next one need hold only what has changed: a 128-bit hash of each page.
+//! What the last image holds of the contents of files, and of the memory, so that the next one need hold only what has changed: a 128-bit hash of each page.
 //!
 //! The contents are read at each cut and compared by these, because nothing else tells reliably what was written where. Only a file whose size
-//! and times prove that it was left alone ([`Stamp`]) is not read.
+//! and times prove that it was left alone ([`Stamp`]) is not read. Of the memory those pages are read and compared that may have been written; the hashes
+//! of the others stay.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rangemap::RangeSet;
@@ -11,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::collect::content_extents;
 use crate::ids::{ObjRef, Pid};
-use crate::pipeline::{self, Changes, Extent, KnownPages};
+use crate::pipeline::{self, Changes, Extent, ExtentKind, KnownPages};
 use crate::resources::collector::{Content, FileId};
 use crate::resources::written::Stamp;
 use crate::store::Past;
@@ -42,6 +44,8 @@ struct Held {
     hashes: Arc<Hashes>,
     /// As the image before held it.
     before: Option<Arc<Held>>,
+    /// Of the memory: pages that are zeros or not there by now, without having been read.
+    gone: Vec<Range<u64>>,
 }
 
 impl History {
@@ -67,28 +71,48 @@ impl History {
                     }
                 }
             }
-            let held = Held { of, owner: content.owner, stamp: content.stamp, hashes, before };
+            let held = Held { of, owner: content.owner, stamp: content.stamp, hashes, before, gone: Vec::new() };
             self.next.insert(content.owner, Mutex::new(held));
         }
         (plan, past)
     }
 
-    /// After that: the memory that is seen through `pid`, which the image calls `owner`, is compared, too.
-    pub fn compare_memory(&mut self, pid: Pid, owner: ObjRef) {
+    /// After that: the memory that is seen through `pid`, which the image calls `owner`, is compared, too. `plan` is that of the image. Pages that it does not speak of are as the
+    /// last image has them.
+    pub fn compare_memory(&mut self, pid: Pid, owner: ObjRef, plan: &[Extent]) {
         let of = Of::Memory(pid);
         let before = self.last.get(&of).cloned();
-        self.next.insert(owner, Mutex::new(Held { of, owner, stamp: None, hashes: Arc::default(), before }));
+        let not_read = |extent: &&Extent| extent.owner == owner && extent.kind != ExtentKind::Read;
+        let gone = plan.iter().filter(not_read).map(|extent| extent.pages.numbers()).collect();
+        let held = Held { of, owner, stamp: None, hashes: Arc::default(), before, gone };
+        self.next.insert(owner, Mutex::new(held));
     }
 
-    /// The next image goes on from none.
-    pub fn forget(&mut self) {
-        self.last.clear();
+    /// The next image goes on from none of these: the memory that is seen through `pid`, or all.
+    pub fn forget(&mut self, pid: Option<Pid>) {
+        match pid {
+            Some(pid) => drop(self.last.remove(&Of::Memory(pid))),
+            None => self.last.clear(),
+        }
     }
 
     /// The image of that cut is on disk.
     pub fn commit(&mut self) {
-        let held = self.next.drain().map(|(_, held)| held.into_inner().unwrap_or_else(PoisonError::into_inner));
-        self.last = held.map(|held| (held.of, Arc::new(Held { before: None, ..held }))).collect();
+        let next: Vec<Held> =
+            self.next.drain().map(|(_, held)| held.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut last = std::mem::take(&mut self.last);
+        for mut held in next {
+            held.before = None;
+            if let (Of::Memory(_), Some(before)) = (held.of, last.remove(&held.of)) {
+                // Nobody else has it by now, so nothing is copied.
+                let mut hashes = Arc::try_unwrap(before).map_or_else(|shared| shared.hashes.clone(), |held| held.hashes);
+                let all = Arc::make_mut(&mut hashes);
+                std::mem::take(&mut held.gone).into_iter().for_each(|pages| all.remove(pages));
+                all.update(&held.hashes);
+                held.hashes = hashes;
+            }
+            self.last.insert(held.of, Arc::new(held));
+        }
     }
 }
 
@@ -120,6 +144,28 @@ impl Hashes {
         Some(piece[page as usize % PIECE]).filter(|hash| *hash != 0)
     }
 
+    fn remove(&mut self, pages: Range<u64>) {
+        let pieces = pages.start / PIECE as u64..pages.end.div_ceil(PIECE as u64);
+        let mut emptied = Vec::new();
+        for (&at, piece) in self.0.range_mut(pieces) {
+            let first = at * PIECE as u64;
+            let part = pages.start.saturating_sub(first)..(pages.end - first).min(PIECE as u64);
+            piece[part.start as usize..part.end as usize].fill(0);
+            if piece.iter().all(|hash| *hash == 0) {
+                emptied.push(at);
+            }
+        }
+        emptied.iter().for_each(|at| drop(self.0.remove(at)));
+    }
+
+    /// Takes all that `newer` has.
+    fn update(&mut self, newer: &Hashes) {
+        for (&at, piece) in &newer.0 {
+            let mine = self.0.entry(at).or_insert_with(|| Box::new([0; PIECE]));
+            mine.iter_mut().zip(piece.iter()).filter(|(_, new)| **new != 0).for_each(|(old, new)| *old = *new);
+        }
+    }
+
     /// The pages that have one.
     fn pages(&self) -> RangeSet<u64> {
         let numbers = self.0.iter().flat_map(|(&at, piece)| (at * PIECE as u64..).zip(piece.iter()));
@@ -145,7 +191,6 @@ mod tests {
 
     use super::*;
     use crate::ids::{PAGE_SIZE, PageRange};
-    use crate::pipeline::ExtentKind;
 
     fn content(owner: u32, inode: u64, pages: PageRange) -> Content {
         let source: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
@@ -190,7 +235,7 @@ mod tests {
         let page = |value: u8| [value; PAGE_SIZE as usize];
         let mut cut = |owner: u32, values: [u8; 3], committed: bool| {
             history.plan(&[]);
-            history.compare_memory(Pid(7), ObjRef(owner));
+            history.compare_memory(Pid(7), ObjRef(owner), &[]);
             let known = [0, 1, 2].map(|n| history.is_known(ObjRef(owner), n as u64, &page(values[n])));
             if committed {
                 history.commit();
@@ -202,6 +247,41 @@ mod tests {
         assert_eq!(cut(6, [0, 9, 2], false), [true, false, true], "as another image calls it");
         assert_eq!(cut(6, [0, 9, 2], true), [true, false, true], "that one has failed");
         assert_eq!(cut(6, [0, 9, 1], true), [true, true, false]);
+    }
+
+    #[test]
+    fn what_was_not_read_is_as_the_last_image_has_it() {
+        let mut history = History::default();
+        let page = |value: u8| [value; PAGE_SIZE as usize];
+        let extent = |start, count, kind| Extent { owner: ObjRef(5), pages: range(start, count), kind };
+        // Some pages of the memory are read, with what they hold; others are zeros, or gone. Which of those that are read are known?
+        let mut cut = |read: &[(u64, u8)], rest: &[Extent]| {
+            history.plan(&[]);
+            history.compare_memory(Pid(7), ObjRef(5), rest);
+            let known: Vec<bool> = read.iter().map(|&(n, value)| history.is_known(ObjRef(5), n, &page(value))).collect();
+            history.commit();
+            known
+        };
+        assert_eq!(cut(&[(0, 1), (1, 2), (2, 3), (300, 4)], &[]), [false; 4]);
+        assert_eq!(cut(&[(1, 2), (2, 9)], &[]), [true, false]);
+        assert_eq!(cut(&[(0, 1), (300, 4)], &[]), [true; 2], "they were not read meanwhile");
+        assert_eq!(cut(&[(2, 9)], &[extent(0, 1, ExtentKind::Hole), extent(250, 100, ExtentKind::Zero)]), [true]);
+        assert_eq!(cut(&[(0, 1), (300, 4), (1, 2)], &[]), [false, false, true], "they were gone, and are there again");
+        assert_eq!(cut(&[(0, 1), (300, 4), (2, 3)], &[]), [true, true, false]);
+    }
+
+    #[test]
+    fn hashes_are_forgotten_in_pieces_and_parts_of_them() {
+        let mut hashes = Hashes::default();
+        (0..4 * PIECE as u64).for_each(|page| hashes.set(page, 1));
+        hashes.remove(10..20);
+        hashes.remove(250..260);
+        hashes.remove(500..1024);
+        let left: Vec<Range<u64>> = hashes.pages().iter().cloned().collect();
+        assert_eq!(left, [0..10, 20..250, 260..500]);
+        assert_eq!(hashes.0.len(), 2, "empty pieces take no room");
+        hashes.remove(0..u64::MAX);
+        assert!(hashes.0.is_empty());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{CutMemory, Freezer, Frozen};
 use crate::error::{Error, Result};
-use crate::ids::{ObjRef, PageRange};
+use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
-use crate::track::ebpf::{LiveCut, Preserver, Room, TaskInspector};
+use crate::track::ebpf::{EbpfError, LiveCut, Preserver, Room, TaskInspector, WriteWatch, Writes};
 
 /// The programs that save pages before they change. Loading them takes a while, so it is done only where it is needed, and once.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl Programs {
     }
 
     fn with_ring(ring_bytes: u32) -> Result<Programs> {
-        let preserver = Preserver::load(Room { ring_bytes, pages: pages_of_machine() });
+        let preserver = Preserver::load(Room::new(ring_bytes, pages_of_machine()));
         let preserver = preserver.map_err(|error| Error::Unexpected(error.to_string()))?;
         tracing::info!("pages are copied while the process runs, by eBPF");
         Ok(Programs::Loaded(Box::new(preserver)))
@@ -69,6 +69,32 @@ impl Programs {
             *self = Programs::NotNeededYet;
             *self = Programs::with_ring(ring_bytes).unwrap_or_else(|error| Programs::missing(&error));
         }
+    }
+
+    /// Before a freeze: from now on counts what the target writes, unless it does already.
+    pub(super) fn follow_writes(&mut self, inspector: &TaskInspector, pid: Pid) {
+        self.of_writes(|writes| writes.follow(inspector.kernel_tgid(pid)?));
+    }
+
+    /// At a cut: [`WriteWatch::cut`].
+    pub(super) fn cut_writes(&mut self) {
+        self.of_writes(WriteWatch::cut);
+    }
+
+    /// An image is on disk: [`WriteWatch::commit`].
+    pub(super) fn commit_writes(&mut self) -> Option<Writes> {
+        self.of_writes(WriteWatch::commit)?
+    }
+
+    /// [`WriteWatch::rate_now`].
+    pub(super) fn rate_now(&mut self) -> Option<u64> {
+        self.of_writes(WriteWatch::rate_now)?
+    }
+
+    /// What is not known of the writes is not told, and does no harm otherwise.
+    fn of_writes<T>(&mut self, act: impl FnOnce(&mut WriteWatch) -> Result<T, EbpfError>) -> Option<T> {
+        let Programs::Loaded(preserver) = self else { return None };
+        act(preserver.writes()).inspect_err(|error| tracing::info!("it is not known what the process writes: {error}")).ok()
     }
 
     /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,

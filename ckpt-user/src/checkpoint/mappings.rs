@@ -17,19 +17,21 @@ pub(super) struct Mappings {
 /// What was read of one process.
 #[derive(Debug)]
 struct Known {
-    state: MemoryState,
+    /// That in which they were read, if the kernel tells.
+    state: Option<MemoryState>,
     mappings: Vec<Mapping>,
     /// They are as the last cut has left them.
     as_left: bool,
 }
 
 impl Mappings {
-    /// Before a freeze: has it read what is not known, and forgets all other processes.
-    pub(super) fn look(&mut self, pids: &[Pid], inspector: Option<&TaskInspector>) -> Result<()> {
+    /// Before a freeze: has it read what is not known, and forgets all other processes. Where the kernel does not tell whether that still holds in the
+    /// freeze, only if it is `needed` before.
+    pub(super) fn look(&mut self, pids: &[Pid], inspector: Option<&TaskInspector>, needed: bool) -> Result<()> {
         self.known.retain(|pid, _| pids.contains(pid));
         for &pid in pids {
-            let Some(before) = state(pid, inspector) else { continue };
-            if !self.holds(pid, &before) {
+            let before = state(pid, inspector);
+            if (before.is_some() || needed) && !before.is_some_and(|before| self.holds(pid, &before)) {
                 match maps::read_with_flags(pid) {
                     Ok(mappings) => drop(self.known.insert(pid, Known { state: before, mappings, as_left: false })),
                     // It has ended meanwhile; whether that matters is for the freeze to say.
@@ -44,8 +46,7 @@ impl Mappings {
     /// With the process stopped: all its mappings.
     pub(super) fn read(&self, pid: Pid, inspector: Option<&TaskInspector>) -> Result<Vec<Mapping>> {
         let now = state(pid, inspector);
-        let Some(Known { mappings: known, .. }) =
-            self.known.get(&pid).filter(|known| now.is_some_and(|now| known.state.still_holds(&now)))
+        let Some(Known { mappings: known, .. }) = self.known.get(&pid).filter(|_| now.is_some_and(|now| self.holds(pid, &now)))
         else {
             return maps::read_with_flags(pid);
         };
@@ -64,7 +65,7 @@ impl Mappings {
     /// With the process still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.
     pub(super) fn remember(&mut self, pid: Pid, inspector: Option<&TaskInspector>, mappings: Vec<Mapping>) {
         match state(pid, inspector) {
-            Some(state) => drop(self.known.insert(pid, Known { state, mappings, as_left: true })),
+            Some(state) => drop(self.known.insert(pid, Known { state: Some(state), mappings, as_left: true })),
             None => drop(self.known.remove(&pid)),
         }
     }
@@ -75,7 +76,7 @@ impl Mappings {
     }
 
     fn holds(&self, pid: Pid, now: &MemoryState) -> bool {
-        self.known.get(&pid).is_some_and(|known| known.state.still_holds(now))
+        self.known.get(&pid).is_some_and(|known| known.state.is_some_and(|state| state.still_holds(now)))
     }
 }
 

@@ -6,6 +6,7 @@ use rangemap::RangeSet;
 
 use super::collect::{CutMemory, content_extents};
 use super::history::History;
+use super::live::Split;
 use super::trackers::Trackers;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
@@ -58,8 +59,10 @@ impl Since {
 
     /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
     /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings) } else { Ok(()) }
+    ///
+    /// `late`: [`Since::written_since_prearm`] will be asked for.
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping], late: bool) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late) } else { Ok(()) }
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
@@ -70,9 +73,34 @@ impl Since {
             return;
         }
         match tracking.trackers.prearm(pid, mappings, as_left) {
-            Ok(written) => tracking.of(pid).written.extend(written),
+            Ok(written) => {
+                let known = tracking.of(pid);
+                known.written.extend(written);
+                known.prearmed = true;
+            }
             Err(error) => tracking.lose_sight(pid, &error),
         }
+    }
+
+    /// After that, and before the freeze: those pages of a plan of the memory that is seen through `pid`, called `owner`, that the image would hold, and
+    /// that were protected.
+    pub(super) fn to_copy_early(&self, pid: Pid, owner: ObjRef, mut plan: Vec<Extent>) -> Vec<PageRange> {
+        let Since::Tracked(tracking) = self else { return Vec::new() };
+        if let Some(Known { written, held: Some((_, held)), .. }) = tracking.memories.get(&pid) {
+            plan = pipeline::increment(&plan, &[Changes { owner, written, held }]);
+        }
+        let protected = [(owner, self.protected(pid))].into();
+        Split::of(&plan, &protected).moving.iter().map(|extent| extent.pages).collect()
+    }
+
+    /// After a cut: what was written between [`Since::prearm`] and that. `None`: it is not known, or nobody has wanted to know.
+    pub(super) fn written_since_prearm(&self, pid: Pid) -> Option<&RangeSet<u64>> {
+        if let Since::Tracked(tracking) = self { tracking.memories.get(&pid)?.late.as_ref() } else { None }
+    }
+
+    /// Does it find changes in the page tables, so that it is worth it to copy pages before the freeze?
+    pub(super) fn sees(&self) -> bool {
+        matches!(self, Since::Tracked(tracking) if tracking.trackers.method() == Method::Scan)
     }
 
     /// Must a tracker of the memory that is seen through `pid` begin?
@@ -176,7 +204,7 @@ impl Since {
         if let Since::Tracked(tracking) = self {
             tracking.parent = Some((image, metadata));
             for Held { pid, mm, pages } in held {
-                tracking.memories.insert(pid, Known { written: RangeSet::new(), held: Some((mm, pages)) });
+                tracking.memories.insert(pid, Known { held: Some((mm, pages)), ..Known::default() });
             }
             tracking.contents.commit();
         }
@@ -191,7 +219,7 @@ pub(super) struct Tracking {
     parent: Option<(ParentRef, Records)>,
     /// By the process that each memory is seen through.
     memories: HashMap<Pid, Known>,
-    /// What the parent holds of the contents of files, and of memory that is compared.
+    /// What the parent holds of the contents of files, and of the memories.
     contents: History,
 }
 
@@ -202,6 +230,10 @@ struct Known {
     written: RangeSet<u64>,
     /// As the parent calls it, and the pages that it or its own parents hold. `None`: it holds none.
     held: Option<(ObjRef, RangeSet<u64>)>,
+    /// All of it was protected since the last cut, by the tracker that is there.
+    prearmed: bool,
+    /// Written between that and the last cut.
+    late: Option<RangeSet<u64>>,
 }
 
 impl Tracking {
@@ -217,20 +249,23 @@ impl Tracking {
     fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
         let pid = task.pid();
         if !self.trackers.has(pid) {
-            self.memories.remove(&pid);
+            self.forget(pid);
         }
         if let Some(error) = self.trackers.prepare(task)? {
             tracing::warn!("the next image holds all of the memory of pid {pid}: {error}");
-            self.memories.remove(&pid);
+            self.forget(pid);
         }
         Ok(())
     }
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
-    fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<()> {
+    fn cut(&mut self, pid: Pid, mappings: &mut [Mapping], late: bool) -> Result<()> {
         match self.trackers.cut(pid, mappings) {
             Ok(written) => {
-                self.of(pid).written.extend(written);
+                let known = self.of(pid);
+                let prearmed = std::mem::take(&mut known.prearmed);
+                known.late = (late && prearmed).then(|| written.clone());
+                known.written.extend(written);
                 Ok(())
             }
             Err(error) => {
@@ -243,7 +278,12 @@ impl Tracking {
     fn lose_sight(&mut self, pid: Pid, why: &Error) {
         tracing::warn!("the next image holds all of the memory of pid {pid}: {why}");
         self.trackers.end(pid);
+        self.forget(pid);
+    }
+
+    fn forget(&mut self, pid: Pid) {
         self.memories.remove(&pid);
+        self.contents.forget(Some(pid));
     }
 
     /// Forgets the memories of all processes but these.
@@ -255,20 +295,22 @@ impl Tracking {
     /// The next image is a whole one. What was written counts no more; the trackers go on.
     fn begin_anew(&mut self) {
         self.parent = None;
-        self.contents.forget();
+        self.contents.forget(None);
     }
 
     fn shrink(&mut self, memories: &[CutMemory], plan: &mut Vec<Extent>) -> Option<ParentRef> {
-        for memory in memories.iter().filter(|memory| self.trackers.is_blind(memory.pid)) {
-            self.contents.compare_memory(memory.pid, memory.mm);
+        let parent = self.parent.as_ref().map(|(parent, _)| *parent);
+        if parent.is_some() {
+            let mut changes = Vec::new();
+            for memory in memories {
+                let Some(Known { written, held: Some((_, held)), .. }) = self.memories.get(&memory.pid) else { continue };
+                changes.push(Changes { owner: memory.mm, written, held });
+            }
+            *plan = pipeline::increment(plan, &changes);
         }
-        let (parent, _) = self.parent.as_ref()?;
-        let mut changes = Vec::new();
         for memory in memories {
-            let Some(Known { written, held: Some((_, held)) }) = self.memories.get(&memory.pid) else { continue };
-            changes.push(Changes { owner: memory.mm, written, held });
+            self.contents.compare_memory(memory.pid, memory.mm, plan);
         }
-        *plan = pipeline::increment(plan, &changes);
-        Some(*parent)
+        parent
     }
 }

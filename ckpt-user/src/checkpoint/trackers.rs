@@ -67,11 +67,6 @@ impl Trackers {
         self.all.get(&pid).map_or(&[], |tracker| tracker.protected())
     }
 
-    /// [`DirtyTracker::is_blind`].
-    pub(super) fn is_blind(&self, pid: Pid) -> bool {
-        self.all.get(&pid).is_some_and(|tracker| tracker.is_blind())
-    }
-
     /// Ends the one of `pid`.
     pub(super) fn end(&mut self, pid: Pid) {
         self.all.remove(&pid);

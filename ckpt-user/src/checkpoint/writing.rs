@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::precopy::Spooled;
 use super::{After, Cut, Freezer, Frozen, Hold, Phases, Progress, Split};
 use crate::error::Result;
 use crate::image::model::Header;
 use crate::image::{ImageWriter, Records};
-use crate::pipeline::{self, DumpOptions, DumpStats, Extent};
+use crate::pipeline::{self, DumpOptions, DumpStats, Extent, PageSource};
 use crate::track::ebpf::LiveCut;
 
 /// See the module.
@@ -24,6 +25,7 @@ pub(super) struct Writing<'a> {
 }
 
 /// What has become of the target meanwhile.
+#[derive(Default)]
 pub(super) struct Written {
     pub(super) stats: DumpStats,
     /// The target ran while pages were copied.
@@ -39,15 +41,19 @@ pub(super) struct Written {
     pub(super) held_back: Duration,
     /// From the thaw until the last page was copied.
     pub(super) drain: Duration,
+    /// Pages that were copied before the freeze.
+    pub(super) precopied: u64,
     /// Pages that were saved because they were about to change.
     pub(super) preserved: u64,
+    /// The time that the target has lost to that, over all its threads.
+    pub(super) preserving: Duration,
 }
 
 impl Writing<'_> {
     /// The target stands still until all is written, and then, unless it is to run on, as well.
     pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen, after: After) -> Result<Written> {
         self.write_metadata(writer)?;
-        let stats = self.pages(&self.cut.extents, writer, 0)?;
+        let stats = self.pages(&self.cut.extents, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
         let (processes, threads) = (frozen.tree.processes.len(), frozen.tree.thread_count());
         let (since, mut phases) = (frozen.since, frozen.watch.phases);
@@ -57,8 +63,27 @@ impl Writing<'_> {
         }
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        let none = Duration::ZERO;
-        Ok(Written { stats, live: false, frozen, processes, threads, pause, phases, held_back: none, drain: none, preserved: 0 })
+        Ok(Written { stats, frozen, processes, threads, pause, phases, ..Written::default() })
+    }
+
+    /// The target stands still until all is read but what was copied before.
+    pub(super) fn with_spool(
+        &mut self,
+        writer: &mut ImageWriter<'_>,
+        mut frozen: Frozen,
+        spooled: &Spooled<'_>,
+    ) -> Result<Written> {
+        let Split { still, moving } = self.split;
+        let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
+        self.write_metadata(writer)?;
+        let mut stats = self.pages(still, &self.cut.source, writer, 0)?;
+        frozen.watch.end_of(|parts| &mut parts.copy_us);
+        let phases = frozen.thaw()?;
+        let pause = since.elapsed();
+        stats += self.pages(moving, spooled, writer, pipeline::pages_to_read(still))?;
+        pipeline::end_owners(&self.cut.extents, writer)?;
+        let precopied = pipeline::pages_to_read(moving);
+        Ok(Written { stats, processes, threads, pause, phases, precopied, ..Written::default() })
     }
 
     /// The target runs as soon as that is safe.
@@ -76,10 +101,10 @@ impl Writing<'_> {
             phases = frozen.thaw()?;
             thawed = Instant::now();
             self.write_metadata(writer)?;
-            stats = self.pages(still, writer, 0)?;
+            stats = self.pages(still, &self.cut.source, writer, 0)?;
         } else {
             self.write_metadata(writer)?;
-            stats = self.pages(still, writer, 0)?;
+            stats = self.pages(still, &self.cut.source, writer, 0)?;
             frozen.watch.end_of(|parts| &mut parts.copy_us);
             phases = frozen.thaw()?;
             thawed = Instant::now();
@@ -95,18 +120,20 @@ impl Writing<'_> {
         stats += dumped?;
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        let preserved = live.preserved();
+        let (preserved, preserving) = (live.preserved(), live.time_lost());
+        let pause = thawed - since;
         Ok(Written {
             stats,
             live: true,
-            frozen: None,
             processes,
             threads,
-            pause: thawed - since,
+            pause,
             phases,
             held_back,
             drain,
             preserved,
+            preserving,
+            ..Written::default()
         })
     }
 
@@ -116,8 +143,8 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn pages(&self, plan: &[Extent], writer: &mut ImageWriter<'_>, before: u64) -> Result<DumpStats> {
+    fn pages(&self, plan: &[Extent], source: &dyn PageSource, writer: &mut ImageWriter<'_>, before: u64) -> Result<DumpStats> {
         let all = pipeline::pages_to_read(&self.cut.extents);
-        pipeline::dump(plan, &self.cut.source, writer, &self.dump, &|done| (self.progress)(before + done, all))
+        pipeline::dump(plan, source, writer, &self.dump, &|done| (self.progress)(before + done, all))
     }
 }

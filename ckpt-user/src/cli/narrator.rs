@@ -64,7 +64,7 @@ impl<'a> Narrator<'a> {
                 self.status.show(*number, report);
                 self.print(&Checkpoint { number: *number, report });
             }
-            Event::Waiting(left) => self.status.count_down(*left),
+            Event::Waiting(left, rate) => self.status.count_down(*left, *rate),
             Event::Failed(error) => {
                 self.complain(&format!("the checkpoint into {} has failed, and the job runs on: {error}", self.dir.display()));
             }
@@ -122,8 +122,12 @@ fn summarize(dir: &Path, pid: Pid, end: End, summary: &Summary) {
         End::Gone | End::Job(_) => "has ended",
     };
     let failed = if summary.failed > 0 { format!(", {} failed", summary.failed) } else { String::new() };
+    let writes = summary.writes.map_or_else(String::new, |writes| {
+        let (rate, regions) = (output::bytes(writes.bytes_per_second()), output::count(writes.regions_max, "region"));
+        format!("; written in between: {rate}/s ({}), in up to {regions} of 2 MiB", output::count(writes.faults, "write fault"))
+    });
     let text = format!(
-        "{} in {}{failed}, {} in all; pauses: half up to {}, 99 of 100 up to {}, the longest {}; pid {pid} {fate}",
+        "{} in {}{failed}, {} in all; pauses: half up to {}, 99 of 100 up to {}, the longest {}{writes}; pid {pid} {fate}",
         output::count(summary.checkpoints, "checkpoint"),
         dir.display(),
         output::bytes(summary.bytes),

@@ -42,11 +42,12 @@ impl Status {
         self.last = Some((text, now));
     }
 
-    /// The next one is due after `left`.
-    pub fn count_down(&self, left: Duration) {
+    /// The next one is due after `left`. `rate`: bytes that are being written in a second, if that is known.
+    pub fn count_down(&self, left: Duration, rate: Option<u64>) {
         let last = self.last.as_ref().map_or("no checkpoint yet", |(text, _)| text);
+        let now = rate.map_or_else(String::new, |rate| format!("; {}/s since", output::bytes(rate)));
         // Rounded up: in 0 s it is there.
-        self.bar.set_message(format!("{last}; next checkpoint in {} s", left.as_millis().div_ceil(1000)));
+        self.bar.set_message(format!("{last}{now}; next checkpoint in {} s", left.as_millis().div_ceil(1000)));
         self.bar.tick();
     }
 
@@ -63,14 +64,18 @@ impl Status {
 
 /// `since`: from the one before.
 fn describe(number: u64, report: &Report, since: Option<Duration>) -> String {
-    let written = report.pages_written * PAGE_SIZE;
-    let (kind, rate) = match (report.parent_id, since) {
-        (Some(_), Some(since)) => {
-            let per_second = written as f64 / since.as_secs_f64().max(1e-6);
-            ("increment", format!("{}/s written, ", output::bytes(per_second as u64)))
+    let kind = if report.parent_id.is_some() { "increment" } else { "whole image" };
+    let written = match (&report.writes, since.filter(|_| report.parent_id.is_some())) {
+        (Some(writes), _) => {
+            let rate = output::bytes(writes.bytes_per_second());
+            let (faults, hot) = (output::count(writes.faults, "write fault"), output::count(writes.hot_regions, "region"));
+            format!("{rate}/s written ({faults}, half of them in {hot}), ")
         }
-        (Some(_), None) => ("increment", String::new()),
-        (None, _) => ("whole image", String::new()),
+        (None, Some(since)) => {
+            let per_second = (report.pages_written * PAGE_SIZE) as f64 / since.as_secs_f64().max(1e-6);
+            format!("{}/s written, ", output::bytes(per_second as u64))
+        }
+        (None, None) => String::new(),
     };
-    format!("checkpoint {number}: pause {}, {rate}{kind} of {}", output::micros(report.pause_us), output::bytes(report.bytes))
+    format!("checkpoint {number}: pause {}, {written}{kind} of {}", output::micros(report.pause_us), output::bytes(report.bytes))
 }

@@ -1,7 +1,7 @@
 //! ckpt's eBPF programs: loading them, and a safe face for each.
 //!
 //! - [`Preserver`]: the old contents of pages, saved before they change;
-//! - [`FaultLog`]: the write faults of chosen processes, as they happen;
+//! - [`FaultLog`], which comes with it: the write faults of chosen processes, as they happen; [`WriteWatch`]: what they amount to;
 //! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran;
 //! - [`pty_state`]: what waits in a pseudoterminal;
 //! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
@@ -19,15 +19,17 @@ mod pty_state;
 mod restart_block;
 mod semaphore_undo;
 mod windows;
+mod writes;
 
 pub use error::EbpfError;
-pub use fault_log::{Counters, FaultLog, FaultLogOptions, WriteFault};
+pub use fault_log::{Counters, FaultLog, Happening};
 pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
 pub use live_cut::LiveCut;
 pub use preserver::{Preserver, Room};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
+pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapError};
 use aya::programs::{ProgramError, RawTracePoint};

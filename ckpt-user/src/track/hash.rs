@@ -14,7 +14,7 @@ use crate::pipeline::{KnownPages, PageSink};
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 
-/// The tracker that sees nothing, so that every page is to be read and compared.
+/// The tracker that sees nothing, so that every page is to be read. What was written is compared anyway.
 #[derive(Debug)]
 pub struct Unseeing;
 
@@ -29,10 +29,6 @@ impl DirtyTracker for Unseeing {
 
     fn cut(&mut self, _: &mut [Mapping]) -> Result<RangeSet<u64>> {
         Ok(std::iter::once(0..u64::MAX).collect())
-    }
-
-    fn is_blind(&self) -> bool {
-        true
     }
 }
 

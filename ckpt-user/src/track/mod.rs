@@ -48,13 +48,8 @@ pub trait DirtyTracker: Debug + Send {
         Ok(RangeSet::new())
     }
 
-    /// Does it see nothing at all? What it names must then be compared with what was saved before.
-    fn is_blind(&self) -> bool {
-        false
-    }
-
-    /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut: one that nobody has written to still
-    /// is. None, if the tracker does not work that way.
+    /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut, or since [`DirtyTracker::prearm`] if
+    /// that was later: one that nobody has written to still is. None, if the tracker does not work that way.
     fn protected(&self) -> &[PageRange] {
         &[]
     }

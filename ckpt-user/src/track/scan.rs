@@ -45,7 +45,7 @@ pub struct ScanTracker {
     pid: Pid,
     notes: WriteNotes,
     page_map: PageMap,
-    /// What was registered at the last cut, but for huge pages, which lose their protection as a whole.
+    /// What was registered at the last cut or since, but for huge pages, which lose their protection as a whole.
     protected: Vec<PageRange>,
 }
 
@@ -115,11 +115,15 @@ impl DirtyTracker for ScanTracker {
 
     fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
+        self.protected.clear();
         for mapping in mappings {
             // To register it again costs the process its lock, but nothing else tells whose it is: what another ckpt watches must not be taken from it.
             let ours = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED);
             if ours || self.is_noted(mapping)? {
                 self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
+                if mapping.page_size == PAGE_SIZE {
+                    self.protected.push(mapping.pages());
+                }
             }
         }
         Ok(written)

@@ -1,178 +1,195 @@
-//! The log of write faults: which pages of which process were written for the first time since they were protected, as it happens.
+//! The log of write faults: which pages of which process were written for the first time since they were protected, as it happens; how many they
+//! were, and where.
 //!
 //! Faults only: what the kernel writes through get_user_pages faults in no process. The page tables have the last word; this
 //! log is what makes it quick. What did not fit is counted, never silently dropped.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
-use std::os::linux::fs::MetadataExt;
 
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, RingBuf};
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, RingBuf};
 use aya_log::EbpfLogger;
-use ckpt_ebpf::faults::{self, Counter, TaskInfo};
+use ckpt_ebpf::faults::{self, Control, Counter, Entry, Kind, Region, TaskInfo};
 
-use super::inspector::TaskInspector;
-use super::{EbpfError, Result, attach, load, map};
-use crate::ids::{PAGE_SIZE, Pid};
+use super::{EbpfError, Result, map};
+use crate::sys::btf::{Btf, BtfError};
 
-/// PROC_PID_INIT_INO: the inode number of the initial pid namespace, which is part of the kernel's interface.
-const INITIAL_PID_NAMESPACE: u64 = 0xeffffffc;
-
-/// [`TaskInfo`] as bytes, which is what aya takes.
+// As plain bytes and numbers, which is what aya takes.
 type TaskInfoBytes = [u8; size_of::<TaskInfo>()];
+type RegionBytes = [u8; size_of::<Region>()];
+type ControlWords = [u64; size_of::<Control>() / 8];
 
-/// How a [`FaultLog`] is made.
-#[derive(Clone, Copy, Debug)]
-pub struct FaultLogOptions {
-    /// Size of the ring buffer in bytes: a power of two, at least a page. A fault takes 32 bytes of it until it is read.
-    pub ring_bytes: u32,
-}
-
-impl Default for FaultLogOptions {
-    fn default() -> FaultLogOptions {
-        FaultLogOptions { ring_bytes: faults::FAULTS_BYTES }
-    }
-}
-
-/// A write fault of a process, noted before the kernel handled it.
+/// Something that has happened to a process that is watched. Processes have the numbers that the initial pid namespace gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WriteFault {
-    /// Whose.
-    pub pid: Pid,
-    /// The page number.
-    pub page: u64,
-    /// What the epoch was set to at that moment.
-    pub epoch: u64,
-    /// Was the page there, and only protected?
-    pub was_present: bool,
-    /// Did user code write, or the kernel for it?
-    pub by_user_code: bool,
+pub enum Happening {
+    /// It is about to write to a page that is protected, or not there.
+    Write {
+        /// The page's number.
+        page: u64,
+        /// Was the page there, and only protected?
+        was_present: bool,
+        /// Did user code write, or the kernel for it?
+        by_user_code: bool,
+    },
+    /// It has made another process, which is watched, too.
+    Fork(u32),
+    /// It executes another program, so all that was told of its memory means nothing any more.
+    Exec,
+    /// It has ended, and is watched no more.
+    Exit,
 }
 
-/// Faults since the log was attached, over all processes.
+/// Over all processes since the programs were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Those that went into the log.
+    /// What went into the log.
     pub logged: u64,
-    /// Those for which it was full. If this has grown, the log is not complete.
+    /// That for which it was full. If this has grown, the log is not complete.
     pub lost: u64,
+    /// Write faults that were counted for their process, but not for a region, as there were too many of these.
+    pub unplaced: u64,
+    /// Processes that were made by those who are watched, and are not watched, as there were too many.
+    pub untracked: u64,
 }
 
-/// See the module. Dropping it detaches the programs.
+/// See the module. Processes have the numbers that the initial pid namespace gives them.
 pub struct FaultLog {
-    /// Keeps the programs attached.
-    _ebpf: Ebpf,
     tracked: BpfHashMap<MapData, u32, TaskInfoBytes>,
-    control: Array<MapData, u64>,
+    regions: BpfHashMap<MapData, RegionBytes, u64>,
+    control: Array<MapData, ControlWords>,
     counters: Array<MapData, u64>,
     ring: RingBuf<MapData>,
     messages: EbpfLogger<&'static dyn log::Log>,
-    /// Whom we watch, by the number that the kernel's side knows them by.
-    pids: HashMap<u32, Pid>,
-    /// Made when first needed: to find that number from within another pid namespace.
-    inspector: Option<TaskInspector>,
+    told: Control,
 }
 
 impl FaultLog {
-    /// Loads the programs and attaches them to the two page-fault tracepoints. Nothing is watched yet.
-    pub fn attach(options: FaultLogOptions) -> Result<FaultLog> {
-        let ring_bytes = options.ring_bytes;
-        if !ring_bytes.is_power_of_two() || u64::from(ring_bytes) < PAGE_SIZE {
-            let reason = format!("its size must be a power of two and at least {PAGE_SIZE} bytes, not {ring_bytes}");
-            return Err(EbpfError::unexpected("cannot make the log of write faults", reason));
-        }
-        let mut ebpf = load(EbpfLoader::new().map_max_entries(faults::FAULTS, ring_bytes))?;
-        let log = FaultLog {
-            tracked: map(&mut ebpf, faults::TRACKED)?,
-            control: map(&mut ebpf, faults::CONTROL)?,
-            counters: map(&mut ebpf, faults::COUNTERS)?,
-            ring: map(&mut ebpf, faults::FAULTS)?,
-            messages: EbpfLogger::init(&mut ebpf).map_err(|e| EbpfError::new("cannot read the messages of eBPF programs", e))?,
-            pids: HashMap::new(),
-            inspector: None,
-            _ebpf: attach(ebpf, &[faults::USER_PROGRAM, faults::KERNEL_PROGRAM])?,
+    /// The programs that it takes, besides those on page faults.
+    pub(super) const PROGRAMS: [&'static str; 3] = [faults::FORK_PROGRAM, faults::EXEC_PROGRAM, faults::EXIT_PROGRAM];
+
+    /// That of an object, whose programs are not attached yet. Nothing is watched so far.
+    pub(super) fn of(ebpf: &mut Ebpf, btf: &Btf) -> Result<FaultLog> {
+        const DOING: &str = "cannot make the log of write faults";
+        let missing = |e: BtfError| EbpfError::unsupported(DOING, e.to_string());
+        let told = Control {
+            tgid: btf.offset_of("task_struct", "tgid").map_err(missing)?,
+            signal: btf.offset_of("task_struct", "signal").map_err(missing)?,
+            live: btf.offset_of("signal_struct", "live").map_err(missing)?,
+            ..Control::default()
         };
+        let mut log = FaultLog {
+            tracked: map(ebpf, faults::TRACKED)?,
+            regions: map(ebpf, faults::REGIONS)?,
+            control: map(ebpf, faults::CONTROL)?,
+            counters: map(ebpf, faults::COUNTERS)?,
+            ring: map(ebpf, faults::FAULTS)?,
+            messages: EbpfLogger::init(ebpf).map_err(|e| EbpfError::new("cannot read the messages of eBPF programs", e))?,
+            told,
+        };
+        log.set_epoch(0)?;
         Ok(log)
     }
 
-    /// Starts to watch a process. Its count starts from zero, also if it was watched before.
-    pub fn track(&mut self, pid: Pid) -> Result<()> {
-        let tgid = self.kernel_tgid(pid)?;
-        let zeros = [0; size_of::<TaskInfo>()];
-        let tracked = self.tracked.insert(tgid, zeros, 0);
-        tracked.map_err(|e| EbpfError::new(format!("cannot watch the write faults of pid {pid}"), e))?;
-        self.pids.insert(tgid, pid);
+    /// Watches a process, and those that it makes. Nothing happens if it is watched already.
+    pub fn track(&mut self, tgid: u32) -> Result<()> {
+        if self.info(tgid)?.is_some() {
+            return Ok(());
+        }
+        let info = TaskInfo { root: tgid, ..TaskInfo::default() };
+        let tracked = self.tracked.insert(tgid, bytemuck::cast::<TaskInfo, TaskInfoBytes>(info), 0);
+        tracked.map_err(|e| EbpfError::new(format!("cannot watch the write faults of process {tgid}"), e))
+    }
+
+    /// Stops to watch a process, and those that it has made. Nothing happens if it was not watched.
+    pub fn untrack(&mut self, tgid: u32) -> Result<()> {
+        let doing = || format!("cannot stop watching the write faults of process {tgid}");
+        let all: Vec<u32> = self.tracked.keys().collect::<Result<_, _>>().map_err(|e| EbpfError::new(doing(), e))?;
+        for one in all {
+            if self.info(one)?.is_some_and(|info| info.root == tgid) {
+                match self.tracked.remove(&one) {
+                    // It has ended just now.
+                    Ok(()) | Err(MapError::KeyNotFound) => {}
+                    Err(e) => return Err(EbpfError::new(doing(), e)),
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Stops to watch a process; what the log still has of it is skipped. Nothing happens if it was not watched.
-    pub fn untrack(&mut self, pid: Pid) -> Result<()> {
-        let Some(tgid) = self.watched(pid) else { return Ok(()) };
-        let doing = || format!("cannot stop watching the write faults of pid {pid}");
-        self.tracked.remove(&tgid).map_err(|e| EbpfError::new(doing(), e))?;
-        self.pids.remove(&tgid);
-        Ok(())
+    /// What is counted of a process; `None` if it is not watched, or not any more.
+    pub fn info(&self, tgid: u32) -> Result<Option<TaskInfo>> {
+        match self.tracked.get(&tgid, 0) {
+            Ok(info) => Ok(Some(bytemuck::cast::<TaskInfoBytes, TaskInfo>(info))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(e) => Err(EbpfError::new(format!("cannot read the count of write faults of process {tgid}"), e)),
+        }
     }
 
     /// From now on, faults are noted with this epoch. One that is being noted at this moment may have either.
     pub fn set_epoch(&mut self, epoch: u64) -> Result<()> {
-        self.control.set(0, epoch, 0).map_err(|e| EbpfError::new("cannot set the epoch of the log of write faults", e))
+        self.told.epoch = epoch;
+        let words = bytemuck::cast::<Control, ControlWords>(self.told);
+        self.control.set(0, words, 0).map_err(|e| EbpfError::new("cannot set the epoch of the log of write faults", e))
     }
 
-    /// Takes all there is out of the log, oldest first. Never waits: nothing announces an entry.
-    pub fn drain(&mut self, mut each: impl FnMut(WriteFault)) -> Result<()> {
-        while let Some(item) = self.ring.next() {
-            let entry: faults::WriteFault = bytemuck::try_pod_read_unaligned(&item)
-                .map_err(|_| EbpfError::unexpected("cannot read the log of write faults", "an entry has a wrong size"))?;
-            let Some(&pid) = self.pids.get(&entry.tgid) else { continue };
-            each(WriteFault {
-                pid,
-                page: entry.page,
-                epoch: entry.epoch,
-                was_present: entry.error_code & 1 != 0,
-                by_user_code: entry.error_code & 4 != 0,
-            });
-        }
+    /// Takes all there is out of the log, oldest first: the process, the epoch, and what has happened. Never waits: nothing announces an entry.
+    /// What the programs have to say goes to the diagnostics.
+    pub fn drain(&mut self, mut each: impl FnMut(u32, u64, Happening)) -> Result<()> {
         self.messages.flush();
+        let unexpected = |what: &str| EbpfError::unexpected("cannot read the log of write faults", what);
+        while let Some(item) = self.ring.next() {
+            let entry: Entry = bytemuck::try_pod_read_unaligned(&item).map_err(|_| unexpected("an entry has a wrong size"))?;
+            let happening = match entry.kind {
+                kind if kind == Kind::Write as u16 => Happening::Write {
+                    page: entry.value,
+                    was_present: entry.error_code & 1 != 0,
+                    by_user_code: entry.error_code & 4 != 0,
+                },
+                kind if kind == Kind::Fork as u16 => Happening::Fork(entry.value as u32),
+                kind if kind == Kind::Exec as u16 => Happening::Exec,
+                kind if kind == Kind::Exit as u16 => Happening::Exit,
+                _ => return Err(unexpected("an entry is of no known kind")),
+            };
+            each(entry.tgid, entry.epoch, happening);
+        }
         Ok(())
     }
 
-    /// Faults of a process since it is watched, in the log or not; None if it is not watched.
-    pub fn write_faults(&self, pid: Pid) -> Result<Option<u64>> {
-        let Some(tgid) = self.watched(pid) else { return Ok(None) };
-        let info = self.tracked.get(&tgid, 0);
-        let info = info.map_err(|e| EbpfError::new(format!("cannot read the count of write faults of pid {pid}"), e))?;
-        Ok(Some(bytemuck::cast::<TaskInfoBytes, TaskInfo>(info).write_faults))
+    /// The write faults of a process in each of its regions, in all epochs before `epoch`. These are forgotten, of all processes.
+    pub fn take_regions(&mut self, tgid: u32, execs: u32, epoch: u64) -> Result<HashMap<u64, u64>> {
+        let error = |e| EbpfError::new("cannot read where write faults were", e);
+        let keys: Vec<RegionBytes> = self.regions.keys().collect::<Result<_, _>>().map_err(error)?;
+        let mut found = HashMap::new();
+        for key in keys {
+            let region = bytemuck::cast::<RegionBytes, Region>(key);
+            if region.epoch >= epoch {
+                continue;
+            }
+            let count = self.regions.get(&key, 0).map_err(error)?;
+            self.regions.remove(&key).map_err(error)?;
+            if (region.tgid, region.execs) == (tgid, execs) {
+                *found.entry(region.number).or_default() += count;
+            }
+        }
+        Ok(found)
     }
 
     /// See [`Counters`].
     pub fn counters(&self) -> Result<Counters> {
         let get = |counter: Counter| self.counters.get(&(counter as u32), 0);
         let read = |counter| get(counter).map_err(|e| EbpfError::new("cannot read the counters of the log of write faults", e));
-        Ok(Counters { logged: read(Counter::Logged)?, lost: read(Counter::Lost)? })
-    }
-
-    fn watched(&self, pid: Pid) -> Option<u32> {
-        self.pids.iter().find(|&(_, &watched)| watched == pid).map(|(&tgid, _)| tgid)
-    }
-
-    fn kernel_tgid(&mut self, pid: Pid) -> Result<u32> {
-        let own = fs::metadata("/proc/self/ns/pid").map_err(|e| EbpfError::new("cannot find out our pid namespace", e))?;
-        if own.st_ino() == INITIAL_PID_NAMESPACE {
-            return u32::try_from(pid.0).map_err(|_| EbpfError::unexpected("cannot watch a process", format!("{pid} is no pid")));
-        }
-        let inspector = match self.inspector.take() {
-            Some(inspector) => inspector,
-            None => TaskInspector::load()?,
-        };
-        self.inspector.insert(inspector).kernel_tgid(pid)
+        Ok(Counters {
+            logged: read(Counter::Logged)?,
+            lost: read(Counter::Lost)?,
+            unplaced: read(Counter::Unplaced)?,
+            untracked: read(Counter::Untracked)?,
+        })
     }
 }
 
 impl fmt::Debug for FaultLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FaultLog").field("pids", &self.pids).finish_non_exhaustive()
+        f.debug_struct("FaultLog").field("epoch", &self.told.epoch).finish_non_exhaustive()
     }
 }

@@ -111,7 +111,7 @@ impl TaskInspector {
     }
 
     /// The number of the process in the initial pid namespace, by which the kernel's side of eBPF knows it.
-    pub(super) fn kernel_tgid(&self, pid: Pid) -> Result<u32> {
+    pub fn kernel_tgid(&self, pid: Pid) -> Result<u32> {
         self.records(pid).map(|records| records[0].kernel_tgid)
     }
 

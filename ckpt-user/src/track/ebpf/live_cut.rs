@@ -43,6 +43,7 @@ struct Tallies {
     saved: u64,
     full: u64,
     failed: u64,
+    nanoseconds: u64,
 }
 
 /// How long a program may take from its claim until the page is in the ring: some microseconds, if the machine is not suspended meanwhile.
@@ -58,7 +59,12 @@ impl<'a> LiveCut<'a> {
         pages: u64,
     ) -> LiveCut<'a> {
         let tally = |tally| preserver.tally(tally);
-        let before = Tallies { saved: tally(Tally::Saved), full: tally(Tally::Full), failed: tally(Tally::Failed) };
+        let before = Tallies {
+            saved: tally(Tally::Saved),
+            full: tally(Tally::Full),
+            failed: tally(Tally::Failed),
+            nanoseconds: tally(Tally::Nanoseconds),
+        };
         let (settled, taken, waiting_since) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::default());
         LiveCut { preserver, mm, owner, layout, page_map, pages, settled, taken, before, waiting_since }
     }
@@ -71,6 +77,11 @@ impl<'a> LiveCut<'a> {
     /// Pages that the programs have saved.
     pub fn preserved(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// The time that the process has lost to that, over all its threads.
+    pub fn time_lost(&self) -> Duration {
+        Duration::from_nanos(self.preserver.tally(Tally::Nanoseconds) - self.before.nanoseconds)
     }
 
     fn window_of(&self, page: u64) -> Option<Window> {

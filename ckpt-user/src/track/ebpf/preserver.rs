@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Ebpf, EbpfLoader};
-use ckpt_ebpf::faults::{FAULTS, KERNEL_PROGRAM, USER_PROGRAM};
+use ckpt_ebpf::faults::{FAULTS, FAULTS_BYTES, KERNEL_PROGRAM, REGIONS, REGIONS_MAX, USER_PROGRAM};
 use ckpt_ebpf::preserve::{self, Memory, PageTables, PreImage, Tally, WINDOWS_MAX, Window};
 
+use super::fault_log::FaultLog;
 use super::inspector::MemoryState;
 use super::live_cut::LiveCut;
 use super::windows::{self, Layout};
+use super::writes::WriteWatch;
 use super::{EbpfError, Result, attach, load, map};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::sys::btf::{Btf, BtfError};
@@ -33,11 +35,20 @@ pub struct Room {
     pub ring_bytes: u32,
     /// Pages that can be copied in one cut, with what lies between them.
     pub pages: u64,
+    /// Of the log of write faults, bytes; rounded up to a power of two. A fault takes 32 bytes of it until it is read.
+    pub log_bytes: u32,
+    /// Regions in which write faults are counted by themselves.
+    pub regions: u32,
 }
 
 impl Room {
     /// The smallest ring.
     pub const RING_LEAST: u32 = 1 << 20;
+
+    /// With the usual log of write faults.
+    pub fn new(ring_bytes: u32, pages: u64) -> Room {
+        Room { ring_bytes, pages, log_bytes: FAULTS_BYTES, regions: REGIONS_MAX }
+    }
 }
 
 /// See the module. Dropping it detaches the programs.
@@ -53,6 +64,7 @@ pub struct Preserver {
     faulted: SharedWords,
     tallies: SharedWords,
     ring: Mutex<RingBuf<MapData>>,
+    writes: WriteWatch,
     cuts: u32,
 }
 
@@ -74,11 +86,13 @@ impl Preserver {
                 .map_max_entries(preserve::CLAIMED, bitmap)
                 .map_max_entries(preserve::FAULTED, bitmap)
                 .map_max_entries(preserve::PRE_IMAGES, room.ring_bytes)
-                // The log of write faults is another's.
-                .map_max_entries(FAULTS, PAGE_SIZE as u32),
+                .map_max_entries(FAULTS, room.log_bytes)
+                .map_max_entries(REGIONS, room.regions),
         )?;
+        let btf = Btf::of_kernel().map_err(|e| EbpfError::unsupported(DOING, e.to_string()))?;
+        let writes = WriteWatch::new(FaultLog::of(&mut ebpf, &btf)?);
         let mut page_tables: Array<MapData, PageTablesWords> = map(&mut ebpf, preserve::PAGE_TABLES)?;
-        let tables = calibrate(&mut ebpf, &mut page_tables)?;
+        let tables = calibrate(&mut ebpf, &mut page_tables, &btf)?;
         let mut shared = |name, len| shared(&mut ebpf, name, len);
         Ok(Preserver {
             room,
@@ -90,7 +104,11 @@ impl Preserver {
             page_tables,
             tables,
             ring: Mutex::new(map(&mut ebpf, preserve::PRE_IMAGES)?),
-            _ebpf: attach(ebpf, &[USER_PROGRAM, KERNEL_PROGRAM, preserve::SYSCALL_PROGRAM])?,
+            writes,
+            _ebpf: {
+                let programs = [USER_PROGRAM, KERNEL_PROGRAM, preserve::SYSCALL_PROGRAM];
+                attach(ebpf, &[&programs[..], &FaultLog::PROGRAMS[..]].concat())?
+            },
             cuts: 0,
         })
     }
@@ -98,6 +116,11 @@ impl Preserver {
     /// What it was loaded with.
     pub fn room(&self) -> Room {
         self.room
+    }
+
+    /// What a process writes between cuts.
+    pub fn writes(&mut self) -> &mut WriteWatch {
+        &mut self.writes
     }
 
     /// Gives the programs the pages `set`, in order, of the process, whose memory is `memory`, and `owner` in the image: every one must be there, and
@@ -183,9 +206,8 @@ fn shared(ebpf: &mut Ebpf, name: &str, len: usize) -> Result<SharedWords> {
 
 /// Tells the programs where page tables are, and has them find where the kernel maps all memory: that is drawn at random when the machine starts, and
 /// most kernels tell nobody.
-fn calibrate(ebpf: &mut Ebpf, page_tables: &mut Array<MapData, PageTablesWords>) -> Result<PageTables> {
+fn calibrate(ebpf: &mut Ebpf, page_tables: &mut Array<MapData, PageTablesWords>, btf: &Btf) -> Result<PageTables> {
     let missing = |e: BtfError| EbpfError::unsupported(DOING, e.to_string());
-    let btf = Btf::of_kernel().map_err(missing)?;
     let (address_bits, levels) = processor()?;
     let mut tables = PageTables {
         frame_mask: ((1 << address_bits) - 1) & !(PAGE_SIZE - 1),

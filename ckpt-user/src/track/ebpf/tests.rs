@@ -14,7 +14,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{FaultLog, FaultLogOptions, RestartBlock, TaskInspector, TaskTiming, WriteFault};
+use super::{FaultLog, Happening, Preserver, RestartBlock, Room, TaskInspector, TaskTiming};
 use crate::ids::{PAGE_SIZE, Pid, Tid};
 
 /// How exact the scheduler's times must be: a few ticks of 10 ms, and the time until a thread that has spoken is asleep.
@@ -90,12 +90,14 @@ impl Fresh {
         self.start.addr().get() as u64 / PAGE_SIZE + page as u64
     }
 
-    /// Those of the faults that were on these pages: index, fault.
-    fn among(&self, log: &mut FaultLog) -> Vec<(usize, WriteFault)> {
+    /// Those of the write faults of this process that were on these pages: index, epoch, was the page present, by user code.
+    fn among(&self, log: &mut FaultLog) -> Vec<(usize, u64, bool, bool)> {
         let mut found = Vec::new();
-        log.drain(|fault| {
-            if let Some(page) = fault.page.checked_sub(self.number(0)).filter(|&page| page < self.pages as u64) {
-                found.push((page as usize, fault));
+        log.drain(|_, epoch, happening| {
+            if let Happening::Write { page, was_present, by_user_code } = happening
+                && let Some(page) = page.checked_sub(self.number(0)).filter(|&page| page < self.pages as u64)
+            {
+                found.push((page as usize, epoch, was_present, by_user_code));
             }
         })
         .unwrap();
@@ -110,44 +112,49 @@ impl Drop for Fresh {
     }
 }
 
+/// The programs, with a small log, and the number of a process.
+fn watching(test: &str, pid: Pid, log_bytes: u32) -> Option<(Preserver, u32)> {
+    let inspector = usable(test, TaskInspector::load())?;
+    let tgid = inspector.kernel_tgid(pid).unwrap();
+    let room = Room { log_bytes, ..Room::new(Room::RING_LEAST, 1 << 10) };
+    Some((usable(test, Preserver::load(room))?, tgid))
+}
+
 #[test]
 fn write_faults_are_logged_with_page_epoch_and_cause() {
     const NAME: &str = "write_faults_are_logged_with_page_epoch_and_cause";
     if !alone(NAME) {
         return;
     }
-    let Some(mut log) = usable(NAME, FaultLog::attach(FaultLogOptions::default())) else { return };
+    let Some((mut preserver, tgid)) = watching(NAME, own_pid(), 1 << 20) else { return };
+    let log = preserver.writes().log();
     let mut fresh = Fresh::new(64);
     fresh.touch(0);
-    assert_eq!(fresh.among(&mut log), [], "nobody is watched yet");
+    assert_eq!(fresh.among(log), [], "nobody is watched yet");
 
-    log.track(own_pid()).unwrap();
+    log.track(tgid).unwrap();
     log.set_epoch(7).unwrap();
     (1..40).for_each(|page| fresh.touch(page));
     // Already there: no fault.
     (0..40).for_each(|page| fresh.touch(page));
     log.set_epoch(8).unwrap();
     File::open("/dev/zero").unwrap().read_exact(&mut fresh.bytes(40)[..8]).unwrap();
-    let faults = fresh.among(&mut log);
-    let expected = |page: usize| {
-        let by_kernel = page == 40;
-        let epoch = if by_kernel { 8 } else { 7 };
-        let number = fresh.number(page);
-        (page, WriteFault { pid: own_pid(), page: number, epoch, was_present: false, by_user_code: !by_kernel })
-    };
-    assert_eq!(faults, (1..41).map(expected).collect::<Vec<_>>());
-    assert!(log.write_faults(own_pid()).unwrap().unwrap() >= 40);
+    let expected = |page| (page, if page == 40 { 8 } else { 7 }, false, page != 40);
+    assert_eq!(fresh.among(log), (1..41).map(expected).collect::<Vec<_>>());
+    let info = log.info(tgid).unwrap().unwrap();
+    assert!(info.write_faults >= 40 && info.lost == 0, "{info:?}");
 
     // A page that was only read so far is there, as the page of zeros.
     assert_eq!(fresh.bytes(41)[0], 0);
     fresh.touch(41);
-    assert!(matches!(fresh.among(&mut log)[..], [(41, WriteFault { was_present: true, .. })]));
+    assert!(matches!(fresh.among(log)[..], [(41, 8, true, true)]));
 
     fresh.touch(42);
-    log.untrack(own_pid()).unwrap();
+    log.untrack(tgid).unwrap();
+    assert_eq!(fresh.among(log).len(), 1);
     fresh.touch(43);
-    assert_eq!(fresh.among(&mut log), []);
-    assert_eq!(log.write_faults(own_pid()).unwrap(), None);
+    assert_eq!(fresh.among(log), []);
+    assert_eq!(log.info(tgid).unwrap(), None);
     assert_eq!(log.counters().unwrap().lost, 0);
 }
 
@@ -157,27 +164,136 @@ fn faults_that_find_the_log_full_are_counted() {
     if !alone(NAME) {
         return;
     }
-    let options = FaultLogOptions { ring_bytes: PAGE_SIZE as u32 };
-    let Some(mut log) = usable(NAME, FaultLog::attach(options)) else { return };
-    log.track(own_pid()).unwrap();
+    let Some((mut preserver, tgid)) = watching(NAME, own_pid(), PAGE_SIZE as u32) else { return };
+    let log = preserver.writes().log();
+    log.track(tgid).unwrap();
     let fresh = Fresh::new(1000);
     (0..1000).for_each(|page| fresh.touch(page));
-    let counters = log.counters().unwrap();
+    let (counters, info) = (log.counters().unwrap(), log.info(tgid).unwrap().unwrap());
     let room = PAGE_SIZE / 32;
     assert!(counters.logged <= room && counters.lost >= 1000 - room, "{counters:?}");
-    assert!(log.write_faults(own_pid()).unwrap().unwrap() >= counters.logged + counters.lost);
+    assert!(info.write_faults >= counters.logged + counters.lost && info.lost == counters.lost, "{info:?}");
     // The oldest are in it, and it takes new ones once it was read.
-    let first: Vec<usize> = fresh.among(&mut log).iter().map(|&(page, _)| page).collect();
+    let first: Vec<usize> = fresh.among(log).iter().map(|&(page, ..)| page).collect();
     assert_eq!(first, (0..first.len()).collect::<Vec<_>>());
     let more = Fresh::new(1);
     more.touch(0);
-    assert_eq!(more.among(&mut log).len(), 1);
+    assert_eq!(more.among(log).len(), 1);
 }
 
 #[test]
-fn a_log_of_an_odd_size_is_refused() {
-    let odd = FaultLog::attach(FaultLogOptions { ring_bytes: 5000 }).unwrap_err();
-    assert!(odd.to_string().contains("power of two"), "{odd}");
+fn writes_are_told_from_cut_to_cut() {
+    const NAME: &str = "writes_are_told_from_cut_to_cut";
+    if !alone(NAME) {
+        return;
+    }
+    let Some((mut preserver, tgid)) = watching(NAME, own_pid(), 1 << 20) else { return };
+    let writes = preserver.writes();
+    let fresh = Fresh::new(4096);
+    writes.follow(tgid).unwrap();
+    writes.cut().unwrap();
+    assert_eq!(writes.commit().unwrap(), None, "nothing is known of what was before");
+    (0..3000).for_each(|page| fresh.touch(page));
+    // An image that fails: the next one has all of it.
+    writes.cut().unwrap();
+    (3000..4096).for_each(|page| fresh.touch(page));
+    writes.cut().unwrap();
+    let told = writes.commit().unwrap().unwrap();
+    // Others are the test's own.
+    assert!((4096..4596).contains(&told.faults) && told.lost == 0, "{told:?}");
+    assert!((8..30).contains(&told.regions) && (3..6).contains(&told.hot_regions) && told.again < 50, "{told:?}");
+
+    // The same pages, anew.
+    let drop_pages = |fresh: &Fresh| {
+        // SAFETY: what it takes away nobody needs.
+        unsafe { madvise(fresh.start.cast(), fresh.pages * PAGE_SIZE as usize, MmapAdvise::MADV_DONTNEED) }.unwrap();
+    };
+    drop_pages(&fresh);
+    (0..1000).for_each(|page| fresh.touch(page));
+    writes.cut().unwrap();
+    let told = writes.commit().unwrap().unwrap();
+    assert!((1000..1500).contains(&told.faults) && (1000..1100).contains(&told.again), "{told:?}");
+
+    drop_pages(&fresh);
+    assert_eq!(writes.rate_now().unwrap(), None, "it is too early");
+    let began = std::time::Instant::now();
+    let rate = loop {
+        (0..4096).for_each(|page| fresh.touch(page));
+        drop_pages(&fresh);
+        if let Some(rate) = writes.rate_now().unwrap() {
+            break rate;
+        }
+    };
+    assert!(rate > 4096 * PAGE_SIZE / (began.elapsed().as_secs() + 1), "{rate}");
+}
+
+/// What happens to the processes of a shell: it is watched before it makes them.
+#[test]
+fn forks_execs_and_ends_are_noticed() {
+    const NAME: &str = "forks_execs_and_ends_are_noticed";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "read go; sh -c 'true; exit 0'; (read go); exec sh -c 'read go; exit 3'"]);
+    let mut shell = shell.stdin(Stdio::piped()).spawn().unwrap();
+    let pid = Pid(shell.id() as i32);
+    let Some((mut preserver, tgid)) = watching(NAME, pid, 1 << 20) else {
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        return;
+    };
+    let log = preserver.writes().log();
+    log.track(tgid).unwrap();
+    let mut input = shell.stdin.take().unwrap();
+    input.write_all(b"go\n").unwrap();
+    let mut seen = Vec::new();
+    let mut wait_for = |log: &mut FaultLog, wanted: &dyn Fn(&[(u32, Happening)]) -> bool| {
+        // Nothing announces an entry.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !wanted(&seen) {
+            assert!(std::time::Instant::now() < deadline, "{seen:?}");
+            log.drain(|of, _, happening| {
+                if !matches!(happening, Happening::Write { .. }) {
+                    seen.push((of, happening));
+                }
+            })
+            .unwrap();
+            thread::yield_now();
+        }
+        seen.clone()
+    };
+    let forks = |seen: &[(u32, Happening)]| -> Vec<u32> {
+        seen.iter()
+            .filter_map(|(of, what)| if let (true, Happening::Fork(new)) = (*of == tgid, what) { Some(*new) } else { None })
+            .collect()
+    };
+    let seen = wait_for(log, &|seen| forks(seen).len() == 2);
+    let [first, second] = forks(&seen)[..] else { panic!("{seen:?}") };
+    let of = |seen: &[(u32, Happening)], one| seen.iter().filter(|(of, _)| *of == one).map(|(_, what)| *what).collect::<Vec<_>>();
+    assert_eq!(of(&seen, first), [Happening::Exec, Happening::Exit], "the first child: {seen:?}");
+    // The second child waits: it is watched, and has faults of its own.
+    assert_eq!(log.info(first).unwrap(), None);
+    assert_eq!(log.info(second).unwrap().unwrap().root, tgid);
+
+    input.write_all(b"go\n").unwrap();
+    wait_for(log, &|seen| of(seen, tgid).contains(&Happening::Exec));
+    let info = log.info(tgid).unwrap().unwrap();
+    assert_eq!((info.execs, info.root), (1, tgid), "it goes on to be watched, from zero");
+    input.write_all(b"go\n").unwrap();
+    assert_eq!(shell.wait().unwrap().code(), Some(3));
+    let seen = wait_for(log, &|seen| of(seen, tgid).contains(&Happening::Exit));
+    assert_eq!(of(&seen, tgid), [Happening::Fork(first), Happening::Fork(second), Happening::Exec, Happening::Exit]);
+    assert_eq!(log.info(tgid).unwrap(), None);
+    assert_eq!(log.counters().unwrap().lost, 0);
+}
+
+#[test]
+fn the_end_of_a_thread_is_not_that_of_its_process() {
+    const NAME: &str = "the_end_of_a_thread_is_not_that_of_its_process";
+    let Some((mut preserver, tgid)) = watching(NAME, own_pid(), 1 << 20) else { return };
+    let log = preserver.writes().log();
+    log.track(tgid).unwrap();
+    thread::spawn(|| ()).join().unwrap();
+    assert!(log.info(tgid).unwrap().is_some());
+    log.untrack(tgid).unwrap();
 }
 
 /// What a thread of the victim does, with the system call that it does it by, and how long in seconds.

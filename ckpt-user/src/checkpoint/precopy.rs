@@ -1,0 +1,283 @@
+//! Pages that are copied before the freeze, where they cannot be copied after the thaw. A copy counts if nobody has written to its page in between.
+//!
+//! Memory is protected first, and copied then, while the target runs. At the cut the page tables tell what was written since: that is read again, with the
+//! target stopped, and the copies of the rest go into the image after the thaw.
+//!
+//! What the kernel writes by itself may have begun before: a page that read(2) with O_DIRECT fills was taken note of when the call began, and may
+//! change after it was protected and copied, with no trace left in the page tables. So the target is stopped for a moment after its memory was protected:
+//! then every such call has ended, and those that begin later leave their trace.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rangemap::RangeSet;
+
+use super::Options;
+use super::collect::CutMemory;
+use super::freezer::Freezer;
+use super::live::Split;
+use super::mappings::Mappings;
+use super::since::Since;
+use crate::error::{Error, Result};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
+use crate::pipeline::{Extent, PageSource};
+use crate::resources::Collector;
+use crate::resources::memory::MemorySource;
+use crate::resources::vma::{self, SharedSeen};
+
+/// The most pages of a target that are held here at once; and no more than an eighth of the memory that is free.
+const MOST: u64 = (1 << 30) / PAGE_SIZE;
+/// Read at once.
+const AT_ONCE: u64 = 256;
+
+/// Copies of pages, by the process that each memory is seen through.
+#[derive(Debug, Default)]
+pub(super) struct Spools(HashMap<Pid, Spool>);
+
+impl Spools {
+    /// While the target runs, with its memory protected: copies what the image will hold for the most part. The target stands still for a moment first,
+    /// which is added to `pause` (the module says why). `None`: it is not worth it.
+    pub(super) fn fill(
+        freezer: &Freezer<'_>,
+        options: &Options,
+        since: &Since,
+        mappings: &Mappings,
+        pause: &mut Duration,
+    ) -> Result<Option<Spools>> {
+        let owner = ObjRef(1);
+        let mut planned = Vec::new();
+        for (pid, mappings, _) in mappings.last() {
+            let mut cx = Collector::new(&options.collect, vec![pid]);
+            match vma::collect(&mut cx, pid, owner, mappings, &mut SharedSeen::default()) {
+                Ok(collected) => planned.push((pid, since.to_copy_early(pid, owner, collected.extents))),
+                Err(error) => tracing::debug!("no pages of pid {pid} are copied before it is stopped: {error}"),
+            }
+        }
+        planned.retain(|(_, pages)| !pages.is_empty());
+        let mut room = room();
+        if planned.is_empty() || room == 0 {
+            return Ok(None);
+        }
+        let (frozen, _) = freezer.freeze()?;
+        let began = frozen.since;
+        frozen.thaw()?;
+        *pause += began.elapsed();
+        let mut spools = Spools::default();
+        for (pid, pages) in planned {
+            match Spool::fill(pid, &pages, room) {
+                Ok(spool) => {
+                    room -= spool.pages();
+                    spools.0.insert(pid, spool);
+                }
+                Err(Error::Gone(pid)) if pid != freezer.root => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(spools))
+    }
+
+    /// After the cut: the plan of an image in two parts, what is still to be read, and the pages that are here and were not written since; with where to
+    /// read these from. What was copied counts only if it is known what was written since.
+    pub(super) fn split(&self, plan: &[Extent], memories: &[CutMemory], since: &Since) -> (Split, Spooled<'_>) {
+        let mut clean = HashMap::new();
+        let mut spooled = Spooled(HashMap::new());
+        for memory in memories {
+            let Some((spool, written)) = self.0.get(&memory.pid).zip(since.written_since_prearm(memory.pid)) else { continue };
+            clean.insert(memory.mm, spool.clean(written));
+            spooled.0.insert(memory.mm, spool);
+        }
+        let clean = clean.iter().map(|(&mm, pages)| (mm, pages.as_slice())).collect();
+        (Split::of(plan, &clean), spooled)
+    }
+}
+
+/// Copies by the names that an image has for the memories.
+#[derive(Debug)]
+pub(super) struct Spooled<'a>(HashMap<ObjRef, &'a Spool>);
+
+impl PageSource for Spooled<'_> {
+    fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
+        let spool = self.0.get(&owner).ok_or_else(|| Error::Unexpected(format!("nothing of object {owner} was copied")))?;
+        spool.read(ranges, buf)
+    }
+}
+
+/// Copies of pages of one memory.
+#[derive(Debug, Default)]
+struct Spool {
+    /// In order, with the place of the first page in `bytes`.
+    ranges: Vec<(PageRange, usize)>,
+    bytes: Vec<u8>,
+}
+
+/// How many pages may be held now.
+fn room() -> u64 {
+    MOST.min(crate::sys::procfs::available_memory().unwrap_or(0) / 8 / PAGE_SIZE)
+}
+
+impl Spool {
+    /// Copies pages of a process that runs, as many of the first as there is `room` for. What cannot be read any more is left out.
+    ///
+    /// Errors: the process is gone.
+    fn fill(pid: Pid, pages: &[PageRange], room: u64) -> Result<Spool> {
+        let owner = ObjRef(1);
+        let source = MemorySource::new([(owner, pid)], Vec::new())?;
+        let mut spool = Spool::default();
+        let planned = pages.iter().map(|range| range.count).sum::<u64>().min(room);
+        if spool.bytes.try_reserve_exact((planned * PAGE_SIZE) as usize).is_err() {
+            return Ok(spool);
+        }
+        for batch in batches(pages, room) {
+            let start = spool.bytes.len();
+            spool.bytes.resize(start + batch.iter().map(|range| range.bytes() as usize).sum::<usize>(), 0);
+            match source.read(owner, &batch, &mut spool.bytes[start..]) {
+                Ok(()) => {
+                    let mut at = start;
+                    for range in batch {
+                        spool.ranges.push((range, at));
+                        at += range.bytes() as usize;
+                    }
+                }
+                Err(Error::Gone(pid)) => return Err(Error::Gone(pid)),
+                Err(error) => {
+                    tracing::debug!("pages of pid {pid} are left to the pause: {error}");
+                    spool.bytes.truncate(start);
+                }
+            }
+        }
+        spool.ranges.sort_unstable_by_key(|(range, _)| range.start);
+        Ok(spool)
+    }
+
+    /// How many.
+    fn pages(&self) -> u64 {
+        self.ranges.iter().map(|(range, _)| range.count).sum()
+    }
+
+    /// Those that were not `written` since.
+    fn clean(&self, written: &RangeSet<u64>) -> Vec<PageRange> {
+        let clean = self.ranges.iter().flat_map(|(range, _)| written.gaps(&range.numbers()).collect::<Vec<_>>());
+        clean.map(PageRange::from).collect()
+    }
+
+    /// From this page on: the bytes of it and of those that follow it, here and in the memory.
+    fn from(&self, page: u64) -> Option<&[u8]> {
+        let after = self.ranges.partition_point(|(range, _)| range.start <= page);
+        let (range, at) = self.ranges[..after].last().filter(|(range, _)| page < range.end())?;
+        Some(&self.bytes[at + ((page - range.start) * PAGE_SIZE) as usize..at + range.bytes() as usize])
+    }
+}
+
+impl Spool {
+    fn read(&self, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
+        for range in ranges {
+            let mut pages = range.numbers();
+            while pages.start < pages.end {
+                let missing = || Error::Unexpected(format!("page {} was not copied: this is an error in ckpt", pages.start));
+                let there = self.from(pages.start).ok_or_else(missing)?;
+                let count = (there.len() as u64 / PAGE_SIZE).min(pages.end - pages.start);
+                let (part, rest) = buf.split_at_mut((count * PAGE_SIZE) as usize);
+                part.copy_from_slice(&there[..part.len()]);
+                buf = rest;
+                pages.start += count;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first `room` pages, in batches of [`AT_ONCE`] at the most.
+fn batches(pages: &[PageRange], mut room: u64) -> Vec<Vec<PageRange>> {
+    let mut batches: Vec<Vec<PageRange>> = Vec::new();
+    let mut left = 0;
+    for range in pages {
+        let mut start = range.start;
+        while start < range.end() && room > 0 {
+            if left == 0 {
+                batches.push(Vec::new());
+                left = AT_ONCE;
+            }
+            let count = (range.end() - start).min(left).min(room);
+            if let Some(batch) = batches.last_mut() {
+                batch.push(PageRange { start, count });
+            }
+            (start, left, room) = (start + count, left - count, room - count);
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pipeline::ExtentKind;
+
+    fn ranges(raw: Vec<(u64, u64)>) -> Vec<PageRange> {
+        let mut next = 0;
+        let place = |(gap, count)| {
+            let range = PageRange { start: next + gap, count };
+            next = range.end();
+            range
+        };
+        raw.into_iter().map(place).collect()
+    }
+
+    /// Memory whose pages hold their number and the time at which they were written last.
+    fn page(number: u64, time: u8) -> Vec<u8> {
+        let mut bytes = vec![time; PAGE_SIZE as usize];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn batches_are_the_first_pages(raw in prop::collection::vec((0..9u64, 1..700u64), 0..20), room in 0..3000u64) {
+            let pages = ranges(raw);
+            let batches = batches(&pages, room);
+            prop_assert!(batches.iter().all(|batch| batch.iter().map(|range| range.count).sum::<u64>() <= AT_ONCE));
+            let list = |ranges: &[PageRange]| ranges.iter().copied().flat_map(PageRange::numbers).collect::<Vec<_>>();
+            let expected: Vec<u64> = list(&pages).into_iter().take(room as usize).collect();
+            prop_assert_eq!(list(&batches.concat()), expected);
+        }
+
+        /// Whatever was copied before, and whatever was written since: both parts of the plan together are the memory at the cut.
+        #[test]
+        fn the_image_is_the_memory_at_the_cut(
+            copied in prop::collection::vec((0..9u64, 1..90u64), 0..12),
+            planned in prop::collection::vec((0..9u64, 1..90u64), 1..12),
+            written in prop::collection::btree_set(0..900u64, 0..200),
+        ) {
+            let owner = ObjRef(3);
+            let mut spool = Spool::default();
+            for range in ranges(copied) {
+                spool.ranges.push((range, spool.bytes.len()));
+                range.numbers().for_each(|number| spool.bytes.extend(page(number, 0)));
+            }
+            let at_the_cut = |number: u64| page(number, u8::from(written.contains(&number)));
+            let plan: Vec<Extent> = ranges(planned).into_iter().map(|pages| Extent { owner, pages, kind: ExtentKind::Read }).collect();
+            let set = written.iter().map(|&number| number..number + 1).collect();
+            let clean = spool.clean(&set);
+            let Split { still, moving } = Split::of(&plan, &[(owner, &clean[..])].into());
+            let list = |plan: &[Extent]| plan.iter().flat_map(|extent| extent.pages.numbers()).collect::<Vec<u64>>();
+            let mut all = [list(&still), list(&moving)].concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, list(&plan));
+            for extent in moving {
+                let mut bytes = vec![9; extent.pages.bytes() as usize];
+                spool.read(&[extent.pages], &mut bytes).unwrap();
+                let expected: Vec<u8> = extent.pages.numbers().flat_map(at_the_cut).collect();
+                prop_assert!(bytes == expected, "{extent:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_copied_is_not_given() {
+        let spool = Spool { ranges: vec![(PageRange { start: 5, count: 1 }, 0)], bytes: page(5, 0) };
+        let mut bytes = vec![0; 2 * PAGE_SIZE as usize];
+        assert!(spool.read(&[PageRange { start: 5, count: 2 }], &mut bytes).is_err());
+        assert!(spool.read(&[PageRange { start: 4, count: 1 }], &mut bytes).is_err());
+    }
+}
