@@ -10,6 +10,7 @@ use ckpt_tests::python;
 use ckpt_tests::tracked::{missing, names, survives_crashes};
 use ckpt_tests::watched::{self, Watch, is_increment, number};
 use ckpt_tests::{each_mode, needs_root, program, skip};
+use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 fn start(words: &str) -> (TempDir, Job) {
@@ -29,7 +30,7 @@ mod hash {
 }
 
 fn by_scan(words: &str) {
-    survives_crashes("scan", words);
+    survives_crashes(program!("lapper"), "scan", words);
 }
 
 mod scan {
@@ -50,7 +51,7 @@ fn everything_and_shared_memory_by_scan() {
 #[test]
 fn scan_copies_before_the_freeze() {
     needs_root!();
-    if let Some(why) = missing("scan") {
+    if let Some(why) = missing(program!("lapper"), "scan") {
         skip!("--tracker scan: {why}");
     }
     let (folder, mut job) = start("8192 store slow");
@@ -200,7 +201,7 @@ while True:
 fn what_is_written_as_it_was_is_in_no_increment() {
     needs_root!();
     for tracker in ["hash", "scan", "live"] {
-        if let Some(why) = missing(tracker) {
+        if let Some(why) = missing(program!("lapper"), tracker) {
             skip!("--tracker {tracker}: {why}");
         }
         let folder = tempdir().unwrap();
