@@ -8,7 +8,7 @@ use super::{CutMemory, Freezer, Frozen};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
-use crate::track::ebpf::{EbpfError, LiveCut, Preserver, Room, TaskInspector, WriteWatch, Writes};
+use crate::track::ebpf::{EbpfError, LiveCut, Preserver, Room, TaskInspector, ToPreserve, WriteWatch, Writes};
 
 /// The programs that save pages before they change. Loading them takes a while, so it is done only where it is needed, and once.
 #[derive(Debug, Default)]
@@ -101,13 +101,18 @@ impl Programs {
     /// or it cannot be done.
     pub(super) fn publish(&mut self, inspector: &TaskInspector, memories: &[CutMemory], split: &Split) -> Option<LiveCut<'_>> {
         let Programs::Loaded(preserver) = self else { return None };
-        let owner = split.moving.first()?.owner;
-        if split.moving.iter().any(|extent| extent.owner != owner) {
+        let mut moving: HashMap<ObjRef, Vec<PageRange>> = HashMap::new();
+        split.moving.iter().for_each(|extent| moving.entry(extent.owner).or_default().push(extent.pages));
+        let of_memory = |memory: &CutMemory| {
+            let (owner, pid) = (memory.mm, memory.pid);
+            let pages = moving.remove(&owner)?;
+            Some(inspector.memory_of(pid).map(|memory| ToPreserve { pid, memory, owner, pages }))
+        };
+        let given: Result<Vec<ToPreserve>, EbpfError> = memories.iter().filter_map(of_memory).collect();
+        if given.as_ref().is_ok_and(Vec::is_empty) {
             return None;
         }
-        let pid = memories.iter().find(|memory| memory.mm == owner)?.pid;
-        let set: Vec<PageRange> = split.moving.iter().map(|extent| extent.pages).collect();
-        let published = inspector.memory_of(pid).and_then(|memory| preserver.publish(pid, memory, owner, &set));
+        let published = given.and_then(|given| preserver.publish(given));
         published.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
     }
 }

@@ -76,6 +76,8 @@ impl DumpStats {
     }
 }
 
+const PAGE: usize = PAGE_SIZE as usize;
+
 /// What a worker tells of a piece.
 struct Written {
     counts: PageCounts,
@@ -217,20 +219,45 @@ impl Worker<'_> {
     }
 
     fn save_taken(&mut self, live: &dyn LivePages) -> Result<Option<Written>> {
-        let (Some(mut pages), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
-        let numbers = live.take(&mut pages.data()[..MAX_DATA])?;
-        if numbers.is_empty() {
-            self.spare.extend([pages, packed]);
+        let Some(mut taken) = self.buffer() else { return Ok(None) };
+        let mut pages = live.take(&mut taken.data()[..MAX_DATA])?;
+        let Some(&(owner, _)) = pages.first() else {
+            self.spare.push(taken);
             return Ok(None);
+        };
+        if pages.iter().all(|(of, _)| *of == owner) {
+            let Some(packed) = self.buffer() else { return Ok(None) };
+            let numbers: Vec<u64> = pages.iter().map(|(_, page)| *page).collect();
+            return self.write(owner, &runs_of(&numbers), Buffers { pages: taken, packed }, numbers.len() as u64);
         }
-        let runs = runs_of(&numbers);
-        self.write(live.owner(), &runs, Buffers { pages, packed }, numbers.len() as u64)
+        // A chunk is of one owner.
+        let mut places: Vec<usize> = (0..pages.len()).collect();
+        places.sort_by_key(|&place| pages[place].0);
+        pages.sort_by_key(|(owner, _)| *owner);
+        let mut last = None;
+        let mut at = 0;
+        for group in pages.chunk_by(|a, b| a.0 == b.0) {
+            let (Some(mut own), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
+            for (to, from) in places[at..at + group.len()].iter().enumerate() {
+                own.data()[to * PAGE..(to + 1) * PAGE].copy_from_slice(&taken.data()[from * PAGE..(from + 1) * PAGE]);
+            }
+            at += group.len();
+            let numbers: Vec<u64> = group.iter().map(|(_, page)| *page).collect();
+            let written = self.write(group[0].0, &runs_of(&numbers), Buffers { pages: own, packed }, numbers.len() as u64)?;
+            if let Some(before) = std::mem::replace(&mut last, written)
+                && self.tell.send(before).is_err()
+            {
+                return Ok(None);
+            }
+        }
+        self.spare.push(taken);
+        Ok(last)
     }
 
     /// Reads a piece, makes its chunk, and writes it if the writer takes chunks from many threads. `None` if the dump was given up.
     fn save(&mut self, piece: &Piece) -> Result<Option<Written>> {
         let (Some(mut pages), Some(packed)) = (self.buffer(), self.buffer()) else { return Ok(None) };
-        match self.shared.live.filter(|live| live.owner() == piece.owner) {
+        match self.shared.live.filter(|live| live.has(piece.owner)) {
             Some(live) => {
                 let (runs, planned) = (self.read_live(live, piece, &mut pages)?, planned(&piece.runs));
                 self.write(piece.owner, &runs, Buffers { pages, packed }, planned)
@@ -256,18 +283,18 @@ impl Worker<'_> {
     fn read_live(&self, live: &dyn LivePages, piece: &Piece, pages: &mut ChunkBuffer) -> Result<Vec<Run>> {
         let all: Vec<PageRange> = data_ranges(&piece.runs).collect();
         let rest = piece.runs.iter().filter(|run| run.kind != RunKind::Data);
-        let mut left = live.left(&all);
+        let mut left = live.left(piece.owner, &all);
         loop {
             let data = left.iter().map(|&pages| Run { pages, kind: RunKind::Data });
             let runs: Vec<Run> = data.chain(rest.clone().copied()).collect();
             match self.read(piece.owner, &runs, pages) {
                 Ok(_) => {
-                    let lost = live.settle(&left)?;
+                    let lost = live.settle(piece.owner, &left)?;
                     return Ok(keep_won(&runs, &lost, pages.data()));
                 }
                 Err(error) => {
                     // Pages that somebody has saved may be gone since.
-                    let fewer = live.left(&left);
+                    let fewer = live.left(piece.owner, &left);
                     if fewer == left {
                         return Err(match error {
                             Error::Gone(_) => error,
@@ -350,7 +377,6 @@ fn keep_won(runs: &[Run], lost: &[u64], bytes: &mut [u8]) -> Vec<Run> {
     if lost.is_empty() {
         return runs.to_vec();
     }
-    const PAGE: usize = PAGE_SIZE as usize;
     let pages = data_ranges(runs).flat_map(PageRange::numbers).enumerate();
     let won: Vec<(usize, u64)> = pages.filter(|(_, page)| lost.binary_search(page).is_err()).collect();
     for (to, &(from, _)) in won.iter().enumerate().filter(|(to, (from, _))| to != from) {

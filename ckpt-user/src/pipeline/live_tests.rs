@@ -15,8 +15,9 @@ use crate::image::model::{Container, Header, Object, Section, TaskTable};
 use crate::image::{Codec, ImageReader, ImageWriter, read_metadata};
 
 const PAGE: usize = PAGE_SIZE as usize;
-const OWNER: ObjRef = ObjRef(1);
-/// Where the memory begins.
+/// Two memories, with pages of the same numbers: those of the cells with an even number, and the others.
+const OWNERS: [ObjRef; 2] = [ObjRef(1), ObjRef(2)];
+/// Where the memories begin.
 const FIRST: u64 = 1000;
 
 /// A page that somebody writes to and somebody else reads: its value stands for all its bytes.
@@ -82,9 +83,17 @@ impl Model {
         }
     }
 
-    fn cell(&self, page: u64) -> &Cell {
-        &self.cells[(page - FIRST) as usize]
+    fn cell(&self, owner: ObjRef, page: u64) -> &Cell {
+        &self.cells[number_of(owner, page)]
     }
+}
+
+fn number_of(owner: ObjRef, page: u64) -> usize {
+    2 * (page - FIRST) as usize + usize::from(owner == OWNERS[1])
+}
+
+fn page_of(number: usize) -> (ObjRef, u64) {
+    (OWNERS[number % 2], FIRST + number as u64 / 2)
 }
 
 /// A page full of a value, and never of zeros.
@@ -95,31 +104,31 @@ fn bytes_of(value: u64) -> [u8; PAGE] {
 }
 
 impl PageSource for Model {
-    fn read(&self, _: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
+    fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
         for (page, bytes) in ranges.iter().flat_map(|range| range.numbers()).zip(buf.chunks_exact_mut(PAGE)) {
-            bytes.copy_from_slice(&bytes_of(self.cell(page).value.load(Ordering::SeqCst)));
+            bytes.copy_from_slice(&bytes_of(self.cell(owner, page).value.load(Ordering::SeqCst)));
         }
         Ok(())
     }
 }
 
 impl LivePages for Model {
-    fn owner(&self) -> ObjRef {
-        OWNER
+    fn has(&self, owner: ObjRef) -> bool {
+        OWNERS.contains(&owner)
     }
 
-    fn left(&self, ranges: &[PageRange]) -> Vec<PageRange> {
+    fn left(&self, owner: ObjRef, ranges: &[PageRange]) -> Vec<PageRange> {
         let pages = ranges.iter().flat_map(|range| range.numbers());
-        let free = pages.filter(|&page| !self.cell(page).claimed.load(Ordering::SeqCst));
+        let free = pages.filter(|&page| !self.cell(owner, page).claimed.load(Ordering::SeqCst));
         free.map(|start| PageRange { start, count: 1 }).collect()
     }
 
-    fn settle(&self, ranges: &[PageRange]) -> Result<Vec<u64>> {
+    fn settle(&self, owner: ObjRef, ranges: &[PageRange]) -> Result<Vec<u64>> {
         let pages: Vec<u64> = ranges.iter().flat_map(|range| range.numbers()).collect();
-        let claim = |page: &u64| self.cell(*page).claimed.swap(true, Ordering::SeqCst);
+        let claim = |page: &u64| self.cell(owner, *page).claimed.swap(true, Ordering::SeqCst);
         let lost: Vec<u64> = pages.iter().copied().filter(claim).collect();
         for page in pages.iter().filter(|page| !lost.contains(page)) {
-            let cell = self.cell(*page);
+            let cell = self.cell(owner, *page);
             if !cell.protected.load(Ordering::SeqCst) && !cell.faulted.load(Ordering::SeqCst) {
                 return Err(Error::Void(format!("page {page}")));
             }
@@ -132,7 +141,7 @@ impl LivePages for Model {
         self.ring.lock().unwrap().len() as u64
     }
 
-    fn take(&self, buf: &mut [u8]) -> Result<Vec<u64>> {
+    fn take(&self, buf: &mut [u8]) -> Result<Vec<(ObjRef, u64)>> {
         let mut ring = self.ring.lock().unwrap();
         let count = ring.len().min(buf.len() / PAGE);
         let entries: Vec<(u64, u64)> = ring.drain(..count).collect();
@@ -141,7 +150,7 @@ impl LivePages for Model {
             bytes.copy_from_slice(&bytes_of(*value));
         }
         self.taken.fetch_add(count as u64, Ordering::SeqCst);
-        Ok(entries.into_iter().map(|(n, _)| FIRST + n).collect())
+        Ok(entries.into_iter().map(|(n, _)| page_of(n as usize)).collect())
     }
 
     fn is_complete(&self) -> Result<bool> {
@@ -155,15 +164,16 @@ impl LivePages for Model {
 
 /// Saves the pages of the model while `writers` write to it, until the dump is done, as `write` does it.
 fn save_under_fire(model: &Model, workers: usize, writers: usize, write: impl Fn(usize, u64) + Sync) -> Result<Vec<u8>> {
-    let plan =
-        [Extent { owner: OWNER, pages: PageRange { start: FIRST, count: model.cells.len() as u64 }, kind: ExtentKind::Read }];
+    let all = model.cells.len() as u64;
+    let extent = |owner, count| Extent { owner, pages: PageRange { start: FIRST, count }, kind: ExtentKind::Read };
+    let plan = [extent(OWNERS[0], all.div_ceil(2)), extent(OWNERS[1], all / 2)];
     let mut image = Vec::new();
     let mut writer = ImageWriter::new(&mut image).unwrap();
     writer.header(&Header { page_size: PAGE_SIZE as u32, ..Header::default() }).unwrap();
     writer.container(&Container::default()).unwrap();
     writer.tasks(&TaskTable::default()).unwrap();
     let section = Section { kind: "mm".to_owned(), body: Vec::new() };
-    writer.object(&Object { objref: OWNER, section }).unwrap();
+    OWNERS.iter().for_each(|&objref| writer.object(&Object { objref, section: section.clone() }).unwrap());
     let done = AtomicBool::new(false);
     let dumped = thread::scope(|scope| {
         for seed in 0..writers {
@@ -188,12 +198,12 @@ fn save_under_fire(model: &Model, workers: usize, writers: usize, write: impl Fn
 }
 
 #[derive(Default)]
-struct Pages(Mutex<BTreeMap<u64, Vec<u8>>>);
+struct Pages(Mutex<BTreeMap<usize, Vec<u8>>>);
 
 impl PageSink for Pages {
-    fn data(&self, _: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
+    fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
         for (page, bytes) in ranges.iter().flat_map(|range| range.numbers()).zip(bytes.chunks_exact(PAGE)) {
-            assert!(self.0.lock().unwrap().insert(page, bytes.to_vec()).is_none(), "page {page} comes twice");
+            assert!(self.0.lock().unwrap().insert(number_of(owner, page), bytes.to_vec()).is_none(), "page {page} comes twice");
         }
         Ok(())
     }
@@ -214,8 +224,8 @@ fn holds_the_cut(image: &[u8], pages: usize) {
     load(&mut reader, &found, &LoadOptions::default(), &|_| ()).unwrap();
     let found = found.0.into_inner().unwrap();
     assert_eq!(found.len(), pages);
-    for (page, bytes) in found {
-        assert!(bytes == bytes_of(page - FIRST), "page {page} is of another instant");
+    for (number, bytes) in found {
+        assert!(bytes == bytes_of(number as u64), "page {:?} is of another instant", page_of(number));
     }
 }
 

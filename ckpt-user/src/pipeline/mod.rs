@@ -51,26 +51,26 @@ pub trait KnownPages: Sync {
     fn is_known(&self, owner: ObjRef, page: u64, bytes: &[u8]) -> bool;
 }
 
-/// Pages of one owner that change while they are saved: somebody else saves what is about to change before it does. Several threads call it at the
-/// same time.
+/// Pages that change while they are saved: somebody else saves what is about to change before it does. Several threads call it at the same time.
 pub trait LivePages: Sync {
-    /// Whose pages.
-    fn owner(&self) -> ObjRef;
+    /// Are the pages of this owner among them?
+    fn has(&self, owner: ObjRef) -> bool;
 
     /// Those of `ranges`, in order, that nobody has saved so far, and that are worth reading.
-    fn left(&self, ranges: &[PageRange]) -> Vec<PageRange>;
+    fn left(&self, owner: ObjRef, ranges: &[PageRange]) -> Vec<PageRange>;
 
     /// The pages of `ranges` were just read, and what was read is to be the contents that are saved, unless somebody was faster: those pages are
     /// returned, in order, and what was read of them is worth nothing.
     ///
     /// Errors: [`crate::Error::Void`], a page has changed in a way that nobody could follow.
-    fn settle(&self, ranges: &[PageRange]) -> Result<Vec<u64>>;
+    fn settle(&self, owner: ObjRef, ranges: &[PageRange]) -> Result<Vec<u64>>;
 
     /// How many pages that were saved elsewhere wait to be taken.
     fn waiting(&self) -> u64;
 
-    /// Takes pages that were saved elsewhere, as many as fit: their contents come into `buf`, one after another, and their numbers are returned.
-    fn take(&self, buf: &mut [u8]) -> Result<Vec<u64>>;
+    /// Takes pages that were saved elsewhere, as many as fit: their contents come into `buf`, one after another, and their owners and numbers are
+    /// returned.
+    fn take(&self, buf: &mut [u8]) -> Result<Vec<(ObjRef, u64)>>;
 
     /// With nothing left to read: was every page settled or taken? Until then some are still on their way.
     ///

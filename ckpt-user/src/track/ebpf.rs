@@ -25,7 +25,7 @@ pub use error::EbpfError;
 pub use fault_log::{Counters, FaultLog, Happening};
 pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
 pub use live_cut::LiveCut;
-pub use preserver::{Preserver, Room};
+pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use ckpt_ebpf::preserve::{PreImage, Tally, Window, first_ending_after, place};
 use rangemap::RangeSet;
 
+use super::error::EbpfError;
 use super::preserver::{ENTRY_BYTES, Preserver};
-use super::windows::Layout;
+use super::windows::{self, Layout};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
 use crate::pipeline::LivePages;
@@ -22,10 +23,9 @@ use crate::sys::pagemap::PageMap;
 /// See the module. Dropping it ends the saving of pages before they change.
 pub struct LiveCut<'a> {
     preserver: &'a mut Preserver,
-    mm: u64,
-    owner: ObjRef,
-    layout: Layout,
-    page_map: PageMap,
+    parts: Vec<Part>,
+    /// Of the parts, so many were given to the programs.
+    given: usize,
     /// Pages to copy.
     pages: u64,
     /// Of these, those that readers have claimed, and found to be true.
@@ -36,6 +36,18 @@ pub struct LiveCut<'a> {
     before: Tallies,
     /// Since when nothing is left to read and the ring is empty, though pages are missing.
     waiting_since: Mutex<Option<Instant>>,
+}
+
+/// One memory.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The kernel's address of it.
+    pub(super) mm: u64,
+    pub(super) owner: ObjRef,
+    pub(super) layout: Layout,
+    pub(super) page_map: PageMap,
+    /// To copy.
+    pub(super) pages: Vec<PageRange>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +62,8 @@ struct Tallies {
 const LATEST: Duration = Duration::from_secs(5);
 
 impl<'a> LiveCut<'a> {
-    pub(super) fn new(
-        preserver: &'a mut Preserver,
-        mm: u64,
-        owner: ObjRef,
-        layout: Layout,
-        page_map: PageMap,
-        pages: u64,
-    ) -> LiveCut<'a> {
+    pub(super) fn new(preserver: &'a mut Preserver, parts: Vec<Part>) -> LiveCut<'a> {
+        let pages = parts.iter().map(|part| windows::count(&part.pages)).sum();
         let tally = |tally| preserver.tally(tally);
         let before = Tallies {
             saved: tally(Tally::Saved),
@@ -66,7 +72,23 @@ impl<'a> LiveCut<'a> {
             nanoseconds: tally(Tally::Nanoseconds),
         };
         let (settled, taken, waiting_since) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::default());
-        LiveCut { preserver, mm, owner, layout, page_map, pages, settled, taken, before, waiting_since }
+        LiveCut { preserver, parts, given: 0, pages, settled, taken, before, waiting_since }
+    }
+
+    /// Gives all parts to the programs.
+    pub(super) fn publish(&mut self) -> Result<(), EbpfError> {
+        let mut first = 0;
+        for part in &self.parts {
+            self.preserver.give(part, first)?;
+            self.given += 1;
+            first += part.layout.windows.len();
+        }
+        self.preserver.set_count(self.parts.len() as u32)
+    }
+
+    fn part(&self, owner: ObjRef) -> Result<&Part> {
+        let part = self.parts.iter().find(|part| part.owner == owner);
+        part.ok_or_else(|| Error::Unexpected(format!("object {owner} is not copied while it changes")))
     }
 
     /// How full the ring is: 1 is full.
@@ -84,35 +106,24 @@ impl<'a> LiveCut<'a> {
         Duration::from_nanos(self.preserver.tally(Tally::Nanoseconds) - self.before.nanoseconds)
     }
 
-    fn window_of(&self, page: u64) -> Option<Window> {
-        let get = |n: u32| self.layout.windows.get(n as usize).copied();
-        first_ending_after(self.layout.windows.len() as u32, page, get).map(|(_, window)| window)
-    }
-
-    fn has_bit(&self, bits: &[AtomicU64], page: u64) -> bool {
-        let Some(bit) = self.window_of(page).and_then(|window| window.bit(page)) else { return false };
-        let (word, mask) = place(bit);
-        bits[word as usize].load(Ordering::SeqCst) & mask != 0
-    }
-
     /// Claims the pages, and returns those that others had claimed before.
-    fn claim(&self, ranges: &[PageRange]) -> Vec<u64> {
+    fn claim(&self, part: &Part, ranges: &[PageRange]) -> Vec<u64> {
         let mut lost = Vec::new();
         let claimed = self.preserver.claimed();
-        self.layout.for_each_mask(ranges, |word, mask| {
+        part.layout.for_each_mask(ranges, |word, mask| {
             let others = claimed[word as usize].fetch_or(mask, Ordering::SeqCst) & mask;
             if others != 0 {
-                lost.extend(self.layout.pages_of(word, others));
+                lost.extend(part.layout.pages_of(word, others));
             }
         });
         lost
     }
 
     /// The pages of `ranges` that are there, and that nobody has written to since they were protected.
-    fn clean(&self, ranges: &[PageRange]) -> Result<RangeSet<u64>> {
+    fn clean(&self, part: &Part, ranges: &[PageRange]) -> Result<RangeSet<u64>> {
         let mut clean = RangeSet::new();
         for span in spans(ranges) {
-            let found = self.page_map.find_protected(span, |pages| clean.insert(pages.numbers()));
+            let found = part.page_map.find_protected(span, |pages| clean.insert(pages.numbers()));
             // The address space is gone: another program runs, or none.
             found.map_err(|error| self.void(error.to_string()))?;
         }
@@ -125,6 +136,19 @@ impl<'a> LiveCut<'a> {
             return Error::Void(format!("{full} pages were written that the ring buffer of eBPF had no room for"));
         }
         Error::Void(why.into())
+    }
+}
+
+impl Part {
+    fn window_of(&self, page: u64) -> Option<Window> {
+        let get = |n: u32| self.layout.windows.get(n as usize).copied();
+        first_ending_after(self.layout.windows.len() as u32, page, get).map(|(_, window)| window)
+    }
+
+    fn has_bit(&self, bits: &[AtomicU64], page: u64) -> bool {
+        let Some(bit) = self.window_of(page).and_then(|window| window.bit(page)) else { return false };
+        let (word, mask) = place(bit);
+        bits[word as usize].load(Ordering::SeqCst) & mask != 0
     }
 }
 
@@ -142,17 +166,18 @@ fn spans(ranges: &[PageRange]) -> Vec<PageRange> {
 }
 
 impl LivePages for LiveCut<'_> {
-    fn owner(&self) -> ObjRef {
-        self.owner
+    fn has(&self, owner: ObjRef) -> bool {
+        self.parts.iter().any(|part| part.owner == owner)
     }
 
-    fn left(&self, ranges: &[PageRange]) -> Vec<PageRange> {
+    fn left(&self, owner: ObjRef, ranges: &[PageRange]) -> Vec<PageRange> {
+        let Ok(Part { layout, .. }) = self.part(owner) else { return ranges.to_vec() };
         let mut left: Vec<PageRange> = Vec::with_capacity(ranges.len());
         let claimed = self.preserver.claimed();
         for range in ranges {
-            self.layout.for_each_mask(&[*range], |word, mask| {
+            layout.for_each_mask(&[*range], |word, mask| {
                 let free = !claimed[word as usize].load(Ordering::Relaxed) & mask;
-                for page in self.layout.pages_of(word, free) {
+                for page in layout.pages_of(word, free) {
                     match left.last_mut() {
                         Some(last) if last.end() == page && page > range.start => last.count += 1,
                         _ => left.push(PageRange { start: page, count: 1 }),
@@ -163,12 +188,13 @@ impl LivePages for LiveCut<'_> {
         left
     }
 
-    fn settle(&self, ranges: &[PageRange]) -> Result<Vec<u64>> {
-        let lost = self.claim(ranges);
-        let clean = self.clean(ranges)?;
+    fn settle(&self, owner: ObjRef, ranges: &[PageRange]) -> Result<Vec<u64>> {
+        let part = self.part(owner)?;
+        let lost = self.claim(part, ranges);
+        let clean = self.clean(part, ranges)?;
         let dirty = ranges.iter().flat_map(|range| clean.gaps(&range.numbers()).collect::<Vec<_>>()).flatten();
         for page in dirty {
-            if lost.binary_search(&page).is_err() && !self.has_bit(self.preserver.faulted(), page) {
+            if lost.binary_search(&page).is_err() && !part.has_bit(self.preserver.faulted(), page) {
                 let why = format!(
                     "the page at {:#x} was written, or taken away, past the page fault: by direct I/O or another process, say",
                     page * PAGE_SIZE
@@ -186,7 +212,7 @@ impl LivePages for LiveCut<'_> {
         saved.saturating_sub(self.taken.load(Ordering::SeqCst))
     }
 
-    fn take(&self, buf: &mut [u8]) -> Result<Vec<u64>> {
+    fn take(&self, buf: &mut [u8]) -> Result<Vec<(ObjRef, u64)>> {
         let mut pages = Vec::new();
         let mut ring = self.preserver.ring().lock().unwrap_or_else(PoisonError::into_inner);
         for place in buf.chunks_exact_mut(PAGE_SIZE as usize) {
@@ -197,7 +223,7 @@ impl LivePages for LiveCut<'_> {
                     .map_err(|_| Error::Unexpected("an entry of the ring buffer of eBPF has a wrong size".to_owned()))?;
                 if entry.cut == self.preserver.cut() {
                     place.copy_from_slice(&entry.bytes);
-                    break Some(entry.page);
+                    break Some((ObjRef(entry.owner), entry.page));
                 }
             };
             let Some(page) = entry else { break };
@@ -230,8 +256,9 @@ impl LivePages for LiveCut<'_> {
 
 impl Drop for LiveCut<'_> {
     fn drop(&mut self) {
-        let mm = self.mm;
-        if let Err(error) = self.preserver.withdraw(mm) {
+        let withdrawn = self.preserver.set_count(0);
+        let taken = self.parts[..self.given].iter().map(|part| self.preserver.take_back(part.mm));
+        for error in taken.chain([withdrawn]).filter_map(Result::err) {
             tracing::warn!("{error}");
         }
         // A cut that was given up leaves pages there, which would take the room of the next one's.
@@ -242,6 +269,6 @@ impl Drop for LiveCut<'_> {
 
 impl fmt::Debug for LiveCut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LiveCut").field("owner", &self.owner).field("pages", &self.pages).finish_non_exhaustive()
+        f.debug_struct("LiveCut").field("memories", &self.parts.len()).field("pages", &self.pages).finish_non_exhaustive()
     }
 }

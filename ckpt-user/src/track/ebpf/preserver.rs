@@ -16,8 +16,8 @@ use ckpt_ebpf::preserve::{self, Memory, PageTables, PreImage, Tally, WINDOWS_MAX
 
 use super::fault_log::FaultLog;
 use super::inspector::MemoryState;
-use super::live_cut::LiveCut;
-use super::windows::{self, Layout};
+use super::live_cut::{LiveCut, Part};
+use super::windows::Layout;
 use super::writes::WriteWatch;
 use super::{EbpfError, Result, attach, load, map};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
@@ -66,6 +66,19 @@ pub struct Preserver {
     ring: Mutex<RingBuf<MapData>>,
     writes: WriteWatch,
     cuts: u32,
+}
+
+/// Pages of a memory that are to be saved before they change.
+#[derive(Debug)]
+pub struct ToPreserve {
+    /// A process that has it.
+    pub pid: Pid,
+    /// Which memory that is now.
+    pub memory: MemoryState,
+    /// As the image calls it.
+    pub owner: ObjRef,
+    /// In order.
+    pub pages: Vec<PageRange>,
 }
 
 /// As plain numbers, which is what aya takes.
@@ -123,44 +136,60 @@ impl Preserver {
         &mut self.writes
     }
 
-    /// Gives the programs the pages `set`, in order, of the process, whose memory is `memory`, and `owner` in the image: every one must be there, and
-    /// protected by userfaultfd. To be called with every thread of the process stopped; from its return on they may run.
+    /// Gives the programs the pages of these memories: every one must be there, and protected by userfaultfd. To be called with every thread of their
+    /// processes stopped; from its return on they may run.
     ///
     /// Errors: more pages, or more scattered ones, than there is room for; nothing is published then.
-    pub fn publish(&mut self, pid: Pid, memory: MemoryState, owner: ObjRef, set: &[PageRange]) -> Result<LiveCut<'_>> {
-        let doing = || format!("cannot have the pages of pid {pid} saved before they change");
-        let layout = Layout::of(set);
-        if layout.bits > self.room.pages || layout.windows.len() > WINDOWS_MAX as usize {
-            let (windows, bits) = (layout.windows.len(), layout.bits);
-            let reason = format!("{bits} pages in {windows} stretches are more than there is room for");
-            return Err(EbpfError::unexpected(doing(), reason));
+    pub fn publish(&mut self, memories: Vec<ToPreserve>) -> Result<LiveCut<'_>> {
+        let (mut parts, mut bits, mut windows) = (Vec::new(), 0u64, 0);
+        for ToPreserve { pid, memory, owner, pages } in memories {
+            let doing = || format!("cannot have the pages of pid {pid} saved before they change");
+            let layout = Layout::of(&pages, bits.next_multiple_of(64));
+            (bits, windows) = (layout.end(), windows + layout.windows.len());
+            if bits > self.room.pages || windows > WINDOWS_MAX as usize {
+                let reason = format!("{bits} pages in {windows} stretches are more than there is room for");
+                return Err(EbpfError::unexpected(doing(), reason));
+            }
+            let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
+            parts.push(Part { mm: memory.mm, owner, layout, page_map, pages });
         }
-        let mm = memory.mm;
-        let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
-        for (window, words) in layout.windows.iter().zip(self.windows.words().chunks_exact(WINDOW_WORDS)) {
+        let bitmap = bits.div_ceil(64) as usize;
+        store_all(&self.faulted.words()[..bitmap], 0);
+        store_all(&self.claimed.words()[..bitmap], !0);
+        self.cuts = self.cuts.wrapping_add(1);
+        // From here on, dropping it takes back what was published.
+        let mut cut = LiveCut::new(self, parts);
+        cut.publish()?;
+        Ok(cut)
+    }
+
+    /// Gives the programs one memory, whose windows stand from `first` on.
+    pub(super) fn give(&mut self, part: &Part, first: usize) -> Result<()> {
+        let words = &self.windows.words()[first * WINDOW_WORDS..];
+        for (window, words) in part.layout.windows.iter().zip(words.chunks_exact(WINDOW_WORDS)) {
             let values: [u64; WINDOW_WORDS] = bytemuck::cast(*window);
             words.iter().zip(values).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         }
-        let bitmap = layout.bits.div_ceil(64) as usize;
-        store_all(&self.faulted.words()[..bitmap], 0);
-        store_all(&self.claimed.words()[..bitmap], !0);
-        layout.for_each_mask(set, |word, mask| {
+        part.layout.for_each_mask(&part.pages, |word, mask| {
             self.claimed.words()[word as usize].fetch_and(!mask, Ordering::Relaxed);
         });
-        self.cuts = self.cuts.wrapping_add(1);
-        let memory = Memory { first: 0, count: layout.windows.len() as u32, owner: owner.0, cut: self.cuts };
+        let count = part.layout.windows.len() as u32;
+        let memory = Memory { first: first as u32, count, owner: part.owner.0, cut: self.cuts };
         // The map update orders all of the above before it.
-        self.memories.insert(mm, bytemuck::cast::<Memory, MemoryBytes>(memory), 0).map_err(|e| EbpfError::new(doing(), e))?;
-        let on = PageTables { memories: 1, ..self.tables };
-        self.page_tables.set(0, bytemuck::cast::<PageTables, PageTablesWords>(on), 0).map_err(|e| EbpfError::new(doing(), e))?;
-        Ok(LiveCut::new(self, mm, owner, layout, page_map, windows::count(set)))
+        let doing = "cannot have pages saved before they change";
+        self.memories.insert(part.mm, bytemuck::cast::<Memory, MemoryBytes>(memory), 0).map_err(|e| EbpfError::new(doing, e))
     }
 
-    /// Takes back what was published.
-    pub(super) fn withdraw(&mut self, mm: u64) -> Result<()> {
+    /// So many memories are given to the programs now.
+    pub(super) fn set_count(&mut self, memories: u32) -> Result<()> {
+        let tables = PageTables { memories, ..self.tables };
+        let doing = "cannot have pages saved before they change";
+        self.page_tables.set(0, bytemuck::cast::<PageTables, PageTablesWords>(tables), 0).map_err(|e| EbpfError::new(doing, e))
+    }
+
+    /// Takes one memory back.
+    pub(super) fn take_back(&mut self, mm: u64) -> Result<()> {
         let doing = "cannot end the saving of pages before they change";
-        let off = bytemuck::cast::<PageTables, PageTablesWords>(self.tables);
-        self.page_tables.set(0, off, 0).map_err(|e| EbpfError::new(doing, e))?;
         self.memories.remove(&mm).map_err(|e| EbpfError::new(doing, e))
     }
 

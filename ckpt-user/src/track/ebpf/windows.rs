@@ -11,8 +11,8 @@ const GAP: u64 = 512;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) windows: Vec<Window>,
-    /// Bits of all windows together.
-    pub(super) bits: u64,
+    /// The first bit.
+    first: u64,
 }
 
 /// How many pages are in `set`.
@@ -21,9 +21,9 @@ pub(super) fn count(set: &[PageRange]) -> u64 {
 }
 
 impl Layout {
-    /// For the pages of `set`, which is in order.
-    pub(super) fn of(set: &[PageRange]) -> Layout {
-        let mut layout = Layout::default();
+    /// For the pages of `set`, which is in order. The bits begin at `first`, which begins a word.
+    pub(super) fn of(set: &[PageRange], first: u64) -> Layout {
+        let mut layout = Layout { first, ..Layout::default() };
         for pages in set.iter().filter(|pages| pages.count > 0) {
             match layout.windows.last_mut() {
                 Some(last) if pages.start - last.end <= GAP => last.end = pages.end(),
@@ -33,13 +33,12 @@ impl Layout {
                 }
             }
         }
-        layout.bits = layout.end();
         layout
     }
 
     /// One past the last bit.
-    fn end(&self) -> u64 {
-        self.windows.last().map_or(0, |last| last.first_bit + (last.end - last.start))
+    pub(super) fn end(&self) -> u64 {
+        self.windows.last().map_or(self.first, |last| last.first_bit + (last.end - last.start))
     }
 
     /// Calls `each` with the index of a word and the bits in it that stand for pages of `ranges`, which are in order and within windows.
@@ -97,9 +96,9 @@ mod tests {
     proptest! {
         #[test]
         fn every_page_has_a_bit_of_its_own(set in ranges(700)) {
-            let layout = Layout::of(&set);
+            let layout = Layout::of(&set, 128);
             prop_assert!(layout.windows.windows(2).all(|w| w[0].end <= w[1].start));
-            prop_assert!(layout.windows.iter().all(|w| w.first_bit % 64 == 0 && w.first_bit + (w.end - w.start) <= layout.bits));
+            prop_assert!(layout.windows.iter().all(|w| w.first_bit % 64 == 0 && w.first_bit + (w.end - w.start) <= layout.end()));
             let mut bits = BTreeSet::new();
             let mut pages = Vec::new();
             layout.for_each_mask(&set, |word, mask| {
@@ -111,16 +110,16 @@ mod tests {
                 }
             });
             prop_assert_eq!(pages, set.iter().flat_map(|r| r.numbers()).collect::<Vec<_>>());
-            prop_assert!(bits.iter().all(|&bit| bit < layout.bits));
+            prop_assert!(bits.iter().all(|&bit| (128..layout.end()).contains(&bit)));
         }
     }
 
     #[test]
     fn scattered_pages_share_windows_and_far_ones_do_not() {
         let set = [PageRange { start: 10, count: 1 }, PageRange { start: 400, count: 5 }, PageRange { start: 5000, count: 64 }];
-        let layout = Layout::of(&set);
+        let layout = Layout::of(&set, 0);
         let bounds: Vec<_> = layout.windows.iter().map(|w| (w.start, w.end, w.first_bit)).collect();
         assert_eq!(bounds, [(10, 405, 0), (5000, 5064, 448)]);
-        assert_eq!(layout.bits, 512);
+        assert_eq!(layout.end(), 512);
     }
 }
