@@ -12,7 +12,7 @@ pub fn missing(program: &str, tracker: &str) -> Option<String> {
     let folder = tempdir().expect("cannot make a folder");
     let job = laps::start(folder.path(), program, "16 slow");
     let outcome = ckpt::try_checkpoint(job.pid(), &folder.path().join("probe"), &["--tracker", tracker]);
-    (!outcome.status.success()).then_some(outcome.stderr)
+    (!outcome.status.success()).then(|| outcome.stderr.trim_end().to_owned())
 }
 
 /// Which trackers the checkpoints name.

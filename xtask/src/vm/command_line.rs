@@ -7,6 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::command::{self, cargo};
 
+/// The tests of soft-dirty bits.
+const TESTS: &str = "soft_dirty";
+
 /// Words, and which of them are files of this machine that the other must have.
 #[derive(Debug)]
 pub struct CommandLine {
@@ -52,7 +55,7 @@ impl fmt::Display for CommandLine {
 /// All tests of soft-dirty bits, built now: one at a time, as the machine is slow.
 pub fn of_all_tests() -> Result<Vec<String>> {
     let mut build = cargo();
-    build.args(["test", "--release", "--package", "ckpt-tests", "--test", "soft_dirty", "--no-run", "--message-format", "json"]);
+    build.args(["test", "--release", "--package", "ckpt-tests", "--test", TESTS, "--no-run", "--message-format", "json"]);
     let line = command::line(&build);
     let output = build.stderr(std::process::Stdio::inherit()).output().with_context(|| format!("cannot run `{line}`"))?;
     ensure!(output.status.success(), "`{line}` failed ({})", output.status);
@@ -60,11 +63,11 @@ pub fn of_all_tests() -> Result<Vec<String>> {
     Ok([&program, "--test-threads", "1"].map(str::to_owned).to_vec())
 }
 
-/// The last program that cargo says it has built: `"executable":"/path"`.
+/// The program of the tests among those that cargo says it has built: `"executable":"/path/deps/soft_dirty-0123456789abcdef"`.
 fn executable(messages: &str) -> Option<String> {
-    let found = messages.rmatch_indices(r#""executable":""#).next()?;
-    let path = &messages[found.0 + found.1.len()..];
-    path.split_once('"').map(|(path, _)| path.to_owned())
+    let paths = messages.split(r#""executable":""#).skip(1).filter_map(|rest| rest.split_once('"'));
+    let of_tests = |path: &&str| path.rsplit_once('/').is_some_and(|(_, name)| name.starts_with(&format!("{TESTS}-")));
+    paths.map(|(path, _)| path).find(of_tests).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -84,8 +87,8 @@ mod tests {
 
     #[test]
     fn the_program_is_found_in_what_cargo_says() {
-        let said = "{\"executable\":null,\"name\":\"a\"}\n{\"executable\":\"/t/lapper\"}\n{\"executable\":\"/t/deps/soft_dirty-1f\",\"fresh\":true}\n{\"reason\":\"build-finished\"}\n";
+        let said = "{\"executable\":null,\"name\":\"a\"}\n{\"executable\":\"/t/lapper\"}\n{\"executable\":\"/t/deps/soft_dirty-1f\",\"fresh\":true}\n{\"executable\":\"/t/lapper\"}\n{\"reason\":\"build-finished\"}\n";
         assert_eq!(executable(said).as_deref(), Some("/t/deps/soft_dirty-1f"));
-        assert_eq!(executable("{\"executable\":null}"), None);
+        assert_eq!(executable("{\"executable\":null}\n{\"executable\":\"/t/lapper\"}"), None);
     }
 }
