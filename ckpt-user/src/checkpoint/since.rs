@@ -24,7 +24,7 @@ pub enum Since {
     /// It is not: every image is whole.
     Nothing,
     /// Watched from the first image on.
-    Tracked(Tracking),
+    Tracked(Box<Tracking>),
     /// By the hashes of that image's pages.
     Hashed(ParentRef, PageHashes),
 }
@@ -83,19 +83,19 @@ impl Since {
 
     /// Does it find changes in the page tables, so that it is worth it to copy pages before the freeze?
     pub fn sees(&self) -> bool {
-        matches!(self, Since::Tracked(Tracking { method: Method::Scan, .. }))
+        matches!(self, Since::Tracked(tracking) if tracking.method == Method::Scan)
     }
 
     /// Must a tracker begin?
     pub fn begins(&self) -> bool {
-        matches!(self, Since::Tracked(Tracking { tracker: None, .. }))
+        matches!(self, Since::Tracked(tracking) if tracking.tracker.is_none())
     }
 
     /// What is known of the memory so far is of no use any more: the next image is a whole one.
     pub fn forget(&mut self) {
         match self {
             Since::Nothing => {}
-            Since::Tracked(tracking) => *tracking = Tracking::new(tracking.method),
+            Since::Tracked(tracking) => **tracking = Tracking::new(tracking.method),
             Since::Hashed(..) => *self = Since::Nothing,
         }
     }
@@ -108,8 +108,8 @@ impl Since {
     /// After a cut: [`DirtyTracker::protected`].
     pub fn protected(&self) -> &[PageRange] {
         match self {
-            Since::Tracked(Tracking { tracker: Some(tracker), .. }) => tracker.protected(),
-            _ => &[],
+            Since::Tracked(tracking) => tracking.tracker.as_ref().map_or(&[], |tracker| tracker.protected()),
+            Since::Nothing | Since::Hashed(..) => &[],
         }
     }
 
