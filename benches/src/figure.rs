@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum Unit {
     /// Milliseconds.
     Ms,
+    /// Nanoseconds.
+    Ns,
     /// Mebibytes.
     MiB,
     /// Steps of a job in a second.
@@ -22,6 +24,7 @@ impl Unit {
     pub fn name(self) -> &'static str {
         match self {
             Unit::Ms => "ms",
+            Unit::Ns => "ns",
             Unit::MiB => "MiB",
             Unit::Steps => "steps/s",
         }
@@ -66,6 +69,11 @@ impl Figures {
     /// A sample of a time.
     pub fn time(&mut self, name: &'static str, time: Duration) {
         self.add(name, Unit::Ms, time.as_secs_f64() * 1e3);
+    }
+
+    /// A sample of a very short time.
+    pub fn moment(&mut self, name: &'static str, time: Duration) {
+        self.add(name, Unit::Ns, time.as_nanos() as f64);
     }
 
     /// A sample of a size.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{PipeWriter, Write, pipe};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ckpt_tests::job::{Job, adopt_orphans};
@@ -49,6 +50,13 @@ impl Writer {
     /// Has it write to so many pages.
     pub fn touch(&mut self, pages: u64) -> Result<()> {
         self.tell(&format!("touch {pages}"), "touched").map(drop)
+    }
+
+    /// Has it write to so many new pages: how long one takes.
+    pub fn fault(&mut self, pages: u64) -> Result<Duration> {
+        let answer = self.tell(&format!("fault {pages}"), "faulted")?;
+        let nanoseconds = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
+        Ok(Duration::from_nanos(nanoseconds.with_context(|| format!("`writer` said '{answer}'"))?))
     }
 
     /// Has it work.

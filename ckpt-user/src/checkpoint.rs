@@ -183,7 +183,7 @@ impl Target {
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
     pub fn tracked(pid: Pid, tracker: Tracker, options: Options) -> Target {
-        Target { since: Since::Tracked(since::Tracking::new(tracker.method)), ..Target::new(pid, tracker, options) }
+        Target { since: Since::Tracked(Box::new(since::Tracking::new(tracker.method))), ..Target::new(pid, tracker, options) }
     }
 
     /// The process `pid`, whose images are increments of `parent`, the pages of which have these hashes.

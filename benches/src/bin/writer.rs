@@ -3,6 +3,7 @@
 //! It fills its memory with noise and says "ready". Then it obeys its standard input, line by line:
 //!
 //! - `touch N`: writes to N pages, scattered over all of the memory, each once; says "touched".
+//! - `fault N`: writes to N pages that it has never had, and gives them back; says "faulted NANOSECONDS", the time for one.
 //! - `work SECONDS NANOSECONDS`: for so long, writes to a page drawn at random and computes for so long after each; says "worked STEPS GAP", with
 //!   how often it did and the longest time between two steps, in microseconds.
 
@@ -52,6 +53,7 @@ fn run(bytes: usize) -> io::Result<()> {
                 }
                 say("touched")?;
             }
+            "fault" => say(&format!("faulted {}", fault(number(1).max(1) as usize)?))?,
             "work" => {
                 let (steps, gap) = work(&mut memory, Duration::from_secs(number(1)), Duration::from_nanos(number(2)));
                 say(&format!("worked {steps} {}", gap.as_micros()))?;
@@ -60,6 +62,18 @@ fn run(bytes: usize) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nanoseconds for the first write to a page.
+fn fault(pages: usize) -> io::Result<u128> {
+    // One fault must be one page.
+    nix::sys::prctl::set_thp_disable(true)?;
+    let mut fresh = vec![0u8; pages * PAGE];
+    let began = Instant::now();
+    fresh.iter_mut().step_by(PAGE).for_each(|byte| *black_box(byte) = 1);
+    let time = began.elapsed();
+    black_box(&fresh);
+    Ok(time.as_nanos() / pages as u128)
 }
 
 fn work(memory: &mut [u8], time: Duration, each: Duration) -> (u64, Duration) {

@@ -65,7 +65,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
 fn measure(bench: &Bench, folder: &Path, part: &Part, n: usize, tracker: &str, figures: &mut Figures) -> Result<()> {
     let mut writer = Writer::start(&bench.programs, folder, MEBIBYTES)?;
     let dir = folder.join("images");
-    let watch = Watch::start(writer.job(), &dir, "1500ms", &["--codec", "raw", "--tracker", tracker, "--keep", "1"]);
+    let watch = Watch::start(writer.job(), &dir, "4s", &["--codec", "raw", "--tracker", tracker, "--keep", "1"]);
     let mut seen = watch.wait_for(1).len();
     for _ in 0..bench.runs {
         writer.touch(part.pages)?;

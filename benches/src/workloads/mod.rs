@@ -1,5 +1,6 @@
 //! What is measured: one file per workload, and one line in [`ALL`].
 
+mod faults;
 mod four_gib;
 mod growth;
 mod increments;
@@ -14,8 +15,15 @@ use crate::figure::{Figure, Ratio};
 use crate::programs::Programs;
 
 /// All workloads, in the order of the report.
-pub const ALL: &[Workload] =
-    &[one_gib::WORKLOAD, four_gib::WORKLOAD, small::WORKLOAD, increments::WORKLOAD, growth::WORKLOAD, slowdown::WORKLOAD];
+pub const ALL: &[Workload] = &[
+    one_gib::WORKLOAD,
+    four_gib::WORKLOAD,
+    small::WORKLOAD,
+    increments::WORKLOAD,
+    growth::WORKLOAD,
+    slowdown::WORKLOAD,
+    faults::WORKLOAD,
+];
 
 /// Something that is measured.
 #[derive(Debug)]

@@ -227,6 +227,9 @@ fn writes_are_told_from_cut_to_cut() {
     assert!(rate > 4096 * PAGE_SIZE / (began.elapsed().as_secs() + 1), "{rate}");
 }
 
+/// Which process, and what.
+type Seen = [(u32, Happening)];
+
 /// What happens to the processes of a shell: it is watched before it makes them.
 #[test]
 fn forks_execs_and_ends_are_noticed() {
@@ -245,7 +248,7 @@ fn forks_execs_and_ends_are_noticed() {
     let mut input = shell.stdin.take().unwrap();
     input.write_all(b"go\n").unwrap();
     let mut seen = Vec::new();
-    let mut wait_for = |log: &mut FaultLog, wanted: &dyn Fn(&[(u32, Happening)]) -> bool| {
+    let mut wait_for = |log: &mut FaultLog, wanted: &dyn Fn(&Seen) -> bool| {
         // Nothing announces an entry.
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !wanted(&seen) {
@@ -260,14 +263,14 @@ fn forks_execs_and_ends_are_noticed() {
         }
         seen.clone()
     };
-    let forks = |seen: &[(u32, Happening)]| -> Vec<u32> {
+    let forks = |seen: &Seen| -> Vec<u32> {
         seen.iter()
             .filter_map(|(of, what)| if let (true, Happening::Fork(new)) = (*of == tgid, what) { Some(*new) } else { None })
             .collect()
     };
     let seen = wait_for(log, &|seen| forks(seen).len() == 2);
     let [first, second] = forks(&seen)[..] else { panic!("{seen:?}") };
-    let of = |seen: &[(u32, Happening)], one| seen.iter().filter(|(of, _)| *of == one).map(|(_, what)| *what).collect::<Vec<_>>();
+    let of = |seen: &Seen, one| seen.iter().filter(|(of, _)| *of == one).map(|(_, what)| *what).collect::<Vec<_>>();
     assert_eq!(of(&seen, first), [Happening::Exec, Happening::Exit], "the first child: {seen:?}");
     // The second child waits: it is watched, and has faults of its own.
     assert_eq!(log.info(first).unwrap(), None);
