@@ -25,7 +25,7 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::vma::VmaRecord;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, controlling, machine, sysv, sysv_shm, task_registry};
+use crate::resources::{Restorer, controlling, machine, mqueue, sysv, sysv_shm, task_registry};
 use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace, signal};
 use crate::tracee::batch::Batch;
@@ -155,6 +155,7 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     give_state(&mut cx, &mut process, &mut injector, &plan)?;
     set_going(&mut process, &mut injector, &plan, workspace)?;
     sysv::settle(&mut cx)?;
+    mqueue::settle(&mut cx)?;
     let frozen = options.frozen || plan.entry.stopped_by.is_some();
     let report = Report {
         pid: plan.entry.pid,
