@@ -26,7 +26,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, machine, sysv, sysv_shm, task_registry};
+use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry};
 use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
@@ -159,6 +159,7 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
         }
     }
     sysv::settle(&mut cx)?;
+    mqueue::settle(&mut cx)?;
     let frozen = plan.tasks.iter().filter(|task| options.frozen || is_stopped_root(task, &family));
     let frozen = frozen.map(|task| task.entry.pid).collect();
     let report = Report {

@@ -45,6 +45,7 @@ pub mod membarrier;
 pub mod memory;
 pub mod mempolicy;
 pub mod mm;
+pub mod mqueue;
 pub mod multicast;
 pub mod named_file;
 pub mod netlink;

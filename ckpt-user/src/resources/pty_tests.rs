@@ -289,6 +289,22 @@ fn the_master_is_outside() {
     holder.wait().unwrap();
 }
 
+/// The same where it was left open in the job.
+#[test]
+fn the_master_is_outside_as_well() {
+    let old = pair();
+    let theirs = old.master.try_clone().unwrap();
+    let mut holder = std::process::Command::new("sleep").arg("1000").stdin(theirs).spawn().unwrap();
+    let cut = collect(&both(&old)).unwrap();
+    for n in 0..2 {
+        assert!(matches!(cut.record(n), PtyRecord::Outside(_)));
+    }
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let cut = collect(&both(&old)).unwrap();
+    assert!(matches!(cut.record(0), PtyRecord::Master(_)));
+}
+
 #[test]
 fn the_slave_is_open_outside_alone() {
     let old = pair();

@@ -2,8 +2,8 @@
 
 use super::file::FileKindEntry;
 use super::{
-    content, device, directory, epoll, eventfd, external, fifo, inotify, netlink, pidfd, pipe, pty, regular, signalfd, socket,
-    tcp, timerfd, udp, unix, view,
+    content, device, directory, epoll, eventfd, external, fifo, inotify, mqueue, netlink, pidfd, pipe, pty, regular, signalfd,
+    socket, tcp, timerfd, udp, unix, view,
 };
 
 /// See the module. A descriptor that no kind claims is refused by name.
@@ -11,6 +11,7 @@ pub const FILE_KINDS: &[FileKindEntry] = &[
     FileKindEntry::of::<pty::Pty>(),
     FileKindEntry::of::<external::External>(),
     FileKindEntry::of::<device::Device>(),
+    FileKindEntry::of::<mqueue::Mqueue>(),
     FileKindEntry::of::<content::Memfd>(),
     FileKindEntry::of::<content::Deleted>(),
     FileKindEntry::of::<view::View>(),

@@ -61,7 +61,12 @@ pub fn collect(cx: &mut Collector<'_>) -> Result<()> {
     }
     for set in &sets {
         let undo = undo.remove(&set.id).unwrap_or_default();
-        if undo.is_empty() && !is_used(cx, set).doing(doing)? {
+        let used = match is_used(cx, set) {
+            // Somebody has removed it meanwhile.
+            Err(error) if sysv::is_removed(&error) => continue,
+            used => used.doing(doing)?,
+        };
+        if undo.is_empty() && !used {
             continue;
         }
         if let Some(error) = &unknown {

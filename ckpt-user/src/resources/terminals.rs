@@ -64,7 +64,7 @@ impl Terminals {
         cx.fact(Terminals::find)
     }
 
-    /// Who holds the master.
+    /// Who holds the master, if nobody outside of the cut does.
     pub fn master(&self, id: PtyId) -> Option<&Holder> {
         self.masters.get(&id)
     }
@@ -90,7 +90,28 @@ impl Terminals {
                 }
             }
         }
+        if !found.masters.is_empty() {
+            found.forget_masters_of_others(pids).doing(|| "cannot list the processes")?;
+        }
         Ok(found)
+    }
+
+    /// A terminal emulator may have left the master of its terminal open in its job: it is the emulator's all the same.
+    fn forget_masters_of_others(&mut self, pids: &[Pid]) -> io::Result<()> {
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else { continue };
+            if pids.contains(&pid) || pid.0 == std::process::id() as i32 {
+                continue;
+            }
+            // Of what has ended, and of what we may not look at, nothing can be said.
+            for fd in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                if let Some(id) = master_at(pid, &fd.file_name().to_string_lossy()) {
+                    self.masters.remove(&id);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn look(&mut self, pid: Pid, fd: RawFd) -> io::Result<()> {
@@ -127,6 +148,15 @@ pub fn prepare(pid: Pid) {
     {
         tracing::info!("what waits in pseudoterminals cannot be looked at: {error}");
     }
+}
+
+/// Which master the descriptor is, if it is one and still open.
+fn master_at(pid: Pid, fd: &str) -> Option<PtyId> {
+    let link = format!("/proc/{pid}/fd/{fd}");
+    let path = fs::read_link(&link).ok().filter(|path| path.ends_with("ptmx"))?;
+    let seen = stat(link.as_str()).ok().filter(|seen| Part::of(seen) == Some(Part::Master))?;
+    let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
+    Some((file_system_of(&path, seen.st_dev).ok()?, info.get("tty-index")?.parse().ok()?))
 }
 
 /// The devpts that a master opened as `path`, on the device `device`, belongs to (devpts_acquire() in the kernel): the one that the file is in, or

@@ -10,6 +10,7 @@ pub mod handle;
 pub mod inotify;
 pub mod kcmp;
 pub mod mounts;
+pub mod mqueue;
 pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;

@@ -181,6 +181,11 @@ fn parse(kind: Kind, line: &str) -> Option<Listed> {
     })
 }
 
+/// Does an error say that the object of an id is not there any more?
+pub fn is_removed(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIDRM))
+}
+
 /// The value of each semaphore of a set (GETALL).
 pub fn values(id: i32, count: usize) -> io::Result<Vec<u16>> {
     let mut values = vec![0u16; count];

@@ -4,6 +4,7 @@
 //! - [`FaultLog`], which comes with it: the write faults of chosen processes, as they happen; [`WriteWatch`]: what they amount to;
 //! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran;
 //! - [`pty_state`]: what waits in a pseudoterminal;
+//! - [`mqueue_messages`]: what waits in a POSIX message queue;
 //! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
 //!
 //! Everything here needs CAP_BPF and CAP_PERFMON in the initial user namespace, which root has. It never decides anything: whoever
@@ -14,6 +15,7 @@ mod fault_log;
 mod inspector;
 mod kernel_memory;
 mod live_cut;
+mod mqueue_messages;
 mod preserver;
 mod pty_state;
 mod restart_block;
@@ -25,6 +27,7 @@ pub use error::EbpfError;
 pub use fault_log::{Counters, FaultLog, Happening};
 pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
 pub use live_cut::LiveCut;
+pub use mqueue_messages::{QueuedMessage, mqueue_messages};
 pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
