@@ -26,7 +26,7 @@ pub(super) enum Since {
     /// It is not: every image is whole.
     Nothing,
     /// Watched from the first image on.
-    Tracked(Tracking),
+    Tracked(Box<Tracking>),
     /// By the hashes of that image's pages.
     Hashed(ParentRef, PageHashes),
 }
@@ -112,7 +112,7 @@ impl Since {
     pub(super) fn forget(&mut self) {
         match self {
             Since::Nothing => {}
-            Since::Tracked(tracking) => *tracking = Tracking::new(tracking.trackers.method()),
+            Since::Tracked(tracking) => **tracking = Tracking::new(tracking.trackers.method()),
             Since::Hashed(..) => *self = Since::Nothing,
         }
     }
