@@ -82,7 +82,7 @@ fn another_program_is_executed() {
         let watch = Watch::start(&job, &dir, "20ms", &SOFT_DIRTY);
         watch.wait_for(3);
         laps::succeed(&job);
-        watch.wait_until_it_says(&["the next image is a whole one", "another program was executed"]);
+        watch.wait_until_it_says(&["the next image holds all of the memory", "another program was executed"]);
         let done = watch.checkpoints().len();
         watch.wait_for(done + 3);
         watch.crash(&mut job, &Moments::new());

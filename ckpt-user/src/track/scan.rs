@@ -47,6 +47,10 @@ pub struct ScanTracker {
     page_map: PageMap,
     /// What was registered at the last cut or since, but for huge pages, which lose their protection as a whole.
     protected: Vec<PageRange>,
+    /// What was registered at the last cut.
+    ours: RangeSet<u64>,
+    /// Registered since, while somebody changed the mappings: the page tables may say "protected" of pages there that anybody could write.
+    unsure: Vec<PageRange>,
 }
 
 impl ScanTracker {
@@ -64,7 +68,7 @@ impl ScanTracker {
         let notes = notes.doing(|| NO_PROTECTION)?;
         let page_map = PageMap::open(pid)?;
         can_scan(&page_map)?;
-        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new() })
+        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: RangeSet::new(), unsure: Vec::new() })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
@@ -74,7 +78,9 @@ impl ScanTracker {
             return Ok(false);
         }
         // Also if it is registered already: that it is, in smaps, does not tell with whom, and another ckpt may watch the process, too.
-        let was_registered = mapping.flags.contains(VmFlags::WRITES_NOTED);
+        let pages = mapping.pages().numbers();
+        let is_sure = !self.unsure.iter().any(|unsure| unsure.start < pages.end && pages.start < unsure.end());
+        let was_registered = mapping.flags.contains(VmFlags::WRITES_NOTED) && is_sure;
         let doing = || format!("cannot track {} of pid {}", mapping.describe(), self.pid);
         match self.notes.register(mapping.pages()) {
             Ok(()) if was_registered => Ok(true),
@@ -91,6 +97,11 @@ impl ScanTracker {
             Err(e) => Err(e).doing(doing),
         }
     }
+}
+
+/// Is all of `pages` in the set?
+fn within(set: &RangeSet<u64>, pages: PageRange) -> bool {
+    set.gaps(&pages.numbers()).next().is_none()
 }
 
 impl DirtyTracker for ScanTracker {
@@ -117,13 +128,27 @@ impl DirtyTracker for ScanTracker {
         let mut written = RangeSet::new();
         self.protected.clear();
         for mapping in mappings {
-            // To register it again costs the process its lock, but nothing else tells whose it is: what another ckpt watches must not be taken from it.
-            let ours = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED);
-            if ours || self.is_noted(mapping)? {
-                self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
-                if mapping.page_size == PAGE_SIZE {
-                    self.protected.push(mapping.pages());
+            if mapping.flags.contains(VmFlags::WRITES_NOTED) {
+                // Not registered again: if it has been moved since it was looked at, it is not registered any more, and what its page tables say of
+                // protection means nothing. What another ckpt watches must not be taken from it.
+                if !as_left && !within(&self.ours, mapping.pages()) {
+                    continue;
                 }
+            } else {
+                match self.is_noted(mapping) {
+                    Ok(true) => {}
+                    Ok(false) => continue,
+                    Err(error) => {
+                        // It has been unmapped or moved in between, say. The cut looks at it again, with everything standing still.
+                        tracing::debug!("{error}");
+                        self.unsure.push(mapping.pages());
+                        continue;
+                    }
+                }
+            }
+            self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
+            if mapping.page_size == PAGE_SIZE {
+                self.protected.push(mapping.pages());
             }
         }
         Ok(written)
@@ -152,7 +177,9 @@ impl DirtyTracker for ScanTracker {
                 _ => noted.push(pages),
             }
         }
-        noted.into_iter().try_for_each(|run| self.page_map.take_written(run, &mut written))?;
+        noted.iter().try_for_each(|run| self.page_map.take_written(*run, &mut written))?;
+        self.ours = noted.iter().map(|run| run.numbers()).collect();
+        self.unsure.clear();
         Ok(written)
     }
 
