@@ -191,6 +191,11 @@ impl Target {
         Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, tracker, options) }
     }
 
+    /// The next image is to be a whole one: the last ones are not to be had any more.
+    pub fn begin_anew(&mut self) {
+        self.since.forget();
+    }
+
     /// From now on it is another process, of which nothing is known yet.
     pub fn follow(&mut self, pid: Pid) {
         self.pid = pid;

@@ -18,6 +18,7 @@ pub mod error;
 pub mod ids;
 pub mod image;
 pub mod merge;
+pub mod orphans;
 pub mod pipeline;
 pub mod resources;
 pub mod restart;

@@ -17,6 +17,7 @@ use nix::unistd::{self, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
+use crate::orphans;
 use crate::sys::child::{self, Change};
 use crate::sys::signal;
 
@@ -53,6 +54,8 @@ pub struct StandIn {
     sent: SigSet,
     /// What came too late for the job.
     late: Vec<i32>,
+    /// What the job leaves when it ends is ours.
+    adopts: bool,
 }
 
 /// The signals that are passed on to a job: from now on they do nothing to this process itself, and wait until there is a job.
@@ -91,7 +94,7 @@ impl StandIn {
             SigSet::from(Signal::SIGTTOU).thread_block().doing(|| "cannot block SIGTTOU")?;
             terminal.hand_over(job)?;
         }
-        Ok(StandIn { job, signals, terminal, stopped, sent: SigSet::empty(), late: Vec::new() })
+        Ok(StandIn { job, signals, terminal, stopped, sent: SigSet::empty(), late: Vec::new(), adopts: false })
     }
 
     /// Stands in for another process from now on: for the job, which has ended and was brought back, and is still held. It gets the signals that
@@ -103,6 +106,17 @@ impl StandIn {
             terminal.hand_over(job)?;
         }
         std::mem::take(&mut self.late).into_iter().try_for_each(|signal| self.send(signal))
+    }
+
+    /// From now on what descends from the job is not left to run on without it ([`StandIn::end_what_is_left`]).
+    pub fn adopt_orphans(&mut self) -> Result<()> {
+        self.adopts = true;
+        orphans::adopt()
+    }
+
+    /// Once the job has ended: ends everything that descended from it, so that it can be brought back as a whole.
+    pub fn end_what_is_left(&mut self) -> Result<()> {
+        if self.adopts { orphans::end() } else { Ok(()) }
     }
 
     /// After this process has traced the job: a stop of which only the tracer was told is followed.
@@ -204,7 +218,7 @@ impl StandIn {
     fn pass_on(&mut self, info: &siginfo) -> Result<()> {
         let signal = info.ssi_signo as i32;
         if signal == libc::SIGCHLD {
-            return Ok(());
+            return if self.adopts { orphans::collect(self.job) } else { Ok(()) };
         }
         if has_had_it(info.ssi_code, info.ssi_pid, self.job, shares_our_group(self.job)) {
             self.note_sent(info);

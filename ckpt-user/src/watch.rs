@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Report, Target, Tracker, Writes};
 use crate::error::{Doing, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{ImageId, Pid};
 use crate::stand_in::{Ended, StandIn};
 use crate::store::{Folder, Lock};
 use crate::sys::pidfd;
@@ -247,6 +247,8 @@ pub struct Watch {
     target: Target,
     options: Options,
     made: Option<RangeInclusive<u64>>,
+    /// The last image, of which the next is an increment.
+    last: Option<(u64, ImageId)>,
     pauses: Histogram<u64>,
     costs: Costs,
     writes: Option<AllWrites>,
@@ -268,12 +270,13 @@ impl Watch {
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
         let (made, costs, writes) = (None, Costs::default(), None);
-        Ok(Watch { folder, lock, retention, target, options, made, pauses, costs, writes, bytes: 0, failed: 0 })
+        Ok(Watch { folder, lock, retention, target, options, made, last: None, pauses, costs, writes, bytes: 0, failed: 0 })
     }
 
     /// Goes on with a job that was brought back: as `pid` it begins with a whole image.
     pub fn follow(&mut self, pid: Pid) {
         self.target.follow(pid);
+        self.last = None;
     }
 
     /// The numbers of the images that were made, from the first to the last. `None`: there is none yet.
@@ -340,10 +343,16 @@ impl Watch {
     }
 
     fn checkpoint(&mut self) -> Result<(u64, Report)> {
+        // Somebody else may have removed or damaged it; then nothing could be brought back from its increments.
+        if let Some((last, id)) = self.last.take_if(|(last, id)| !self.folder.holds(*last, *id)) {
+            tracing::warn!("image {last} ({id}) is not in the folder any more, or damaged: the next one is whole");
+            self.target.begin_anew();
+        }
         let (number, destination) = self.folder.next(&self.lock)?;
         let report = self.target.checkpoint(destination, &|_, _| {})?;
         let first = self.made.as_ref().map_or(number, |made| *made.start());
         self.made = Some(first..=number);
+        self.last = Some((number, report.image_id));
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);

@@ -53,7 +53,16 @@ threading.Thread(target=lambda: time.sleep(1000), daemon=True).start()
 /// A folder with a whole image and increments of a job that is dead.
 fn watched_folder() -> (TempDir, PathBuf) {
     let folder = tempdir().unwrap();
-    let mut job = python::rest_after(folder.path(), "b = bytearray(os.urandom(1 << 20))").unwrap();
+    // Every increment holds pages.
+    let script = "
+b = bytearray(os.urandom(1 << 20))
+def write():
+    while True:
+        b[:65536] = os.urandom(65536)
+        time.sleep(0.001)
+threading.Thread(target=write, daemon=True).start()
+";
+    let mut job = python::rest_after(folder.path(), script).unwrap();
     let dir = folder.path().join("images");
     let watch = Watch::start(&job, &dir, "20ms", &[]);
     watch.wait_for(4);

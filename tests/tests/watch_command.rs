@@ -156,7 +156,9 @@ fn a_job_outlives_its_watch() {
     first.wait_for_line("ready");
     wait_for_images(&first, 2);
     let mut job = job_of(&first);
-    first.kill();
+    // It alone.
+    first.signal(Signal::SIGKILL);
+    first.is_killed();
     laps::verify(&job);
     let second = Watch::start(&job, &folder.path().join("images"), "20ms", &[]);
     second.wait_for(2);

@@ -321,3 +321,33 @@ fn the_full_image_is_damaged() {
     assert!(said.contains(full.file_name().unwrap().to_str().unwrap()), "{said}");
     assert!(!process::is_alive(job.pid()), "a process was made");
 }
+
+/// Somebody removes the last image, or damages it, while the watch goes on: its increments would be worth nothing, so the next image is whole.
+#[test]
+fn the_last_image_is_lost_under_the_watch() {
+    needs_root!();
+    let (folder, mut job) = start("512");
+    let dir = folder.path().join("images");
+    let mut watch = Watch::start(&job, &dir, "60ms", &[]);
+    for (lost, damage) in [(2, true), (4, false)] {
+        watch.wait_for(lost);
+        // No further image meanwhile.
+        watch.ckpt().signal(Signal::SIGSTOP);
+        watch.ckpt().wait_until_stopped();
+        let images = watched::images(&dir);
+        let last = images.last().unwrap();
+        if damage {
+            truncate(last, 2000)
+        } else {
+            fs::remove_file(last).unwrap()
+        }
+        watch.ckpt().signal(Signal::SIGCONT);
+        watch.wait_until_it_says(&["not in the folder any more", "the next one is whole"]);
+        watch.wait_for(images.len() + 1);
+    }
+    let made = watch.kill();
+    job.kill();
+    assert!(made.iter().filter(|point| point["parent_id"].is_null()).count() >= 3, "{made:?}");
+    let job = ckpt::restart(&job, &dir, &[]);
+    laps::finish(job);
+}

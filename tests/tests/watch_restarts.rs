@@ -174,3 +174,39 @@ fn an_older_point_is_taken_if_the_newest_is_damaged() {
     assert_eq!(restart_points(&watch), [damaged - 1]);
     laps::finish(watch);
 }
+
+/// A tree: what descends from the job is ended when the job dies, and comes back with it.
+#[test]
+fn a_tree_goes_on_as_a_whole() {
+    needs_root!();
+    let (moments, folder) = (Moments::new(), tempdir().unwrap());
+    let script = "
+import os, signal, time
+r, w = os.pipe()
+answer, answered = os.pipe()
+def worker():
+    while True: os.write(answered, (int(os.read(r, 20)) + 1).to_bytes(8, 'little'))
+workers = []
+for n in range(3):
+    pid = os.fork()
+    if pid == 0: worker()
+    workers.append(pid)
+n = 0
+while True:
+    os.write(w, b'%020d' % n)
+    n = int.from_bytes(os.read(answer, 8), 'little')
+    for pid in workers: assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    if n % 500 == 0: print('step', n, flush=True)
+";
+    let mut watch = watch(folder.path(), "40ms", &[python::PYTHON, "-c", script]);
+    watch.wait_for_line("step");
+    wait_for_images(&watch, 1);
+    is_killed(&watch, &[Signal::SIGKILL], 4, &moments, || {
+        let before = watch.output().lines().count();
+        watch.wait_for("further steps", |output| output.lines().count() > before + 2);
+    });
+    watch.signal(Signal::SIGTERM);
+    watch.wait();
+    let steps: Vec<u64> = watch.output().lines().filter_map(|line| line.strip_prefix("step ")?.parse().ok()).collect();
+    assert!(steps.windows(2).all(|two| two[0] + 500 == two[1]), "{steps:?}");
+}

@@ -68,6 +68,7 @@ impl<'a> Rescue<'a> {
 
     fn restart(&mut self, stand_in: &mut StandIn, watch: &Watch) -> Result<(u64, restart::Report), Failure> {
         let made = watch.made().ok_or_else(|| Failure::Damaged("there was no checkpoint of it yet".to_owned()))?;
+        stand_in.end_what_is_left()?;
         loop {
             let among = self.restarts.next(Instant::now(), &made).ok_or_else(|| self.too_often())?;
             let (number, restarted) = match points::restart_point(self.dir, &Choice::Newest(among), &self.options) {

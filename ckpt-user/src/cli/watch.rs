@@ -92,6 +92,9 @@ impl Args {
         };
         let mut watch = Watch::new(pid, &self.dir, tracker, options)?;
         let mut rescue = self.restart_on_failure.then(|| Rescue::new(&self.dir, self.max_restarts)).transpose()?;
+        if let (Some(_), Job::Ours(stand_in)) = (&rescue, &mut job) {
+            stand_in.adopt_orphans()?;
+        }
         let end = loop {
             let end = watch.run(&mut job, &mut |event| narrator.tell(&event))?;
             let (Some(rescue), End::Job(Ended::Killed(signal)), Job::Ours(stand_in)) = (&mut rescue, end, &mut job) else {

@@ -17,8 +17,8 @@ const STRIDE: usize = 8;
 
 /// Writes how `new` is made from `old`.
 ///
-/// A record that is still there is found by its bytes, wherever it stands. One that is not is held against the old one that would come
-/// next: of records that changed in place that is their old state, and of one that is new it is a similar one.
+/// A record that is still there is found by its bytes, wherever it stands. One that is not is held against the old one of its type that would come
+/// next: of records that changed in place that is their old state; or else, as for one that is new, against the last one of its type.
 pub(super) fn find(old: &Records, new: &Records, script: &mut Script) {
     let ranges: Vec<Range<usize>> = old.ranges().collect();
     let old = old.bytes();
@@ -34,9 +34,17 @@ pub(super) fn find(old: &Records, new: &Records, script: &mut Script) {
             script.copy(ranges[n].clone());
             next = n + 1;
         } else {
-            let base = ranges.get(next).or(ranges.last()).cloned().unwrap_or(0..0);
-            within(old, base, record, script);
-            next += 1;
+            // The type is the first thing in a record.
+            let alike = |range: &&Range<usize>| old[(*range).clone()].first_chunk::<4>() == record.first_chunk::<4>();
+            let from = next.min(ranges.len());
+            let base = match ranges[from..].iter().position(|range| alike(&range)) {
+                Some(further) => {
+                    next = from + further + 1;
+                    Some(&ranges[from + further])
+                }
+                None => ranges[..from].iter().rev().find(alike),
+            };
+            within(old, base.cloned().unwrap_or(0..0), record, script);
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::Destination;
 use crate::error::{Doing, Error, Result};
+use crate::ids::ImageId;
 use crate::image::model::Header;
 use crate::image::{ImageError, ImageReader, Index, PageCounts, Payload};
 use crate::sys::fcntl;
@@ -106,8 +107,18 @@ impl Folder {
 
     /// Where the next image goes, and its number.
     pub fn next(&self, _: &Lock) -> Result<(u64, Destination)> {
-        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        let number = self.numbers()?.last().map_or(Some(1), |last| last.checked_add(1));
+        let number = number.ok_or_else(|| {
+            Error::Unexpected(format!("the folder {} holds an image with the highest number that there is", self.path.display()))
+        })?;
         Ok((number, Destination::file(&self.image(number))?))
+    }
+
+    /// Is the image with this number there, from its beginning to its end, and is it this one?
+    pub fn holds(&self, number: u64, image_id: ImageId) -> bool {
+        let Ok(file) = File::open(self.image(number)) else { return false };
+        let has_end = Index::find(&file).is_ok_and(|index| index.is_some());
+        has_end && header(file).is_ok_and(|header| header.image_id == Some(image_id))
     }
 
     /// Where an image goes that takes the place of the one with this number.
