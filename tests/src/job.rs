@@ -205,7 +205,9 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
-            let family = process::descendants(self.pid);
+            // It may have ended, and another process may have its pid by now.
+            let is_there = pidfd::send_signal(self.handle.as_fd(), 0).is_ok();
+            let family = if is_there { process::descendants(self.pid) } else { Vec::new() };
             // It may have ended by itself, and may be another's child: then there is nothing to wait for.
             let _ = pidfd::send_signal(self.handle.as_fd(), libc::SIGKILL);
             let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL));
