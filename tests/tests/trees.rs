@@ -32,6 +32,15 @@ fn relation(pid: i32, root: i32) -> String {
     format!("{name}) parent {parent} group {} session {} {state} exit signal {}", words[2], words[3], words[35])
 }
 
+/// Whoever was stopped stops again once it is let go, which takes it a moment.
+fn come_to_be(job: &Job, before: &[String]) {
+    let since = std::time::Instant::now();
+    while relations(job.pid()) != before && since.elapsed() < Duration::from_secs(10) {
+        std::thread::yield_now();
+    }
+    assert_eq!(relations(job.pid()), before);
+}
+
 /// A family that a script founds; it is brought back and must be as it was. Then it is asked for a report.
 fn family(script: &str) -> (Job, tempfile::TempDir) {
     let folder = tempdir().unwrap();
@@ -44,10 +53,10 @@ fn family(script: &str) -> (Job, tempfile::TempDir) {
     for _ in 0..2 {
         // One that goes on is as good as one that does not.
         ckpt::checkpoint(job.pid(), &image, &[]);
-        assert_eq!(relations(job.pid()), before);
+        come_to_be(&job, &before);
         ckpt::checkpoint_and_kill(&mut job, &image, &[]);
         job = ckpt::restart(&job, &image, &[]);
-        assert_eq!(relations(job.pid()), before);
+        come_to_be(&job, &before);
     }
     (job, folder)
 }
@@ -227,6 +236,50 @@ def report():
     let report = job.report();
     assert_eq!(report[0], "b'waits in the pipe and waits in the socket and onetwoabc' b'hello' b'changed'");
     assert_eq!(report[1], "b'begin parent child end'");
+}
+
+/// A tree that is left stopped: all of it stands, and all of it goes on.
+#[test]
+fn s5_a_tree_is_frozen_and_thawed() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = format!(
+        "{REPORT}
+import mmap
+counters = mmap.mmap(-1, 4096)
+def count(n):
+    while True: counters[n] = (counters[n] + 1) % 256
+for n in range(3): child(lambda: count(n))
+def report():
+    before = bytes(counters[:3])
+    while any(a == b for a, b in zip(before, counters[:3])): pass
+    print('all count', flush=True)
+    print('done', flush=True)
+"
+    );
+    let mut job = python::rest_after(folder.path(), &script).unwrap();
+    let image = folder.path().join("image");
+    let family = |job: &Job| -> Vec<i32> { [vec![job.pid()], process::descendants(job.pid())].concat() };
+    let all_are = |job: &Job, wanted: char| {
+        for pid in family(job) {
+            let since = std::time::Instant::now();
+            while !process::states(pid).chars().all(|state| (state == 'T') == (wanted == 'T')) {
+                assert!(since.elapsed() < Duration::from_secs(30), "pid {pid} is {}", process::states(pid));
+                std::thread::yield_now();
+            }
+        }
+    };
+    let thaw = |job: &Job| ckpt::run(&mut ckpt::command(["thaw", &job.pid().to_string()])).success();
+    ckpt::checkpoint(job.pid(), &image, &["--after", "stop", "--subtree"]);
+    all_are(&job, 'T');
+    thaw(&job);
+    all_are(&job, 'R');
+    assert_eq!(job.report(), ["all count"]);
+    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+    job = ckpt::restart(&job, &image, &["--frozen"]);
+    all_are(&job, 'T');
+    thaw(&job);
+    assert_eq!(job.report(), ["all count"]);
 }
 
 /// Memory, descriptors and directories of clone(2).

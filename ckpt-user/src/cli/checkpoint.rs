@@ -13,10 +13,10 @@ use super::progress::Progress;
 use super::saving::Saving;
 use super::{Failure, output, parse_pid};
 
-/// Save a running process, with all its threads, to an image.
+/// Save a running process, and everything that descends from it, to an image.
 ///
-/// The process is stopped while its state is read, and runs on afterwards unless --after says otherwise. Whatever cannot be saved is
-/// refused by name before the process is changed. The image appears under its name only once it is whole and on disk.
+/// The processes are stopped while their state is read, and run on afterwards unless --after says otherwise. Whatever cannot be saved is
+/// refused by name before they are changed. The image appears under its name only once it is whole and on disk.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The process
@@ -32,6 +32,9 @@ pub struct Args {
     /// What happens to the process once the image is on disk
     #[arg(long, value_enum, default_value = "continue", value_name = "WHAT")]
     after: After,
+    /// The process and everything that descends from it, which is the default
+    #[arg(long)]
+    subtree: bool,
     #[command(flatten)]
     saving: Saving,
     /// Append everything that is done to this file

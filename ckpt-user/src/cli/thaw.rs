@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use ckpt::Error;
 use ckpt::ids::Pid;
 use ckpt::sys::{procfs, signal};
+use ckpt::tracee::tree::members;
 
 use super::{Failure, output, parse_pid};
 
-/// Let a process run that `ckpt restart --frozen` or `ckpt checkpoint --after stop` has left stopped.
+/// Let a process run that `ckpt restart --frozen` or `ckpt checkpoint --after stop` has left stopped, and what descends from it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The process
@@ -31,7 +32,13 @@ impl Args {
             ))
             .into());
         }
-        signal::kill(pid, libc::SIGCONT).map_err(|error| Failure::file(format!("cannot thaw pid {pid}"), error))?;
+        // The children first: their parent finds them running.
+        for member in members(pid)?.into_iter().rev().filter(|member| !member.dead) {
+            if procfs::stat(member.pid).is_ok_and(|stat| stat.state == 'T') {
+                let sent = signal::kill(member.pid, libc::SIGCONT);
+                sent.map_err(|error| Failure::file(format!("cannot thaw pid {}", member.pid), error))?;
+            }
+        }
         output::print(&format!("pid {pid} runs on\n"))?;
         Ok(ExitCode::SUCCESS)
     }

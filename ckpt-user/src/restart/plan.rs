@@ -1,5 +1,6 @@
 //! Everything that an image tells of its processes, decoded and checked.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
@@ -68,11 +69,11 @@ impl Plan {
         for Task { entry, holds, .. } in &tasks {
             let of_mm = || vmas.iter().filter(|vma| vma.mm == holds.mm).cloned().collect();
             match memories.entry(holds.mm) {
-                std::collections::btree_map::Entry::Vacant(place) => {
+                Entry::Vacant(place) => {
                     let mm = cx.record(holds.mm, mm::KIND)?;
                     place.insert(Memory { first: entry.pid, mm, vmas: of_mm() });
                 }
-                std::collections::btree_map::Entry::Occupied(known) => {
+                Entry::Occupied(known) => {
                     if entry.shares.memory != Some(known.get().first) {
                         return Err(Error::Restart(format!(
                             "pid {} has the memory of a process that it shares none with",
@@ -81,8 +82,8 @@ impl Plan {
                     }
                 }
             }
-            if !tables.contains_key(&holds.files) {
-                tables.insert(holds.files, cx.record(holds.files, fd_table::KIND)?);
+            if let Entry::Vacant(place) = tables.entry(holds.files) {
+                place.insert(cx.record(holds.files, fd_table::KIND)?);
             }
         }
         check_shares(&tasks)?;
