@@ -1,11 +1,11 @@
 //! A file that stays where it is and is opened again by name: is it still the one that the program knew?
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{DirEntry, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::FileStat;
@@ -72,6 +72,18 @@ impl NamedFile {
     /// Does the path still name the inode that is open?
     pub fn is_current(&self) -> bool {
         std::fs::symlink_metadata(self.path()).is_ok_and(|m| (m.dev(), m.ino()) == self.inode)
+    }
+
+    /// Takes down another name that the file has in the folder where it was opened, if there is one: some make a file under a name that nobody
+    /// knows, link(2) it to its own, and remove the first (sem_open(3)).
+    pub fn find_name_beside(&mut self) -> bool {
+        let path = self.path();
+        let Some(Ok(entries)) = path.parent().map(std::fs::read_dir) else { return false };
+        let is_it =
+            |entry: &DirEntry| entry.ino() == self.inode.1 && entry.metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.inode);
+        let found = entries.filter_map(|entry| entry.ok().filter(is_it)).map(|entry| entry.path()).min();
+        self.path = found.map_or_else(|| std::mem::take(&mut self.path), |path| path.into_os_string().into_vec());
+        self.is_current()
     }
 
     /// Opens it again with `flags`. [`super::written::prepare`] has found it to be what it was, or what `--files` allows.

@@ -22,8 +22,8 @@ impl FileKind for Regular {
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NamedFile> {
-        let file = NamedFile::new(d.link, d.stat, d.own);
-        if !file_system::is_pseudo(d.own) && !file.is_current() {
+        let mut file = NamedFile::new(d.link, d.stat, d.own);
+        if !file_system::is_pseudo(d.own) && !file.is_current() && !file.find_name_beside() {
             return cx.refuse(
                 d.pid,
                 format!("the file {}", d.link.display()),

@@ -32,6 +32,7 @@ enum Done {
         path: PathBuf,
         kept: PathBuf,
         before: fs::Metadata,
+        worth: Worth,
     },
     Renamed {
         path: PathBuf,
@@ -39,7 +40,17 @@ enum Done {
     },
     Made {
         path: PathBuf,
+        worth: Worth,
     },
+}
+
+/// Is there anything in what a file has become?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// It is kept, and the user is told.
+    File,
+    /// It is shared memory of a job that is no more, of which nobody wants to know.
+    Memory,
 }
 
 impl Applied {
@@ -69,14 +80,14 @@ impl Applied {
         opened.sync_all()
     }
 
-    pub(super) fn put_back(&mut self, file: &NamedFile, contents: &File) -> io::Result<()> {
+    pub(super) fn put_back(&mut self, file: &NamedFile, contents: &File, worth: Worth) -> io::Result<()> {
         let path = file.path();
         let opened = open(&path)?;
         let before = opened.metadata()?;
         let different = differences(&opened, contents, file.size)?;
         if !different.is_empty() || before.size() != file.size {
             let kept = keep(&path, &opened, 0)?;
-            self.done.push(Done::Overwritten { path, kept, before });
+            self.done.push(Done::Overwritten { path, kept, before, worth });
             opened.set_len(file.size)?;
             copy_ranges(contents, &opened, &different)?;
         }
@@ -84,7 +95,13 @@ impl Applied {
         opened.sync_all()
     }
 
-    pub(super) fn make_again(&mut self, file: &NamedFile, contents: &File, mut temporary: Temporary) -> io::Result<()> {
+    pub(super) fn make_again(
+        &mut self,
+        file: &NamedFile,
+        contents: &File,
+        mut temporary: Temporary,
+        worth: Worth,
+    ) -> io::Result<()> {
         let path = file.path();
         give_attributes(contents, file)?;
         contents.sync_all()?;
@@ -95,27 +112,28 @@ impl Applied {
             fs::rename(place, &path)?;
         }
         temporary.0 = None;
-        self.done.push(Done::Made { path: path.clone() });
+        self.done.push(Done::Made { path: path.clone(), worth });
         sync_folder(&path)
     }
 
     /// It stays so. `discard`: what was taken from the files is not kept.
     pub fn settle(mut self, discard: bool) {
         for done in std::mem::take(&mut self.done) {
-            let (text, kept) = match done {
+            let (text, kept, worth) = match done {
                 Done::Cut { path, size, kept, .. } => {
-                    (format!("{} was cut back to {size} bytes; what was cut off", path.display()), kept)
+                    (format!("{} was cut back to {size} bytes; what was cut off", path.display()), kept, Worth::File)
                 }
-                Done::Overwritten { path, kept, .. } => {
-                    (format!("{} holds again what it held; what it had become", path.display()), kept)
+                Done::Overwritten { path, kept, worth, .. } => {
+                    (format!("{} holds again what it held; what it had become", path.display()), kept, worth)
                 }
-                Done::Renamed { path, to } => (format!("{} was made after the checkpoint; it", path.display()), to),
-                Done::Made { path } => {
+                Done::Renamed { path, to } => (format!("{} was made after the checkpoint; it", path.display()), to, Worth::File),
+                Done::Made { worth: Worth::Memory, .. } => continue,
+                Done::Made { path, .. } => {
                     tracing::warn!("{} was gone; it is there again as it was at the checkpoint", path.display());
                     continue;
                 }
             };
-            if !discard {
+            if !discard && worth == Worth::File {
                 tracing::warn!("{text} is in {}", kept.display());
             } else if let Err(error) = fs::remove_file(&kept) {
                 tracing::warn!("{text} is in {}, which cannot be removed: {error}", kept.display());
@@ -144,7 +162,7 @@ fn undo(done: &Done) -> io::Result<()> {
             file.set_modified(*modified)?;
             fs::remove_file(kept)
         }
-        Done::Overwritten { path, kept, before } => {
+        Done::Overwritten { path, kept, before, .. } => {
             let file = open(path)?;
             put_tail(&file, 0, kept)?;
             fchown(&file, Some(before.uid()), Some(before.gid()))?;
@@ -153,7 +171,7 @@ fn undo(done: &Done) -> io::Result<()> {
             fs::remove_file(kept)
         }
         Done::Renamed { path, to } => fs::rename(to, path),
-        Done::Made { path } => fs::remove_file(path),
+        Done::Made { path, .. } => fs::remove_file(path),
     }
 }
 

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::FileStat;
 
 use super::evidence::{self, Evidence};
-use super::{KIND, Saved, Stamp, WrittenFile, siblings};
+use super::{KIND, Saved, Stamp, WrittenFile, posix_memory, siblings};
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::image::model::Section;
@@ -32,6 +32,8 @@ struct Seen {
     stat: FileStat,
     appended: bool,
     mapped: bool,
+    /// It is POSIX shared memory.
+    memory: bool,
     /// Whoever opens it breaks a lease of the job.
     leased: bool,
 }
@@ -42,7 +44,8 @@ impl Written {
         let id = FileId { device: d.stat.st_dev, inode: d.stat.st_ino };
         let mapped = d.fd < 0;
         let at_its_end = d.info.flags & libc::O_APPEND != 0 || d.info.pos >= d.stat.st_size;
-        let new = || Seen { pid: d.pid, file: file.clone(), stat: *d.stat, appended: true, mapped: false, leased: false };
+        let memory = posix_memory::is_memory(&file.path(), d.own);
+        let new = || Seen { pid: d.pid, file: file.clone(), stat: *d.stat, appended: true, mapped: false, memory, leased: false };
         let seen = self.0.entry(id).or_insert_with(new);
         seen.appended &= at_its_end && !mapped;
         seen.mapped |= mapped;
@@ -78,16 +81,18 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
     let path = seen.file.path();
     let doing = || format!("cannot read {}", path.display());
     let saved = match () {
+        () if seen.memory => Saved::Memory,
         () if cx.options.save_files => Saved::Asked,
         () if seen.mapped && evidence::is_whole(seen.file.size) => Saved::Mapped,
         () => Saved::No,
     };
     let opened = if seen.leased { Err(io::ErrorKind::PermissionDenied.into()) } else { open(seen) };
     let source = match opened {
-        Err(error) if saved == Saved::Asked && error.kind() == io::ErrorKind::PermissionDenied => {
+        Err(error) if matches!(saved, Saved::Asked | Saved::Memory) && error.kind() == io::ErrorKind::PermissionDenied => {
             let why =
                 if seen.leased { "is under a lease, which ckpt would break by reading it" } else { "may not be read by ckpt" };
-            return cx.refuse(seen.pid, format!("the file {}", path.display()), why, "leave out --save-files");
+            let advice = if saved == Saved::Asked { "leave out --save-files" } else { "run ckpt as root" };
+            return cx.refuse(seen.pid, format!("the file {}", path.display()), why, advice);
         }
         // Nothing is known of its contents then.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
@@ -99,7 +104,10 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
         match source {
             Some(source) if saved != Saved::No => {
                 record.saved = saved;
-                record.siblings = siblings::beside(&path).doing(|| format!("cannot list what lies beside {}", path.display()))?;
+                if saved != Saved::Memory {
+                    let doing = || format!("cannot list what lies beside {}", path.display());
+                    record.siblings = siblings::beside(&path).doing(doing)?;
+                }
                 let data = sparse::data_ranges(source.as_fd(), 0..size).doing(doing)?;
                 let stamp = if seen.mapped { None } else { Stamp::of(&source, &seen.stat, now) };
                 cx.add_content(Content { owner, pages: content::pages_of(&data), source: source.into(), size, id, stamp });

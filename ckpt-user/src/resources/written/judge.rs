@@ -40,7 +40,7 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
         }
         other => other.doing(doing)?,
     };
-    if policy == FilesPolicy::Keep && (now.is_file() || now.is_symlink()) {
+    if policy == FilesPolicy::Keep && record.saved != Saved::Memory && (now.is_file() || now.is_symlink()) {
         return Ok(Verdict::Fits);
     }
     if !now.is_file() {
@@ -49,7 +49,7 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
     let puts_back = match record.saved {
         Saved::No => false,
         Saved::Mapped => policy == FilesPolicy::Rollback,
-        Saved::Asked => true,
+        Saved::Asked | Saved::Memory => true,
     };
     if puts_back {
         return Ok(Verdict::PutBack);

@@ -11,12 +11,13 @@ mod collect;
 mod copy;
 mod evidence;
 mod judge;
+mod posix_memory;
 mod restore;
 mod rollback;
 mod siblings;
 mod stamp;
 
-pub use applied::Applied;
+pub use applied::{Applied, Worth};
 pub use collect::{Written, collect};
 pub use restore::prepare;
 pub use rollback::Rollback;
@@ -58,4 +59,7 @@ pub enum Saved {
     Mapped,
     /// The user asked for it (`--save-files`).
     Asked,
+    /// It is POSIX shared memory (shm_open(3), sem_open(3)): not a file but memory that has a name. It comes back as it was, whatever has become of
+    /// it.
+    Memory,
 }

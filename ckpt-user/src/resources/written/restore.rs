@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::judge::{Verdict, judge};
-use super::{KIND, Rollback, Saved, WrittenFile, siblings};
+use super::{KIND, Rollback, Saved, Worth, WrittenFile, siblings};
 use crate::error::{Doing, Error, FileChange, Result};
 use crate::ids::ObjRef;
 use crate::resources::Restorer;
@@ -52,13 +52,14 @@ fn of_others(cx: &Restorer<'_>, written: &[(ObjRef, WrittenFile)]) -> Result<Vec
 
 fn plan(cx: &mut Restorer<'_>, owner: ObjRef, record: &WrittenFile, verdict: &Verdict) -> Result<()> {
     let file = &record.file;
+    let worth = if record.saved == Saved::Memory { Worth::Memory } else { Worth::File };
     let place = match verdict {
         Verdict::CutBack => {
             cx.rollback.cut_back(file);
             None
         }
-        Verdict::PutBack => Some(cx.rollback.put_back(file)?),
-        Verdict::MakeAgain => Some(cx.rollback.make_again(file)?),
+        Verdict::PutBack => Some(cx.rollback.put_back(file, worth)?),
+        Verdict::MakeAgain => Some(cx.rollback.make_again(file, worth)?),
         Verdict::Fits | Verdict::Changed(_) => None,
     };
     match place {
@@ -67,7 +68,7 @@ fn plan(cx: &mut Restorer<'_>, owner: ObjRef, record: &WrittenFile, verdict: &Ve
         None if record.saved != Saved::No => cx.ignore_content(owner),
         None => {}
     }
-    if matches!(verdict, Verdict::PutBack | Verdict::MakeAgain) {
+    if worth == Worth::File && matches!(verdict, Verdict::PutBack | Verdict::MakeAgain) {
         move_newer_aside(&mut cx.rollback, &file.path(), record)?;
     }
     Ok(())

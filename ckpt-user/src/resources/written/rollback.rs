@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Applied;
+use super::{Applied, Worth};
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::resources::named_file::NamedFile;
@@ -30,8 +30,8 @@ pub struct Rollback {
 #[derive(Debug)]
 enum Step {
     CutBack(NamedFile),
-    PutBack(NamedFile, File),
-    MakeAgain(NamedFile, File, Temporary),
+    PutBack(NamedFile, File, Worth),
+    MakeAgain(NamedFile, File, Temporary, Worth),
 }
 
 /// A file with a name that is not to stay. It is removed when this is dropped.
@@ -55,16 +55,16 @@ impl Rollback {
     }
 
     /// Has a file given the contents that will be in the returned one.
-    pub fn put_back(&mut self, file: &NamedFile) -> Result<File> {
+    pub fn put_back(&mut self, file: &NamedFile, worth: Worth) -> Result<File> {
         let (temporary, contents) = new_beside(file)?;
         // It needs no name.
         drop(temporary);
-        self.steps.push(Step::PutBack(file.clone(), contents.try_clone().doing(|| "cannot duplicate a descriptor")?));
+        self.steps.push(Step::PutBack(file.clone(), contents.try_clone().doing(|| "cannot duplicate a descriptor")?, worth));
         Ok(contents)
     }
 
     /// Makes a file again that is gone: the returned one, which gets its contents, and then its name.
-    pub fn make_again(&mut self, file: &NamedFile) -> Result<File> {
+    pub fn make_again(&mut self, file: &NamedFile, worth: Worth) -> Result<File> {
         let path = file.path();
         let doing = || format!("cannot make {} again, which is gone", path.display());
         if let Some(folder) = path.parent() {
@@ -72,7 +72,7 @@ impl Rollback {
         }
         let (temporary, contents) = new_beside(file)?;
         self.made.extend(temporary.0.clone().map(|path| (file.inode, path)));
-        self.steps.push(Step::MakeAgain(file.clone(), contents.try_clone().doing(doing)?, temporary));
+        self.steps.push(Step::MakeAgain(file.clone(), contents.try_clone().doing(doing)?, temporary, worth));
         Ok(contents)
     }
 
@@ -101,13 +101,13 @@ impl Rollback {
                     let doing = || format!("cannot cut {} back to {} bytes", file.path().display(), file.size);
                     applied.cut_back(&file).doing(doing)?;
                 }
-                Step::PutBack(file, contents) => {
+                Step::PutBack(file, contents, worth) => {
                     let doing = || format!("cannot put back the contents of {}", file.path().display());
-                    applied.put_back(&file, &contents).doing(doing)?;
+                    applied.put_back(&file, &contents, worth).doing(doing)?;
                 }
-                Step::MakeAgain(file, contents, temporary) => {
+                Step::MakeAgain(file, contents, temporary, worth) => {
                     let doing = || format!("cannot make {} again, which is gone", file.path().display());
-                    applied.make_again(&file, &contents, temporary).doing(doing)?;
+                    applied.make_again(&file, &contents, temporary, worth).doing(doing)?;
                 }
             }
         }
