@@ -5,9 +5,11 @@ mod four_gib;
 mod growth;
 mod increments;
 mod one_gib;
+mod pauses;
 mod saving;
 mod slowdown;
 mod small;
+mod trees;
 
 use anyhow::Result;
 
@@ -23,6 +25,8 @@ pub const ALL: &[Workload] = &[
     growth::WORKLOAD,
     slowdown::WORKLOAD,
     faults::WORKLOAD,
+    pauses::WORKLOAD,
+    trees::WORKLOAD,
 ];
 
 /// Something that is measured.

@@ -2,7 +2,43 @@
 
 use super::{Collector, Restorer, sysv_msg, sysv_sem, sysv_shm};
 use crate::error::Result;
+use crate::sys::sysv::{self, Kind};
 use crate::tracee::remote::RemoteTask;
+
+/// Semaphores or a message queue of a restart. What was made for it goes if it fails.
+#[derive(Debug)]
+pub struct Made {
+    kind: Kind,
+    id: i32,
+    is_ours: bool,
+}
+
+impl Made {
+    /// Just made.
+    pub fn new(kind: Kind, id: i32) -> Made {
+        Made { kind, id, is_ours: true }
+    }
+
+    /// There already, left by the program's earlier life.
+    pub fn found(kind: Kind, id: i32) -> Made {
+        Made { kind, id, is_ours: false }
+    }
+
+    /// The restart can fail no more.
+    pub fn stay(&mut self) {
+        self.is_ours = false;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = sysv::remove(self.kind, self.id)
+        {
+            tracing::warn!("cannot remove the System V {} {}: {error}", self.kind, self.id);
+        }
+    }
+}
 
 /// Collects what no mapping leads to.
 pub fn collect(cx: &mut Collector<'_>) -> Result<()> {

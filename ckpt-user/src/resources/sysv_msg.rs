@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
+use super::sysv::Made;
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
@@ -73,23 +74,6 @@ fn messages(cx: &Collector<'_>, user: Pid, queue: &Listed) -> Result<Vec<Message
     }
 }
 
-/// A queue that was made for a restart. If that fails, it goes.
-#[derive(Debug)]
-struct Made {
-    id: i32,
-    is_ours: bool,
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if self.is_ours
-            && let Err(error) = sysv::remove_queue(self.id)
-        {
-            tracing::warn!("cannot remove the System V message queue {}: {error}", self.id);
-        }
-    }
-}
-
 impl QueueRecord {
     fn make(&self) -> Result<Made> {
         let doing = || format!("cannot make the System V message queue {} (key {:#x}) again", self.id, self.key);
@@ -100,7 +84,7 @@ impl QueueRecord {
                 return Err(Error::Restart(text));
             }
             while sysv::message(self.id, None, there.size as usize).doing(doing)?.is_some() {}
-            Made { id: self.id, is_ours: false }
+            Made::found(Kind::Queue, self.id)
         } else {
             sysv::choose_next_id(Kind::Queue, self.id).doing(|| format!("{}: cannot choose its id", doing()))?;
             let id = match sysv::make_queue(self.key, self.mode) {
@@ -111,7 +95,7 @@ impl QueueRecord {
                 }
                 other => other.doing(doing)?,
             };
-            let made = Made { id, is_ours: true };
+            let made = Made::new(Kind::Queue, id);
             if id != self.id {
                 return Err(Error::Restart(format!("{}: its id is in use", doing())));
             }
@@ -159,7 +143,7 @@ pub fn restore_messages(cx: &Restorer<'_>, task: &mut RemoteTask<'_>) -> Result<
 /// Nothing can fail any more: the queues stay.
 pub fn settle(cx: &mut Restorer<'_>) -> Result<()> {
     for (objref, _) in cx.all::<QueueRecord>(KIND)? {
-        cx.shared(objref, |_| Err::<Made, _>(Error::Unexpected("a message queue was not made".into())))?.is_ours = false;
+        cx.shared(objref, |_| Err::<Made, _>(Error::Unexpected("a message queue was not made".into())))?.stay();
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
+use super::sysv::Made;
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
@@ -88,23 +89,6 @@ fn is_used(cx: &Collector<'_>, set: &Listed) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// A set that was made for a restart. If that fails, it goes.
-#[derive(Debug)]
-struct Made {
-    id: i32,
-    is_ours: bool,
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if self.is_ours
-            && let Err(error) = sysv::remove_semaphores(self.id)
-        {
-            tracing::warn!("cannot remove the System V semaphores {}: {error}", self.id);
-        }
-    }
-}
-
 impl SemaphoresRecord {
     fn make(&self) -> Result<Made> {
         let doing = || format!("cannot make the System V semaphores {} (key {:#x}) again", self.id, self.key);
@@ -115,7 +99,7 @@ impl SemaphoresRecord {
                 return Err(Error::Restart(text));
             }
             sysv::set_semaphores(self.id, self.owner, self.mode).doing(doing)?;
-            return Ok(Made { id: self.id, is_ours: false });
+            return Ok(Made::found(Kind::Semaphores, self.id));
         }
         sysv::choose_next_id(Kind::Semaphores, self.id).doing(|| format!("{}: cannot choose their id", doing()))?;
         let id = match sysv::make_semaphores(self.key, self.values.len(), self.mode) {
@@ -126,7 +110,7 @@ impl SemaphoresRecord {
             }
             other => other.doing(doing)?,
         };
-        let made = Made { id, is_ours: true };
+        let made = Made::new(Kind::Semaphores, id);
         if id != self.id {
             return Err(Error::Restart(format!("{}: their id is in use", doing())));
         }
@@ -188,7 +172,7 @@ pub fn restore_undo(cx: &Restorer<'_>, task: &mut RemoteTask<'_>) -> Result<()> 
 /// Nothing can fail any more: the sets stay.
 pub fn settle(cx: &mut Restorer<'_>) -> Result<()> {
     for (objref, _) in cx.all::<SemaphoresRecord>(KIND)? {
-        cx.shared(objref, |_| Err::<Made, _>(Error::Unexpected("a set of semaphores was not made".into())))?.is_ours = false;
+        cx.shared(objref, |_| Err::<Made, _>(Error::Unexpected("a set of semaphores was not made".into())))?.stay();
     }
     Ok(())
 }

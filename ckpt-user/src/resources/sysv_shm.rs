@@ -91,7 +91,7 @@ struct Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if self.is_ours
-            && let Err(error) = sysv::remove_segment(self.record.id)
+            && let Err(error) = sysv::remove(Kind::Segment, self.record.id)
         {
             tracing::warn!("cannot remove the shared memory segment {}: {error}", self.record.id);
         }
@@ -124,7 +124,7 @@ impl SegmentRecord {
         match sysv::make_segment(self.key, self.size, self.mode) {
             Ok(id) if id == self.id => Ok(()),
             Ok(other) => {
-                sysv::remove_segment(other).doing(doing)?;
+                sysv::remove(Kind::Segment, other).doing(doing)?;
                 Err(Error::Restart(format!("{}: its id is in use, and segment {other} was made instead", doing())))
             }
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Err(Error::Restart(format!(
@@ -146,7 +146,7 @@ impl SegmentRecord {
             Ok(attachment) => Made { record: self.clone(), attachment, is_ours: !is_left },
             Err(error) => {
                 if !is_left {
-                    sysv::remove_segment(self.id).doing(doing)?;
+                    sysv::remove(Kind::Segment, self.id).doing(doing)?;
                 }
                 return Err(error).doing(doing);
             }

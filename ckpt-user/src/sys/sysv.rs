@@ -1,5 +1,6 @@
 //! System V IPC (sysvipc(7)): shared memory segments, semaphores, message queues, and the choice of an id.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,6 +17,16 @@ pub enum Kind {
     Semaphores,
     /// A message queue.
     Queue,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Segment => "shared memory segment",
+            Kind::Semaphores => "semaphores",
+            Kind::Queue => "message queue",
+        })
+    }
 }
 
 /// Has the next object of this kind that is made in our IPC namespace get this id, if that is free (Linux 3.9; takes CAP_SYS_ADMIN or
@@ -99,10 +110,17 @@ pub fn lock_segment(id: i32) -> io::Result<()> {
     check(unsafe { libc::shmctl(id, libc::SHM_LOCK, null_mut()) }).map(drop)
 }
 
-/// IPC_RMID: it goes with its last attachment.
-pub fn remove_segment(id: i32) -> io::Result<()> {
+/// Removes an object. A segment stays as long as it is attached.
+pub fn remove(kind: Kind, id: i32) -> io::Result<()> {
     // SAFETY: the command takes no argument.
-    check(unsafe { libc::shmctl(id, libc::IPC_RMID, null_mut()) }).map(drop)
+    let result = unsafe {
+        match kind {
+            Kind::Segment => libc::shmctl(id, libc::IPC_RMID, null_mut()),
+            Kind::Semaphores => libc::semctl(id, 0, libc::IPC_RMID, 0),
+            Kind::Queue => libc::msgctl(id, libc::IPC_RMID, null_mut()),
+        }
+    };
+    check(result).map(drop)
 }
 
 /// A segment attached to our own memory, which nobody reads or writes through it.
@@ -215,12 +233,6 @@ pub fn set_semaphores(id: i32, owner: (u32, u32), mode: u32) -> io::Result<()> {
     check(unsafe { libc::semctl(id, 0, libc::IPC_SET, &raw mut raw) }).map(drop)
 }
 
-/// IPC_RMID.
-pub fn remove_semaphores(id: i32) -> io::Result<()> {
-    // SAFETY: only numbers are passed.
-    check(unsafe { libc::semctl(id, 0, libc::IPC_RMID, 0) }).map(drop)
-}
-
 /// A message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -274,12 +286,6 @@ pub fn set_queue(id: i32, owner: (u32, u32), mode: u32, limit: u64) -> io::Resul
     raw.msg_qbytes = limit;
     // SAFETY: the struct outlives the call.
     check(unsafe { libc::msgctl(id, libc::IPC_SET, &raw mut raw) }).map(drop)
-}
-
-/// IPC_RMID.
-pub fn remove_queue(id: i32) -> io::Result<()> {
-    // SAFETY: the command takes no argument.
-    check(unsafe { libc::msgctl(id, libc::IPC_RMID, null_mut()) }).map(drop)
 }
 
 #[cfg(test)]

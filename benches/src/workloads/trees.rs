@@ -1,0 +1,85 @@
+//! How freeze, total time and restart grow with the number of processes, and with that of descriptors.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ckpt_tests::job::Job;
+use ckpt_tests::{ckpt, process, python};
+
+use super::{Bench, Outcome, Workload, saving};
+use crate::figure::Figures;
+
+/// See the module.
+pub const WORKLOAD: Workload = Workload {
+    name: "trees",
+    about: "trees of 1 to 200 processes of python3, which sleep; and a process with 10 to 10,000 descriptors (pipes, with 10 bytes in each)",
+    run,
+};
+
+/// Pause, total and restart of each.
+type Names = (u32, [&'static str; 3]);
+
+const PROCESSES: &[Names] = &[
+    (1, ["pause, 1 process", "total, 1 process", "restart, 1 process"]),
+    (10, ["pause, 10 processes", "total, 10 processes", "restart, 10 processes"]),
+    (50, ["pause, 50 processes", "total, 50 processes", "restart, 50 processes"]),
+    (200, ["pause, 200 processes", "total, 200 processes", "restart, 200 processes"]),
+];
+const DESCRIPTORS: &[Names] = &[
+    (10, ["pause, 10 descriptors", "total, 10 descriptors", "restart, 10 descriptors"]),
+    (1000, ["pause, 1000 descriptors", "total, 1000 descriptors", "restart, 1000 descriptors"]),
+    (10_000, ["pause, 10,000 descriptors", "total, 10,000 descriptors", "restart, 10,000 descriptors"]),
+];
+
+fn run(bench: &Bench) -> Result<Outcome> {
+    let scratch = match saving::scratch(1024)? {
+        Ok(scratch) => scratch,
+        Err(reason) => return Ok(Outcome::Skipped(reason)),
+    };
+    let mut figures = Figures::default();
+    for (count, names) in PROCESSES {
+        eprintln!("  {}", names[0]);
+        let script = format!("for n in range({}):\n    if os.fork() == 0:\n        while True: signal.pause()\n", count - 1);
+        measure(bench, scratch.path(), &script, names, &mut figures)?;
+    }
+    for (count, names) in DESCRIPTORS {
+        eprintln!("  {}", names[0]);
+        let script = format!(
+            "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (20100, 20100))\npipes = [os.pipe() for n in range({})]\n\
+             for r, w in pipes: os.write(w, b'0123456789')\n",
+            count / 2
+        );
+        measure(bench, scratch.path(), &script, names, &mut figures)?;
+    }
+    let of = |names: &'static [Names], part: usize| names.windows(2).map(move |two| (two[1].1[part], two[0].1[part]));
+    let pairs = (0..3).flat_map(|part| of(PROCESSES, part).chain(of(DESCRIPTORS, part)));
+    let ratios = pairs.filter_map(|(more, fewer)| figures.ratio(more, fewer)).collect();
+    Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios })
+}
+
+fn measure(bench: &Bench, folder: &Path, script: &str, names: &[&'static str; 3], figures: &mut Figures) -> Result<()> {
+    let mut job = python::rest_after(folder, script).map_err(anyhow::Error::msg)?;
+    let image = folder.join("image");
+    for _ in 0..bench.runs {
+        let family = process::descendants(job.pid());
+        let mut command = Command::new(bench.programs.ckpt());
+        command.args(["checkpoint", &job.pid().to_string(), "--after", "kill", "--json", "-o"]).arg(&image);
+        let outcome = ckpt::run(&mut command);
+        ensure!(outcome.status.success(), "{}", outcome.stderr);
+        let report = outcome.json();
+        let time = |key: &str| report[key].as_u64().map(Duration::from_micros).context("a report without times");
+        figures.time(names[0], time("pause_us")?);
+        figures.time(names[1], time("total_us")?);
+        job.is_killed();
+        process::bury(&family);
+        let began = Instant::now();
+        let outcome = ckpt::run(Command::new(bench.programs.ckpt()).args(["restart", "--detach"]).arg(&image));
+        figures.time(names[2], began.elapsed());
+        ensure!(outcome.status.success(), "{}", outcome.stderr);
+        job = Job::adopt(job.pid(), folder);
+    }
+    job.kill();
+    Ok(())
+}
