@@ -17,6 +17,7 @@ mod trackers;
 mod writing;
 
 use std::collections::{BTreeMap, HashMap};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -131,6 +132,9 @@ pub struct Report {
     pub threads: usize,
 }
 
+/// How long the target runs on between checkpoints that are tried again.
+const PAUSES_MS: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
 /// When the pages of the memory are copied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
@@ -223,15 +227,16 @@ impl Target {
             false if self.options.after == After::Continue && self.since.sees() => When::Early,
             false => When::Stopped,
         };
-        let (saved, live_fallback) = preflight::while_it_lives(pid, || match self.save(&destination, &pids, when, progress) {
-            Err(Error::Void(why)) => {
-                tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
-                self.trust.lose(&why);
-                destination.begin_again()?;
-                Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
-            }
-            other => Ok((other?, not_tried)),
-        })?;
+        let (saved, live_fallback) =
+            preflight::while_it_lives(pid, || match self.save_patiently(&destination, &pids, when, progress) {
+                Err(Error::Void(why)) => {
+                    tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
+                    self.trust.lose(&why);
+                    destination.begin_again()?;
+                    Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
+                }
+                other => Ok((other?, not_tried)),
+            })?;
         if live && live_fallback.is_none() {
             self.trust.win();
         }
@@ -306,6 +311,19 @@ impl Target {
             }
             After::Kill => tree.kill(),
         }
+    }
+
+    /// Writes an image, and tries it again a few times where only what may be over in a moment stands against it.
+    fn save_patiently(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
+        for pause in PAUSES_MS {
+            match self.save(destination, pids, when, progress) {
+                Err(error) if error.is_passing() => tracing::info!("the checkpoint is tried again: {error}"),
+                other => return other,
+            }
+            // Nothing tells of it.
+            thread::sleep(Duration::from_millis(pause));
+        }
+        self.save(destination, pids, when, progress)
     }
 
     /// Writes an image. `pids`: the processes of the target as they were a moment ago, against which nothing stands.

@@ -101,6 +101,8 @@ pub struct Refusal {
     pub reason: String,
     /// What the user can do: "close it first".
     pub advice: String,
+    /// It may well be over in a moment.
+    pub passing: bool,
 }
 
 /// A file that is not as it was at the checkpoint: "cannot restart: the file /var/log/job had 7 bytes at the checkpoint and has 4 now;
@@ -125,6 +127,15 @@ impl Error {
     /// An [`Error::Os`] with the message and the kernel's answer.
     pub fn os(doing: impl Into<String>, source: impl Into<io::Error>) -> Error {
         Error::Os { doing: doing.into(), source: source.into() }
+    }
+
+    /// Is it refused for reasons that may all be over in a moment?
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Refused(refusal) => refusal.passing,
+            Error::RefusedAll(refusals) => refusals.iter().all(|refusal| refusal.passing),
+            _ => false,
+        }
     }
 
     /// The error number behind this error, if a system call gave one.

@@ -26,7 +26,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry};
+use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
 use crate::store::{Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
@@ -149,6 +149,11 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     for task in &plan.tasks {
         attach(&mut cx, &mut family, &plan, task)?;
     }
+    unix_backlog::restore(
+        &cx,
+        |file| plan.place_of(file),
+        |(pid, fd), address| unix_backlog::connect(&mut family.task(pid)?, fd, address),
+    )?;
     sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.
     for task in plan.tasks.iter().rev() {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::ckpt;
 use crate::job::{Job, adopt_orphans};
 use crate::moments::Moments;
+use crate::process;
 
 /// A `ckpt watch` that runs. It is killed when this is dropped.
 #[derive(Debug)]
@@ -80,8 +81,9 @@ impl Watch {
         self.no_panic().checkpoints()
     }
 
-    /// Kills both, in either order. What it had said is returned.
+    /// Kills both, in either order, and what descends from the job. What it had said is returned.
     pub fn crash(mut self, job: &mut Job, moments: &Moments) -> Vec<Value> {
+        let mut family = process::descendants(job.pid());
         if moments.below(2) == 0 {
             self.ckpt.signal(Signal::SIGKILL);
             job.signal(Signal::SIGKILL);
@@ -92,6 +94,10 @@ impl Watch {
         // It may have seen the end of the job before its own.
         self.ckpt.wait();
         job.is_killed();
+        // Some may have been made meanwhile.
+        let later: Vec<i32> = family.iter().flat_map(|pid| process::descendants(*pid)).collect();
+        family.extend(later);
+        process::kill_all(&family);
         self.no_panic().checkpoints()
     }
 
@@ -153,11 +159,23 @@ pub fn verify_images(dir: &Path) {
 
 /// Goes through the life of a job whose machine fails `times` times: watched, killed together with ckpt at any moment, brought back from the
 /// folder, and watched anew. `verify` says whether it goes on as it should. There must be increments.
-pub fn survives_crashes(mut job: Job, interval: &str, times: u32, moments: &Moments, verify: impl Fn(&Job)) -> Job {
+pub fn survives_crashes(job: Job, interval: &str, times: u32, moments: &Moments, verify: impl Fn(&Job)) -> Job {
+    survives_crashes_with(job, interval, times, moments, &[], verify)
+}
+
+/// The same for a watch with more arguments.
+pub fn survives_crashes_with(
+    mut job: Job,
+    interval: &str,
+    times: u32,
+    moments: &Moments,
+    more: &[&str],
+    verify: impl Fn(&Job),
+) -> Job {
     let dir = job.folder().join("images");
     let mut increments = 0;
     for _ in 0..times {
-        let watch = Watch::start(&job, &dir, interval, &[]);
+        let watch = Watch::start(&job, &dir, interval, more);
         watch.wait_for(2);
         moments.let_pass(Duration::from_millis(250), 0.0, 1.0);
         let checkpoints = watch.crash(&mut job, moments);

@@ -86,13 +86,16 @@ fn packages<'a>(missing: &[&Prerequisite<'a>]) -> Vec<&'a str> {
     packages
 }
 
+/// Packages that bring a service, and its name.
+const SERVICES: &[(&str, &str)] = &[("redis-server", "redis-server"), ("nginx-light", "nginx"), ("postgresql", "postgresql")];
+
 fn install(packages: &[&str]) -> Result<()> {
     command::run(apt_get().args(["update", "--quiet"]))?;
     command::run(apt_get().args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(packages))?;
-    if packages.contains(&"redis-server") {
+    for (_, service) in SERVICES.iter().filter(|(package, _)| packages.contains(package)) {
         // Debian starts it as a service at once and at every boot; the tests start their own.
-        command::run(Command::new("service").args(["redis-server", "stop"]))?;
-        command::run(Command::new("update-rc.d").args(["redis-server", "disable"]))?;
+        command::run(Command::new("service").args([service, "stop"]))?;
+        command::run(Command::new("update-rc.d").args([service, "disable"]))?;
     }
     Ok(())
 }

@@ -66,6 +66,31 @@ const TABLE: &[Prerequisite<'_>] = &[
         package: "libc6-dev",
         why: "the same",
     },
+    Prerequisite {
+        name: "make",
+        probe: Probe::Program("make"),
+        package: "make",
+        why: "two compilers at a time are checkpointed",
+    },
+    Prerequisite {
+        name: "PostgreSQL",
+        probe: Probe::Succeeds(&["sh", "-c", "ls /usr/lib/postgresql/*/bin/postgres"]),
+        package: "postgresql",
+        why: "a database with its server's processes and a benchmark is checkpointed",
+    },
+    Prerequisite {
+        name: "nginx",
+        probe: Probe::Program("nginx"),
+        package: "nginx-light",
+        why: "a server with workers is checkpointed",
+    },
+    Prerequisite {
+        name: "tmux",
+        probe: Probe::Program("tmux"),
+        package: "tmux",
+        why: "terminals with a shell and an editor are checkpointed",
+    },
+    Prerequisite { name: "vim", probe: Probe::Program("vim.tiny"), package: "vim-tiny", why: "the same" },
 ];
 
 /// For the virtual machine.

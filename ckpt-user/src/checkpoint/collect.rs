@@ -280,6 +280,7 @@ fn check_hierarchy(root: Pid, tasks: &TaskTable) -> Result<()> {
             reason: format!("could not be made again: {reason}"),
             advice: "checkpoint a process that all of them descend from, or wait until the one that is named has ended"
                 .to_owned(),
+            passing: false,
         })),
     }
 }

@@ -142,7 +142,20 @@ impl<'a> Collector<'a> {
         reason: impl Into<String>,
         advice: impl Into<String>,
     ) -> Result<T> {
-        Err(Error::Refused(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into() }))
+        let (object, reason, advice) = (object.into(), reason.into(), advice.into());
+        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: false }))
+    }
+
+    /// The same for what may well be over in a moment: with such reasons alone, the checkpoint is tried again.
+    pub fn refuse_for_now<T>(
+        &self,
+        pid: Pid,
+        object: impl Into<String>,
+        reason: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Result<T> {
+        let (object, reason, advice) = (object.into(), reason.into(), advice.into());
+        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: true }))
     }
 
     /// Runs one part of the collection; a refusal is kept, so that `ckpt check PID` can list them all, and the rest goes on.

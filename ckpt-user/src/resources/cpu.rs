@@ -71,6 +71,7 @@ pub fn check(thread: &StoppedThread) -> Result<()> {
         object: format!("thread {}", thread.tid),
         reason: "runs 32-bit code".to_owned(),
         advice: "ckpt saves 64-bit programs only".to_owned(),
+        passing: false,
     }))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The kernel files an interest under the open file *and* the number it was registered by. The descriptor of that number may have
 //! been closed since, or used again for something else, while a duplicate keeps the file open; kcmp(2) tells which file it is.
-//! Interests come back in the task itself, under the right numbers: a signalfd, for one, is ready for whom registered it.
+//! Interests come back in the task itself, under the right numbers: a signalfd, for one, is ready for whom registered it. A file that
+//! another process has registered in an instance that they share, and that this one does not have, is fetched from there for the moment.
 //!
 //! An interest that was reported once and waits to be armed again (EPOLLONESHOT) can be made only by having it reported: where its file
 //! is not ready at the restart, it differs from what it was in that a hang-up would still be reported.
@@ -45,6 +46,9 @@ pub struct Interest {
     pub events: u32,
     /// What the program wants to be told.
     pub data: u64,
+    /// Whose number `at` is, if the process that the instance was collected from does not have the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Pid>,
 }
 
 const IN_OUT: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
@@ -73,7 +77,12 @@ impl Interest {
                 _ => {}
             }
         }
-        Some(Interest { number, at: number, events: events?, data: data? })
+        Some(Interest { number, at: number, events: events?, data: data?, of: None })
+    }
+
+    /// Is the file under the number that it was registered by, in the process that registers it again?
+    fn is_in_place(&self) -> bool {
+        self.at == self.number && self.of.is_none()
     }
 }
 
@@ -104,18 +113,22 @@ impl FileKind for Epoll {
             let mut interest =
                 interest.ok_or_else(|| Error::Unexpected(format!("cannot understand '{line}' in the fdinfo of an epoll")))?;
             let nth = met.entry(interest.number).or_default();
-            let Some(at) = find(d, &interest, *nth, &numbers)? else {
+            let found = match find(d, &interest, *nth, d.pid, &numbers)? {
+                None => find_elsewhere(&cx.pids, d, &interest, *nth)?,
+                here => here.map(|at| (at, None)),
+            };
+            let Some((at, of)) = found else {
                 return cx.refuse(
                     d.pid,
                     format!("descriptor {} (epoll)", d.fd),
                     format!(
-                        "watches a file that was registered as descriptor {} and that the process no longer has open",
+                        "watches a file that was registered as descriptor {} and that no process being checkpointed has open any more",
                         interest.number
                     ),
                     "let the program take it out of the epoll (EPOLL_CTL_DEL) before it closes it",
                 );
             };
-            interest.at = at;
+            (interest.at, interest.of) = (at, of);
             *nth += 1;
             interests.push(interest);
         }
@@ -132,7 +145,7 @@ impl FileKind for Epoll {
             under_number(task, fd, interest, |task, epoll| register_spent(task, epoll, interest))?;
         }
         let live = || record.interests.iter().filter(|i| !i.is_spent());
-        let in_place: Vec<&Interest> = live().filter(|i| i.at == i.number).collect();
+        let in_place: Vec<&Interest> = live().filter(|i| i.is_in_place()).collect();
         for part in in_place.chunks(PER_BATCH) {
             let mut batch = Batch::new();
             let calls: Vec<_> = part.iter().map(|i| control(&mut batch, fd, libc::EPOLL_CTL_ADD, i, i.events)).collect();
@@ -141,7 +154,7 @@ impl FileKind for Epoll {
                 answers.ret(call).doing(|| cannot_register(task.pid(), interest))?;
             }
         }
-        for interest in live().filter(|i| i.at != i.number) {
+        for interest in live().filter(|i| !i.is_in_place()) {
             under_number(task, fd, interest, |task, epoll| register(task, epoll, interest))?;
         }
         Ok(())
@@ -158,11 +171,21 @@ fn numbers_of(pid: Pid) -> Result<Vec<RawFd>> {
     Ok(numbers)
 }
 
-/// A number that the process has the watched file under. `nth`: which of the interests of this number.
-fn find(d: &Descriptor<'_>, interest: &Interest, nth: u32, numbers: &[RawFd]) -> Result<Option<RawFd>> {
+/// Another process that has the watched file, and its number there.
+fn find_elsewhere(pids: &[Pid], d: &Descriptor<'_>, interest: &Interest, nth: u32) -> Result<Option<(RawFd, Option<Pid>)>> {
+    for &pid in pids.iter().filter(|&&pid| pid != d.pid) {
+        if let Some(at) = find(d, interest, nth, pid, &numbers_of(pid)?)? {
+            return Ok(Some((at, Some(pid))));
+        }
+    }
+    Ok(None)
+}
+
+/// A number that the process `pid` has the watched file under. `nth`: which of the interests of this number.
+fn find(d: &Descriptor<'_>, interest: &Interest, nth: u32, pid: Pid, numbers: &[RawFd]) -> Result<Option<RawFd>> {
     let own = std::iter::once(interest.number);
     for fd in own.chain(numbers.iter().copied().filter(|&fd| fd != interest.number)) {
-        match kcmp::is_epoll_target(d.pid, fd, d.fd, interest.number, nth) {
+        match kcmp::is_epoll_target((pid, fd), (d.pid, d.fd), interest.number, nth) {
             Ok(true) => return Ok(Some(fd)),
             Ok(false) => {}
             // There is no such descriptor, or (the process runs: `ckpt check`) no such interest any more.
@@ -211,23 +234,45 @@ fn under_number(
     interest: &Interest,
     register: impl FnOnce(&mut RemoteTask<'_>, RawFd) -> Result<()>,
 ) -> Result<()> {
-    if interest.at == interest.number {
+    if interest.is_in_place() {
         return register(task, epoll);
     }
-    let (number, doing) = (interest.number, cannot_register(task.pid(), interest));
+    let doing = cannot_register(task.pid(), interest);
+    let Some(of) = interest.of else { return under_number_from(task, epoll, interest.number, interest.at, &doing, register) };
+    // One step beyond what is in use: the number itself may be free.
+    let above = numbers_of(task.pid())?.into_iter().max().unwrap_or(0).max(interest.number) + 1;
+    let process = task.call(&doing, libc::SYS_pidfd_open, [of.0.into(), 0.into()])?;
+    let fetched = task.call(&doing, libc::SYS_pidfd_getfd, [process.into(), interest.at.into(), 0.into()])?;
+    let aside = task.call(&doing, libc::SYS_fcntl, [fetched.into(), libc::F_DUPFD_CLOEXEC.into(), above.into()])?;
+    for fd in [process, fetched] {
+        task.call(&doing, libc::SYS_close, [fd.into()])?;
+    }
+    under_number_from(task, epoll, interest.number, aside as RawFd, &doing, register)?;
+    task.call(&doing, libc::SYS_close, [aside.into()]).map(drop)
+}
+
+/// The same for a file that the task has under the number `at`.
+fn under_number_from(
+    task: &mut RemoteTask<'_>,
+    epoll: RawFd,
+    number: RawFd,
+    at: RawFd,
+    doing: &str,
+    register: impl FnOnce(&mut RemoteTask<'_>, RawFd) -> Result<()>,
+) -> Result<()> {
     if !numbers_of(task.pid())?.contains(&number) {
-        task.call(&doing, libc::SYS_dup3, [interest.at.into(), number.into(), libc::O_CLOEXEC.into()])?;
+        task.call(doing, libc::SYS_dup3, [at.into(), number.into(), libc::O_CLOEXEC.into()])?;
         register(task, epoll)?;
-        return task.call(&doing, libc::SYS_close, [number.into()]).map(drop);
+        return task.call(doing, libc::SYS_close, [number.into()]).map(drop);
     }
     // Something else has the number now.
-    let flags = task.call(&doing, libc::SYS_fcntl, [number.into(), libc::F_GETFD.into()])?;
-    let aside = task.call(&doing, libc::SYS_fcntl, [number.into(), libc::F_DUPFD_CLOEXEC.into(), 0.into()])?;
-    task.call(&doing, libc::SYS_dup3, [interest.at.into(), number.into(), libc::O_CLOEXEC.into()])?;
+    let flags = task.call(doing, libc::SYS_fcntl, [number.into(), libc::F_GETFD.into()])?;
+    let aside = task.call(doing, libc::SYS_fcntl, [number.into(), libc::F_DUPFD_CLOEXEC.into(), 0.into()])?;
+    task.call(doing, libc::SYS_dup3, [at.into(), number.into(), libc::O_CLOEXEC.into()])?;
     register(task, if epoll == number { aside as RawFd } else { epoll })?;
     let cloexec = if flags & libc::FD_CLOEXEC as u64 != 0 { libc::O_CLOEXEC } else { 0 };
-    task.call(&doing, libc::SYS_dup3, [aside.into(), number.into(), cloexec.into()])?;
-    task.call(&doing, libc::SYS_close, [aside.into()]).map(drop)
+    task.call(doing, libc::SYS_dup3, [aside.into(), number.into(), cloexec.into()])?;
+    task.call(doing, libc::SYS_close, [aside.into()]).map(drop)
 }
 
 #[cfg(test)]
@@ -236,7 +281,8 @@ mod tests {
     use nix::unistd::{read, write};
 
     use super::super::collector::CollectOptions;
-    use super::super::fd_trial::{Cut, Heir, collect_with};
+    use super::super::fd_trial::{Cut, Heir, collect_with, look_at};
+    use super::super::restorer::RestoreOptions;
     use super::*;
 
     fn instance() -> OwnedFd {
@@ -248,7 +294,7 @@ mod tests {
     }
 
     fn interest(number: RawFd, events: i32, data: u64) -> Interest {
-        Interest { number, at: number, events: events as u32, data }
+        Interest { number, at: number, events: events as u32, data, of: None }
     }
 
     fn sorted(mut record: EpollRecord) -> Vec<Interest> {
@@ -383,13 +429,34 @@ mod tests {
         old.task().call("close", libc::SYS_close, [2.into()]).unwrap();
         let refused = collect_with(&CollectOptions::default(), old.pid(), &[0]).map(|_| ()).unwrap_err().to_string();
         assert!(refused.contains("registered as descriptor 2"), "{refused}");
-        drop(kept);
+        // If that is in the cut as well, it is found, and fetched from there.
+        let friend = Heir::of([&a, &kept, &a]);
+        let options = CollectOptions::default();
+        let mut cx = Collector::new(&options, vec![old.pid(), friend.pid()]);
+        let record = look_at(old.pid(), 0, |d| Epoll::collect(&mut cx, d)).unwrap();
+        let found: Vec<_> = record.interests.iter().map(|i| (i.number, i.at, i.of, i.data)).collect();
+        assert_eq!(found, [(2, 1, Some(friend.pid()), 1)]);
+        for number_is_free in [true, false] {
+            let again = instance();
+            let mut new = Heir::of([&again, &a, &a]);
+            if number_is_free {
+                new.task().call("close", libc::SYS_close, [2.into()]).unwrap();
+            }
+            let numbers = numbers_of(new.pid()).unwrap();
+            let wishes = RestoreOptions::default();
+            Epoll::attach(&mut Restorer::new(&wishes, Vec::new()), &mut new.task(), 0, &record).unwrap();
+            assert_eq!(numbers_of(new.pid()).unwrap(), numbers);
+            assert_eq!(ready(&again), []);
+            write(&kept, &1u64.to_ne_bytes()).unwrap();
+            assert_eq!(ready(&again), [(1, libc::EPOLLIN)]);
+            read(&kept, &mut [0; 8]).unwrap();
+        }
     }
 
     #[test]
     fn lines_of_fdinfo() {
         let line = "       5 events:       19 data:                5  pos:0 ino:30a7 sdev:8";
-        assert_eq!(Interest::parse(line), Some(Interest { number: 5, at: 5, events: 0x19, data: 5 }));
+        assert_eq!(Interest::parse(line), Some(Interest { number: 5, at: 5, events: 0x19, data: 5, of: None }));
         for bad in ["", "x events: 19 data: 5", "5 events: data: 5", "5", "99999999999 events: 1 data: 1"] {
             assert_eq!(Interest::parse(bad), None);
         }

@@ -56,7 +56,8 @@ pub fn collect_with(options: &CollectOptions, pid: Pid, fds: &[i32]) -> Result<C
     Ok(Cut { objects, files })
 }
 
-fn look_at<T>(pid: Pid, fd: i32, see: impl FnOnce(&Descriptor<'_>) -> T) -> T {
+/// A descriptor of any process as the kinds see it.
+pub fn look_at<T>(pid: Pid, fd: i32, see: impl FnOnce(&Descriptor<'_>) -> T) -> T {
     let process = pidfd::open(pid).unwrap();
     let own = pidfd::get_fd(process.as_fd(), fd).unwrap();
     let link: OsString = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap().into();

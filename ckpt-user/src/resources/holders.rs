@@ -65,6 +65,11 @@ impl Holders {
         self.by_inode.get(&(dev, ino)).map_or(&[], Vec::as_slice)
     }
 
+    /// Every inode of a device that is held.
+    pub fn inodes(&self, device: u64) -> impl Iterator<Item = u64> {
+        self.by_inode.keys().filter(move |(dev, _)| *dev == device).map(|(_, inode)| *inode)
+    }
+
     fn find(pids: &[Pid]) -> Result<Holders> {
         let mut holders = Holders::default();
         for &pid in pids {

@@ -94,6 +94,7 @@ pub mod timerfd;
 pub mod timerslack;
 pub mod udp;
 pub mod unix;
+pub mod unix_backlog;
 pub mod unix_name;
 pub mod unix_pair;
 pub mod unix_queue;

@@ -120,6 +120,7 @@ impl TaskResource for PosixTimers {
                     object: "its POSIX timers".to_owned(),
                     reason: "cannot be told, because this kernel has no /proc/PID/timers".to_owned(),
                     advice: "use a kernel with CONFIG_CHECKPOINT_RESTORE".to_owned(),
+                    passing: false,
                 }));
             }
             other => other.doing(|| format!("cannot read the timers of pid {pid}"))?,

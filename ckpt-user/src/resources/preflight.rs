@@ -120,7 +120,7 @@ pub fn while_it_lives<T>(pid: Pid, work: impl FnOnce() -> Result<T>) -> Result<T
 }
 
 fn refusal(pid: Pid, object: impl Into<String>, reason: &str, advice: &str) -> Refusal {
-    Refusal { pid, object: object.into(), reason: reason.to_owned(), advice: advice.to_owned() }
+    Refusal { pid, object: object.into(), reason: reason.to_owned(), advice: advice.to_owned(), passing: false }
 }
 
 fn refused(pid: Pid, object: &str, reason: &str, advice: &str) -> Error {

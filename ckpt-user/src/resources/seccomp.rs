@@ -68,7 +68,7 @@ fn is_privileged(status: &Status) -> bool {
 
 fn refuse<T>(who: &Subject<'_>, reason: &str, advice: &str) -> Result<T> {
     let object = format!("the seccomp filter of thread {}", who.tid);
-    Err(Error::Refused(Refusal { pid: who.pid, object, reason: reason.to_owned(), advice: advice.to_owned() }))
+    Err(Error::Refused(Refusal { pid: who.pid, object, reason: reason.to_owned(), advice: advice.to_owned(), passing: false }))
 }
 
 /// Can the filters be had? Must be known before a remote call is made in a stopped thread.

@@ -15,6 +15,7 @@ use super::file::{Descriptor, FileKind, OpenFile};
 use super::holders::{self, Holder, Holders};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
+use super::unix_backlog::{self, Waiting};
 use super::unix_name::UnixName;
 use super::unix_pair::{self, UnixPair, shut_down};
 use super::unix_queue::{self, Message};
@@ -24,7 +25,6 @@ use crate::ids::ObjRef;
 use crate::image::model::Section;
 use crate::sys::unix_diag::{UnixDiag, UnixSocket};
 use crate::sys::{queue, socket as raw};
-use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -40,6 +40,8 @@ pub enum UnixRecord {
     Alone(Box<Alone>),
     /// Connected to a program outside of the cut.
     Outside(ExternalRecord),
+    /// Connected to a server in the cut, which has not accepted it yet.
+    Waiting(Waiting),
 }
 
 /// One end of a pair.
@@ -65,6 +67,9 @@ pub struct Alone {
     /// It listens, with this many connections waiting at most.
     #[serde(default)]
     pub backlog: Option<u32>,
+    /// It listens, and these wait to be accepted: the inodes of their sockets, in order.
+    #[serde(default)]
+    pub waiting: Vec<u32>,
     /// The address that it is connected to. Empty: none.
     #[serde(default, with = "serde_bytes")]
     pub peer: Vec<u8>,
@@ -99,12 +104,7 @@ impl FileKind for Unix {
         let connected = socket.kind != libc::SOCK_DGRAM;
         match seen.peer {
             None => alone(cx, d, socket, seen, Vec::new()),
-            Some(0) if connected && seen.shutdown != 3 => cx.refuse(
-                d.pid,
-                socket::name(d),
-                "is a connection that the other program has not accepted yet",
-                "try again at a quieter moment",
-            ),
+            Some(0) if connected && seen.shutdown != 3 => Ok(UnixRecord::Waiting(Waiting::collect(cx, d, socket, &diag)?)),
             Some(0) => paired(cx, d, socket, None),
             Some(peer) => {
                 let all = Holders::of(cx)?;
@@ -128,6 +128,7 @@ impl FileKind for Unix {
                 Ok(fd)
             }
             UnixRecord::Alone(alone) => restore_alone(cx, alone),
+            UnixRecord::Waiting(waiting) => waiting.make(),
         }
     }
 
@@ -138,12 +139,7 @@ impl FileKind for Unix {
             task.call("cannot listen on a unix socket again", libc::SYS_listen, [fd.into(), backlog.into()])?;
         }
         if !alone.peer.is_empty() {
-            let mut batch = Batch::new();
-            let address = batch.bytes(&alone.peer);
-            let call = batch.call(libc::SYS_connect, [fd.into(), address.into(), alone.peer.len().into()]);
-            task.run(batch)?
-                .ret(call)
-                .doing(|| format!("cannot connect a unix socket to {} again", socket::describe(&alone.peer)))?;
+            unix_backlog::connect(task, fd, &alone.peer)?;
         }
         Ok(())
     }
@@ -203,12 +199,14 @@ fn one_way(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen:
 fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: UnixSocket, peer: Vec<u8>) -> Result<UnixRecord> {
     let listens = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).doing(|| socket::looking(d))? != 0;
     let (waiting, backlog) = seen.queue;
-    if listens && waiting > 0 {
-        let reason = format!("has {waiting} connections that the program has not accepted yet");
-        return cx.refuse(d.pid, socket::name(d), reason, "try again at a quieter moment");
-    }
+    let diag = diag(cx)?;
     let holder = Holder { pid: d.pid, fd: d.fd, flags: d.info.flags };
     let name = UnixName::collect(cx, &holder, d.own)?;
+    let can_be_reached = name.as_ref().is_some_and(UnixName::can_be_reached);
+    let waiting = match waiting {
+        count @ 1.. if listens => unix_backlog::of_listener(cx, d, count, can_be_reached, &diag)?,
+        _ => Vec::new(),
+    };
     let messages = if socket.kind == libc::SOCK_DGRAM {
         unix_queue::peek(cx, &holder, d.own, socket.kind, seen.shutdown)?
     } else {
@@ -217,15 +215,24 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
     let ready = queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN);
     if socket.kind == libc::SOCK_DGRAM && ready && messages.is_empty() && seen.shutdown == 0 {
         let reason = "holds an empty message, which the kernel shows only once";
-        return cx.refuse(d.pid, socket::name(d), reason, "let the program receive it, or try again at a quieter moment");
+        return cx.refuse_for_now(d.pid, socket::name(d), reason, "let the program receive it, or try again at a quieter moment");
     }
     if messages.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !messages.is_empty()) {
         let reason = "holds messages of other sockets that the program has not received yet";
-        return cx.refuse(d.pid, socket::name(d), reason, "try again at a quieter moment");
+        return cx.refuse_for_now(d.pid, socket::name(d), reason, "try again at a quieter moment");
     }
     let options = SocketOptions::collect(cx, d, socket)?;
     let backlog = listens.then_some(backlog);
-    Ok(UnixRecord::Alone(Box::new(Alone { socket, name, backlog, peer, queue: messages, shutdown: seen.shutdown, options })))
+    Ok(UnixRecord::Alone(Box::new(Alone {
+        socket,
+        name,
+        backlog,
+        waiting,
+        peer,
+        queue: messages,
+        shutdown: seen.shutdown,
+        options,
+    })))
 }
 
 fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {

@@ -91,6 +91,16 @@ impl UnixName {
         Ok(Some(UnixName { address, file: Some(file) }))
     }
 
+    /// Does its name lead to it, for who wants to connect?
+    pub fn can_be_reached(&self) -> bool {
+        self.file.as_ref().is_none_or(|file| !file.deleted)
+    }
+
+    /// An address that leads to it from every directory.
+    pub fn reachable_at(&self) -> Vec<u8> {
+        self.file.as_ref().map_or_else(|| self.address.clone(), |file| address_of(&path_from(&file.path)))
+    }
+
     /// Binds a socket to the name, and puts into it what waited there. Takes the place of a socket file that nobody serves any more.
     pub fn bind(&self, fd: BorrowedFd<'_>, kind: i32, queue: &[Message]) -> Result<()> {
         let Some(file) = &self.file else {

@@ -56,7 +56,7 @@ impl UnixPair {
             let (Some(end), Some((holder, _))) = (&pair.ends[own], ends[own]) else { continue };
             let refuse = |reason: &str| {
                 let object = format!("descriptor {} (unix socket)", holder.fd);
-                cx.refuse(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
+                cx.refuse_for_now(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
             };
             let peer = pair.ends[other].as_ref().and_then(|end| end.name.as_ref()).map_or(&[][..], |name| &name.address);
             if end.queue.iter().any(|message| message.from != peer) {

@@ -67,7 +67,7 @@ pub fn peek(cx: &Collector<'_>, holder: &Holder, own: BorrowedFd<'_>, kind: i32,
     let doing = || format!("cannot look into the socket {} of pid {}", holder.fd, holder.pid);
     let refuse = |reason: &str| {
         let object = format!("descriptor {} (unix socket)", holder.fd);
-        cx.refuse(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
+        cx.refuse_for_now(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
     };
     let mut messages = Vec::new();
     let waiting = queue::readable(own).doing(doing)?;

@@ -146,7 +146,8 @@ fn a_listening_socket_by_path() {
     let peer = nix::sys::socket::getsockopt(&client, nix::sys::socket::sockopt::PeerCredentials).unwrap();
     assert_eq!(peer.pid(), heir.pid().0, "the task listens, not ckpt");
     wait_for(&new, PollFlags::POLLIN);
-    assert!(refusal(&new).contains("not accepted"));
+    let UnixRecord::Alone(listener) = collect(&[new.as_fd()]).unwrap().record(0) else { panic!("it is not a socket of its own") };
+    assert_eq!(listener.waiting, [nix::sys::stat::fstat(&client).unwrap().st_ino as u32]);
     let (mut accepted, _) = new.accept().unwrap();
     accepted.write_all(b"hello").unwrap();
     client.read_exact(&mut [0; 5]).unwrap();
@@ -241,9 +242,13 @@ fn what_cannot_be_saved_is_refused() {
 
     let folder = tempfile::tempdir().unwrap();
     let server = UnixListener::bind(folder.path().join("s")).unwrap();
-    let client = UnixStream::connect(folder.path().join("s")).unwrap();
-    assert!(refusal(&client).contains("not accepted yet"), "{}", refusal(&client));
-    drop(server);
+    let mut client = UnixStream::connect(folder.path().join("s")).unwrap();
+    client.write_all(b"early").unwrap();
+    assert!(refusal(&client).contains("has sent something"), "{}", refusal(&client));
+    drop(client);
+    // Of whom nobody knows any more.
+    assert!(refusal(&server).contains("not accepted yet"), "{}", refusal(&server));
+    std::fs::remove_file(folder.path().join("s")).unwrap();
 }
 
 #[test]
@@ -277,5 +282,14 @@ fn hostile_records_are_errors() {
 fn hostile() -> Alone {
     let socket = SocketType { domain: libc::AF_UNIX, kind: libc::SOCK_DGRAM, protocol: 0 };
     let name = Some(UnixName { address: vec![1], file: None });
-    Alone { socket, name, backlog: None, peer: vec![], queue: vec![], shutdown: 0, options: SocketOptions::default() }
+    Alone {
+        socket,
+        name,
+        backlog: None,
+        waiting: vec![],
+        peer: vec![],
+        queue: vec![],
+        shutdown: 0,
+        options: SocketOptions::default(),
+    }
 }

@@ -53,7 +53,7 @@ struct AskedOfProcess {
 
 fn refusal(who: &Subject<'_>, reason: &str, advice: &str) -> Error {
     let object = if who.tid == who.pid.leader() { "it".to_owned() } else { format!("its thread {}", who.tid) };
-    Error::Refused(Refusal { pid: who.pid, object, reason: reason.to_owned(), advice: advice.to_owned() })
+    Error::Refused(Refusal { pid: who.pid, object, reason: reason.to_owned(), advice: advice.to_owned(), passing: false })
 }
 
 /// What must be known before a remote call is made in a stopped thread.

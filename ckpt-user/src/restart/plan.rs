@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::RawFd;
 
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, Pid};
@@ -99,6 +100,14 @@ impl Plan {
     /// The descriptor table of a process.
     pub(super) fn table(&self, task: &Task) -> Result<&FdTable> {
         self.tables.get(&task.holds.files).ok_or_else(|| Error::Unexpected(format!("pid {} has no descriptors", task.entry.pid)))
+    }
+
+    /// A process that has an open file in its descriptor table, and the number there.
+    pub(super) fn place_of(&self, file: ObjRef) -> Option<(Pid, RawFd)> {
+        self.tasks.iter().find_map(|task| {
+            let slot = self.tables.get(&task.holds.files)?.slots.iter().find(|slot| slot.file == file)?;
+            Some((task.entry.pid, slot.fd))
+        })
     }
 
     /// The entry of any process.

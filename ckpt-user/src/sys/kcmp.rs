@@ -88,11 +88,11 @@ pub fn share_fs(a: Tid, b: Tid) -> io::Result<Option<bool>> {
     }
 }
 
-/// Is descriptor `fd` of `pid` the file that its epoll instance `epoll` watches under the number `target`? A number can be there
-/// several times, after its descriptor was closed and used again: `nth` counts such entries in the order of fdinfo.
-pub fn is_epoll_target(pid: Pid, fd: RawFd, epoll: RawFd, target: RawFd, nth: u32) -> io::Result<bool> {
-    let slot = EpollSlot { epoll: epoll as u32, target: target as u32, nth };
-    let answer = kcmp(pid, pid, KCMP_EPOLL_TFD, fd as u64, (&raw const slot) as u64)?;
+/// Is a descriptor the file that an epoll instance watches under the number `target`? A number can be there several times, after its
+/// descriptor was closed and used again: `nth` counts such entries in the order of fdinfo.
+pub fn is_epoll_target((of, fd): (Pid, RawFd), epoll: (Pid, RawFd), target: RawFd, nth: u32) -> io::Result<bool> {
+    let slot = EpollSlot { epoll: epoll.1 as u32, target: target as u32, nth };
+    let answer = kcmp(of, epoll.0, KCMP_EPOLL_TFD, fd as u64, (&raw const slot) as u64)?;
     Ok(answer == Ordering::Equal)
 }
 

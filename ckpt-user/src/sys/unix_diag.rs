@@ -12,9 +12,11 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 // Attributes and what asks for them (linux/unix_diag.h).
 const UNIX_DIAG_PEER: u16 = 2;
+const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
 const UNIX_DIAG_SHUTDOWN: u16 = 6;
 const UDIAG_SHOW_PEER: u32 = 4;
+const UDIAG_SHOW_ICONS: u32 = 8;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
 
 /// struct nlmsghdr and struct unix_diag_req.
@@ -67,6 +69,22 @@ impl UnixDiag {
 
     /// The socket with this inode.
     pub fn look(&self, inode: u32) -> io::Result<UnixSocket> {
+        parse(&self.ask(inode, UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN)?, inode)
+    }
+
+    /// The inodes of those that wait to be accepted by the listening socket with this inode, in order. 0: of one that was closed.
+    pub fn waiting(&self, inode: u32) -> io::Result<Vec<u32>> {
+        let mut waiting = Vec::new();
+        attributes(&self.ask(inode, UDIAG_SHOW_ICONS)?, inode, |kind, value| {
+            if kind == UNIX_DIAG_ICONS {
+                waiting.extend((0..value.len() / 4).map_while(|n| u32_at(value, n * 4).ok()));
+            }
+            Ok(())
+        })?;
+        Ok(waiting)
+    }
+
+    fn ask(&self, inode: u32, show: u32) -> io::Result<Vec<u8>> {
         let request = Request {
             len: size_of::<Request>() as u32,
             kind: SOCK_DIAG_BY_FAMILY,
@@ -78,13 +96,15 @@ impl UnixDiag {
             pad: 0,
             states: u32::MAX,
             inode,
-            show: UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN,
+            show,
             cookie: [u32::MAX; 2],
         };
         send(self.netlink.as_raw_fd(), bytemuck::bytes_of(&request), MsgFlags::empty())?;
-        let mut answer = [0u8; 4096];
+        // Somaxconn connections of four bytes each.
+        let mut answer = vec![0u8; 65536];
         let n = recv(self.netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        parse(&answer[..n], inode)
+        answer.truncate(n);
+        Ok(answer)
     }
 }
 
@@ -103,6 +123,21 @@ fn u16_at(bytes: &[u8], at: usize) -> io::Result<u16> {
 }
 
 fn parse(answer: &[u8], inode: u32) -> io::Result<UnixSocket> {
+    let mut socket = UnixSocket::default();
+    attributes(answer, inode, |kind, value| {
+        match kind {
+            UNIX_DIAG_PEER => socket.peer = Some(u32_at(value, 0)?),
+            UNIX_DIAG_RQLEN => socket.queue = (u32_at(value, 0)?, u32_at(value, 4)?),
+            UNIX_DIAG_SHUTDOWN => socket.shutdown = *value.first().ok_or_else(malformed)?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(socket)
+}
+
+/// Each attribute of the answer about a socket: what it is, and its value.
+fn attributes(answer: &[u8], inode: u32, mut each: impl FnMut(u16, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let kind = u16_at(answer, 4)?;
     if i32::from(kind) == libc::NLMSG_ERROR {
         return Err(io::Error::from_raw_os_error((u32_at(answer, HEADER)? as i32).saturating_neg()));
@@ -110,7 +145,6 @@ fn parse(answer: &[u8], inode: u32) -> io::Result<UnixSocket> {
     if kind != SOCK_DIAG_BY_FAMILY || u32_at(answer, HEADER + 4)? != inode {
         return Err(malformed());
     }
-    let mut socket = UnixSocket::default();
     let end = (u32_at(answer, 0)? as usize).min(answer.len());
     let mut at = HEADER + MESSAGE;
     while at + 4 <= end {
@@ -118,16 +152,10 @@ fn parse(answer: &[u8], inode: u32) -> io::Result<UnixSocket> {
         if len < 4 || at + len > end {
             return Err(malformed());
         }
-        let value = &answer[at + 4..at + len];
-        match u16_at(answer, at + 2)? {
-            UNIX_DIAG_PEER => socket.peer = Some(u32_at(value, 0)?),
-            UNIX_DIAG_RQLEN => socket.queue = (u32_at(value, 0)?, u32_at(value, 4)?),
-            UNIX_DIAG_SHUTDOWN => socket.shutdown = *value.first().ok_or_else(malformed)?,
-            _ => {}
-        }
+        each(u16_at(answer, at + 2)?, &answer[at + 4..at + len])?;
         at += len.next_multiple_of(4);
     }
-    Ok(socket)
+    Ok(())
 }
 
 #[cfg(test)]

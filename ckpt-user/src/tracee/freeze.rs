@@ -203,6 +203,7 @@ pub fn main_thread_has_ended(pid: Pid) -> Error {
         object: "its main thread".to_owned(),
         reason: "has ended while other threads go on, so its state is gone".to_owned(),
         advice: "let the main thread wait for the others instead of ending".to_owned(),
+        passing: false,
     })
 }
 
@@ -239,6 +240,7 @@ fn seize(pid: Pid, tid: Tid) -> Result<bool> {
                     object: format!("thread {tid}"),
                     reason: format!("is being traced by pid {tracer} (a debugger, or another ckpt), and there can be only one"),
                     advice: "detach that first".to_owned(),
+                    passing: false,
                 }));
             }
             Err(Error::os(

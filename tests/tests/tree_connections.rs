@@ -1,0 +1,132 @@
+//! What processes of a tree have between them and not in them: connections that a server has not accepted yet, and what one process has another's
+//! epoll watch.
+
+use ckpt_tests::job::Job;
+use ckpt_tests::{ckpt, needs_root, python};
+use tempfile::tempdir;
+
+/// Brought back twice, and asked for a report then.
+fn reports(script: &str, expected: &[&str]) {
+    let folder = tempdir().unwrap();
+    let mut job = python::rest_after(folder.path(), script).unwrap();
+    let image = folder.path().join("image");
+    for _ in 0..2 {
+        ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+        job = ckpt::restart(&job, &image, &[]);
+    }
+    assert_eq!(job.report(), expected);
+}
+
+/// Clients of two servers, one with a path that the server counts from its directory, and one with an abstract name, connect one after the other.
+const WAITING: &str = "
+import socket
+servers = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+names = ['server', '\\0ckpt-test-%d' % os.getpid()]
+for server, name in zip(servers, names):
+    server.bind(name)
+    server.listen(20)
+def client(server, n):
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        mine = socket.socket(socket.AF_UNIX, server.type)
+        for s in servers: s.close()
+        mine.connect(server_name)
+        os.write(w, b'x')
+        signal.sigwait([signal.SIGUSR2])
+        mine.send(b'client %d' % n)
+        while True: signal.pause()
+    os.read(r, 1)
+    pids.append(pid)
+pids = []
+for n in range(6):
+    server_name = names[n % 2]
+    client(servers[n % 2], n)
+";
+
+#[test]
+fn connections_that_wait_to_be_accepted() {
+    needs_root!();
+    let script = format!(
+        "{WAITING}
+def report():
+    for pid in pids: os.kill(pid, signal.SIGUSR2)
+    for n in range(6):
+        accepted, _ = servers[n % 2].accept()
+        print(accepted.recv(100), flush=True)
+    for server in servers:
+        server.setblocking(False)
+        try: print(server.accept())
+        except BlockingIOError: pass
+    print('done', flush=True)
+"
+    );
+    reports(&script, &["b'client 0'", "b'client 1'", "b'client 2'", "b'client 3'", "b'client 4'", "b'client 5'"]);
+}
+
+/// What cannot be saved is refused, and tried again a few times: by then the server may have accepted it.
+#[test]
+fn what_was_sent_before_it_is_accepted() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.bind('server')
+server.listen(5)
+client = socket.socket(socket.AF_UNIX)
+client.connect('server')
+client.send(b'early')
+def report():
+    print(server.accept()[0].recv(100), flush=True)
+    print('done', flush=True)
+";
+    let mut job = python::rest_after(folder.path(), script).unwrap();
+    let image = folder.path().join("image");
+    let refusal = ckpt::try_checkpoint(job.pid(), &image, &[]).failure();
+    assert!(refusal.contains("not accepted the connection yet"), "{refusal}");
+    assert!(!image.exists());
+    let accepts = |job: &Job| assert_eq!(job.report(), ["b'early'"]);
+    accepts(&job);
+    // The accepted connection is a pair like any other now.
+    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+    ckpt::restart(&job, &image, &[]);
+}
+
+#[test]
+fn an_epoll_of_several_processes() {
+    needs_root!();
+    let script = "
+import select
+watch = select.epoll()
+def child(n):
+    # It has the shared instance watch a pipe that nobody else has.
+    ready, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ready)
+        r, w = os.pipe()
+        spare = os.dup(r)
+        watch.register(r, select.EPOLLIN)
+        if n % 2:
+            # Under a number that is another file's now.
+            os.dup2(w, r)
+        os.write(say, b'x')
+        signal.sigwait([signal.SIGUSR2])
+        os.write(w, b'x')
+        while True: signal.pause()
+    os.close(say)
+    os.read(ready, 1)
+    os.close(ready)
+    return pid
+pids = [child(n) for n in range(4)]
+def report():
+    print(len(watch.poll(0)), flush=True)
+    for n, pid in enumerate(pids):
+        os.kill(pid, signal.SIGUSR2)
+        while len(watch.poll()) < n + 1: pass
+    print(len(watch.poll()), flush=True)
+    print('done', flush=True)
+";
+    reports(script, &["0", "4"]);
+}
