@@ -103,7 +103,9 @@ fn every_worker_goes_on_under_watch() {
     let job = start(folder.path());
     let at = folder.path().to_owned();
     let answers = |job: &Job| {
-        (0..20).for_each(|n| drop(ask(&at, &format!("word{n}"))));
+        for n in 0..20 {
+            ask(&at, &format!("word{n}"));
+        }
         assert_eq!(process::descendants(job.pid()).len(), WORKERS);
     };
     watched::survives_crashes(job, "100ms", 2, &Moments::new(), answers);

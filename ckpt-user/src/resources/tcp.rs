@@ -106,7 +106,7 @@ impl FileKind for Tcp {
         let state = match info.state {
             LISTEN => {
                 if info.waiting > 0 && !cx.options.tcp_close {
-                    return cx.refuse(
+                    return cx.refuse_for_now(
                         d.pid,
                         socket::name(d),
                         format!("has {} connections that the program has not accepted yet", info.waiting),
