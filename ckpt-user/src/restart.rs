@@ -27,7 +27,7 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry};
-use crate::store::{Overlay, Past, parents, past};
+use crate::store::{FanOut, Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
 use crate::tracee::spawn;
@@ -132,7 +132,8 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     }
 
     let target = PageTarget::new(plan.memories.iter().map(|(&mm, memory)| (mm, memory.first, &memory.vmas[..])), &cx)?;
-    let mut overlay = Overlay::new(&target, plan.mapped.clone());
+    let to_all = FanOut::new(&target, &plan.same);
+    let mut overlay = Overlay::new(&to_all, plan.mapped.clone());
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
     if !plan.memories.keys().all(|mm| stats.owners.contains(mm)) {
         return Err(Error::Restart("the image holds no pages of one of its processes".to_owned()));
