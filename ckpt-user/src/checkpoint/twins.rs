@@ -27,6 +27,8 @@ const NEAR: u64 = 128;
 
 /// A page, and where it is.
 type Placed = (u64, u64);
+/// The pages of ranges of a memory, by its number in the tree, that others may have, too.
+type Places<'a> = &'a dyn Fn(usize, &[PageRange]) -> Result<Vec<Placed>>;
 /// By the place of a page: which memory has it first, and there which page it is.
 type Firsts = HashMap<u64, (u32, u64), BuildHasherDefault<PlaceHasher>>;
 
@@ -107,11 +109,7 @@ fn parts_of(ranges: &[PageRange]) -> Vec<PageRange> {
 }
 
 /// What is shared, by the places of pages, which `read` tells of ranges of a memory.
-fn share(
-    owners: &[ObjRef],
-    plan: &mut Vec<Extent>,
-    read: &dyn Fn(usize, &[PageRange]) -> Result<Vec<Placed>>,
-) -> Result<Vec<Same>> {
+fn share(owners: &[ObjRef], plan: &mut Vec<Extent>, read: Places<'_>) -> Result<Vec<Same>> {
     let mut of_memory: HashMap<ObjRef, Vec<PageRange>> = HashMap::new();
     for extent in plan.iter().filter(|extent| extent.kind == ExtentKind::Read && extent.pages.count > 0) {
         of_memory.entry(extent.owner).or_default().push(extent.pages);
@@ -172,11 +170,7 @@ fn drop_doubles(runs: &mut Vec<(usize, Same)>) {
 }
 
 /// Those whose pages are where they were, with their owners.
-fn still_there(
-    all: Vec<(usize, Same)>,
-    first: &Firsts,
-    read: &dyn Fn(usize, &[PageRange]) -> Result<Vec<Placed>>,
-) -> Result<Vec<Same>> {
+fn still_there(all: Vec<(usize, Same)>, first: &Firsts, read: Places<'_>) -> Result<Vec<Same>> {
     let mut lent: HashMap<usize, Vec<std::ops::Range<u64>>> = HashMap::new();
     for (of, same) in &all {
         lent.entry(*of).or_default().push(same.first..same.first + same.pages.count);

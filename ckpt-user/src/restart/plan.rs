@@ -84,8 +84,8 @@ impl Plan {
                     }
                 }
             }
-            if !tables.contains_key(&holds.files) {
-                tables.insert(holds.files, cx.record(holds.files, fd_table::KIND)?);
+            if let std::collections::btree_map::Entry::Vacant(place) = tables.entry(holds.files) {
+                place.insert(cx.record(holds.files, fd_table::KIND)?);
             }
         }
         check_shares(&tasks)?;

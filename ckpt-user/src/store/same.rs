@@ -166,7 +166,7 @@ mod tests {
                 let pages = PageRange { start: *end + gap, count };
                 *end = pages.end();
                 // Anywhere, but nowhere twice.
-                let first = (n as u64 * 7919 % 32) << 40 | gap % 1000;
+                let first = ((n as u64 * 7919 % 32) << 40) + gap % 1000;
                 Same { memory: ObjRef(memory + 10), pages, owner: ObjRef(owner), first }
             };
             let mut all: Vec<Same> = raw.into_iter().enumerate().map(place).collect();
