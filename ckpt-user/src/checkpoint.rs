@@ -14,6 +14,7 @@ mod precopy;
 mod since;
 mod tracker;
 mod trackers;
+mod twins;
 mod writing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -118,7 +119,9 @@ pub struct Report {
     pub total_us: u64,
     /// Pages of the target that belong to the image.
     pub pages_total: u64,
-    /// Of these, pages whose contents the image holds.
+    /// Of these, pages that several processes share since a fork, without the first of each: they are stored once.
+    pub pages_shared: u64,
+    /// Pages whose contents the image holds.
     pub pages_written: u64,
     /// Of these, pages of zeros, which take no room.
     pub pages_zero: u64,
@@ -240,7 +243,7 @@ impl Target {
         if live && live_fallback.is_none() {
             self.trust.win();
         }
-        let Saved { header, trailer, held, metadata, pages_total, written } = saved;
+        let Saved { header, trailer, held, metadata, pages_total, pages_shared, written } = saved;
         let image_id = header.image_id.unwrap_or(ImageId(0));
         destination.commit()?;
         let tracker = self.since.name(written.live);
@@ -271,6 +274,7 @@ impl Target {
             live_fallback,
             total_us: began.elapsed().as_micros() as u64,
             pages_total,
+            pages_shared,
             pages_written: written.stats.pages_data,
             pages_zero: written.stats.pages_zero,
             bytes: trailer.bytes,
@@ -365,7 +369,9 @@ impl Target {
         for (pid, mappings) in mappings {
             self.mappings.remember(pid, inspector, mappings);
         }
-        let pages_total = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum();
+        let pages_shared = cut.pages_shared;
+        let own = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum::<u64>();
+        let pages_total = own + pages_shared;
         let held = held(&cut);
         let parent = self.since.shrink(&cut.memories, &mut cut.extents);
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
@@ -401,7 +407,7 @@ impl Target {
             Ok(mut written) => {
                 written.pause += first_pause;
                 let metadata = writing.metadata;
-                Ok(Saved { header, trailer: writer.finish()?, held, metadata, pages_total, written })
+                Ok(Saved { header, trailer: writer.finish()?, held, metadata, pages_total, pages_shared, written })
             }
             Err(error) => {
                 // Whoever reads a stream to its end finds the reason there (SEED S9). That cannot be written where writing failed.
@@ -436,6 +442,7 @@ struct Saved {
     held: Vec<Held>,
     metadata: Records,
     pages_total: u64,
+    pages_shared: u64,
     written: Written,
 }
 

@@ -5,9 +5,10 @@
 //! ckpt dies: a failed restart leaves no process.
 
 mod family;
+mod mould;
 mod plan;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, Pid, Tid};
-use crate::image::model::Section;
+use crate::image::model::{ParentRef, Section};
 use crate::image::{ImageReader, Metadata, read_stored};
 use crate::pipeline::{self, LoadOptions};
 use crate::resources::cpu::{self, CpuRecord};
@@ -27,7 +28,7 @@ use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
-use crate::store::{Overlay, Past, parents, past};
+use crate::store::{FanOut, Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
 use crate::tracee::spawn;
@@ -35,6 +36,7 @@ use crate::tracee::spawn;
 pub use crate::checkpoint::Progress;
 pub use crate::store::parents::Input;
 use family::Family;
+use mould::{Filling, Mould, Sieve};
 use plan::{Plan, Task, find};
 
 /// What the user can choose.
@@ -94,11 +96,17 @@ impl Restarted {
 }
 
 /// Builds the processes of an image, up to the point where they would run. `images`: if it is an increment, its parent, the parent of that, and so
-/// on up to a whole image.
+/// on up to a whole image. `again`: the same once more, for pages that processes share and that must be there before them; without, these are copied.
 ///
 /// Errors: an image that is damaged or asks for the impossible, a file that is not what it was, a pid in use, missing rights. No process
 /// is left behind.
-pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Progress<'_>) -> Result<Restarted> {
+pub fn restart(
+    image: Input,
+    images: Vec<Input>,
+    again: Option<(Input, Vec<Input>)>,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<Restarted> {
     let began = Instant::now();
     let mut reader = ImageReader::new(image)?;
     let stored = read_stored(&mut reader)?;
@@ -125,17 +133,32 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
 
     // Before the processes, so that they are gone when they are changed again after an error.
     let mut files_changed = Applied::default();
-    let (mut family, workspace, shared) = Family::make(&mut cx, &plan, options.detach)?;
-    build(&cx, &mut family, &plan, &mapped, &files, &shared)?;
+    let mould = if again.is_some() { Mould::of(&plan) } else { Mould::default() };
+    if again.is_none() && !plan.same.is_empty() {
+        tracing::info!("pages that processes have shared are copied for each, since the image can be read only once");
+    }
+    let mut read_before = None;
+    let (mut family, workspace, shared) = Family::make(&mut cx, &plan, options.detach, |cx, root| {
+        if let Some((image, images)) = again.filter(|_| !mould.is_empty()) {
+            read_before = Some(fill(cx, root, &plan, &mould, &mapped, (image, images))?);
+        }
+        Ok(())
+    })?;
+    build(&cx, &mut family, &plan, &mould, (&mapped, &files, &shared))?;
     for task in &plan.tasks {
         family.make_threads(task.entry.pid, &task.entry.threads)?;
     }
 
     let target = PageTarget::new(plan.memories.iter().map(|(&mm, memory)| (mm, memory.first, &memory.vmas[..])), &cx)?;
-    let mut overlay = Overlay::new(&target, plan.mapped.clone());
+    let sieve = Sieve { mould: &mould, inner: &target };
+    let to_all = FanOut::new(&sieve, &plan.same);
+    let mut overlay = Overlay::new(&to_all, plan.mapped.clone());
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
     if !plan.memories.keys().all(|mm| stats.owners.contains(mm)) {
         return Err(Error::Restart("the image holds no pages of one of its processes".to_owned()));
+    }
+    if read_before.is_some_and(|before| before != metadata.header.as_parent(stats.trailer_checksum)) {
+        return Err(Error::Restart("the image was replaced by another one while it was read".to_owned()));
     }
     parents::load(metadata.header.parent, past, images, &mut overlay)?;
     // Not needed here; but whoever writes the image into a pipe shall get rid of all of it.
@@ -180,6 +203,31 @@ pub fn restart(image: Input, images: Vec<Input>, options: &Options, progress: Pr
     Ok(Restarted { family, frozen, files: files_changed, discard_changes, began, report })
 }
 
+/// Gives the first process, before it has children, what it and they share. Returns who the image is.
+fn fill(
+    cx: &Restorer<'_>,
+    root: &mut RemoteTask<'_>,
+    plan: &Plan,
+    mould: &Mould,
+    mapped: &HashMap<ObjRef, OwnedFd>,
+    (image, images): (Input, Vec<Input>),
+) -> Result<Option<ParentRef>> {
+    let files = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd())).collect();
+    mm::map_plain(root, &mould.mappings.iter().collect::<Vec<_>>(), &files)?;
+    let name = ObjRef(0);
+    let target = PageTarget::new([(name, root.pid(), &mould.mappings[..])], cx)?;
+    let filling = Filling { mould, inner: &target, name };
+    let mut overlay = Overlay::new(&filling, plan.mapped.clone());
+    let mut reader = ImageReader::new(image)?;
+    let stored = read_stored(&mut reader)?;
+    let (images, theirs) = parents::read(images)?;
+    let header = stored.header.clone();
+    let past = parents::past_of(&stored.resolve(theirs.as_ref())?)?;
+    let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|_| {})?;
+    parents::load(header.parent, past, images, &mut overlay)?;
+    Ok(header.as_parent(stats.trailer_checksum))
+}
+
 fn check_machine(metadata: &Metadata) -> Result<()> {
     let (theirs, ours) = (metadata.header.xcr0, machine::xcr0());
     if theirs & !ours != 0 {
@@ -196,10 +244,10 @@ fn build(
     cx: &Restorer<'_>,
     family: &mut Family,
     plan: &Plan,
-    mapped: &HashMap<ObjRef, OwnedFd>,
-    files: &OpenFiles,
-    shared: &SharedMemory,
+    mould: &Mould,
+    (mapped, files, shared): (&HashMap<ObjRef, OwnedFd>, &OpenFiles, &SharedMemory),
 ) -> Result<()> {
+    let none = HashSet::new();
     let segments = sysv_shm::all(cx)?;
     let borrowed = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd())).collect();
     for task in &plan.tasks {
@@ -210,7 +258,10 @@ fn build(
             leader.call("cannot get permission to use AMX", libc::SYS_arch_prctl, args)?;
         }
         if memory.first == pid {
-            mm::map(&mut leader, &memory.mm, task.holds.brk, &memory.vmas, &borrowed, shared, &segments)?;
+            let born = mould.part(task.holds.mm).map_or(&none, |part| &part.mappings);
+            let (unmap, give_up) = mould.rest(task.holds.mm);
+            mm::keep(&mut leader, &unmap, &give_up, memory.vmas.iter().filter(|vma| born.contains(&vma.start)))?;
+            mm::map(&mut leader, &memory.mm, task.holds.brk, &memory.vmas, &borrowed, shared, &segments, born)?;
         }
     }
     // Only now: what one process closes, another may have mapped.

@@ -7,6 +7,7 @@ use super::freezer::{Frozen, Injectors};
 use super::phases::Stopwatch;
 use super::since::Since;
 use super::trackers::Trackers;
+use super::twins;
 use crate::error::{Error, Refusal, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::{Container, Object, Section, Shares, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState};
@@ -19,7 +20,7 @@ use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, SharedSeen, VmaRecord};
 use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, sysv, task_registry, written};
-use crate::store::past;
+use crate::store::{SamePages, past, same};
 use crate::sys::kcmp::Shared;
 use crate::sys::procfs::{self, Status};
 use crate::tracee::batch::Batch;
@@ -39,6 +40,8 @@ pub(super) struct Cut {
     states: Vec<TaskState>,
     /// What a whole image holds.
     pub(super) extents: Vec<Extent>,
+    /// Pages that it holds for other memories, too.
+    pub(super) pages_shared: u64,
     pub(super) source: MemorySource,
     /// Protect the memory for this cut alone, where no tracker does anyway.
     pub(super) armed: Option<Trackers>,
@@ -200,6 +203,11 @@ pub(super) fn collect(
         }
     }
     target.watch.end_of(|parts| &mut parts.scan_us);
+    let same = twins::find(&memories, &mut extents)?;
+    if !same.is_empty() {
+        cx.intern(ObjectKey::Task(same::KIND, root), |_, _| Ok(Section::encode(same::KIND, &SamePages::new(&same))?))?;
+    }
+    target.watch.end_of(|parts| &mut parts.shared_us);
     let of_memories = since.past_of(&memories);
     let (contents, mut past) = since.contents(cx.contents());
     extents.splice(0..0, contents);
@@ -215,7 +223,8 @@ pub(super) fn collect(
         objects,
         states,
         extents,
-        source: MemorySource::new(seen, contents)?,
+        pages_shared: same.iter().map(|same| same.pages.count).sum(),
+        source: MemorySource::new(seen, memories.len() > 1, contents)?,
         armed,
         memories,
     })

@@ -19,6 +19,8 @@ pub struct Phases {
     pub state_us: u64,
     /// Finding out which pages were written, and protecting all of them again.
     pub scan_us: u64,
+    /// Finding out which pages several processes share since a fork.
+    pub shared_us: u64,
     /// Planning what the image holds, and having it saved before it changes.
     pub plan_us: u64,
     /// Copying pages; those that are copied while the process runs take none of it.

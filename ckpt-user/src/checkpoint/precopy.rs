@@ -63,8 +63,9 @@ impl Spools {
         frozen.thaw()?;
         *pause += began.elapsed();
         let mut spools = Spools::default();
+        let forked = planned.len() > 1;
         for (pid, pages) in planned {
-            match Spool::fill(pid, &pages, room) {
+            match Spool::fill(pid, forked, &pages, room) {
                 Ok(spool) => {
                     room -= spool.pages();
                     spools.0.insert(pid, spool);
@@ -116,12 +117,12 @@ fn room() -> u64 {
 }
 
 impl Spool {
-    /// Copies pages of a process that runs, as many of the first as there is `room` for. What cannot be read any more is left out.
+    /// Copies pages of a process that runs, which may share some with others (`forked`), as many of the first as there is `room` for. What cannot be read any more is left out.
     ///
     /// Errors: the process is gone.
-    fn fill(pid: Pid, pages: &[PageRange], room: u64) -> Result<Spool> {
+    fn fill(pid: Pid, forked: bool, pages: &[PageRange], room: u64) -> Result<Spool> {
         let owner = ObjRef(1);
-        let source = MemorySource::new([(owner, pid)], Vec::new())?;
+        let source = MemorySource::new([(owner, pid)], forked, Vec::new())?;
         let mut spool = Spool::default();
         let planned = pages.iter().map(|range| range.count).sum::<u64>().min(room);
         if spool.bytes.try_reserve_exact((planned * PAGE_SIZE) as usize).is_err() {

@@ -7,7 +7,7 @@ use ckpt::image::{
     ImageError, ImageReader, Index, Metadata, PageCounts, Payload, Records, Stored, Summary, read_stored, verify_stored,
 };
 use ckpt::resources::vma::VmaRecord;
-use ckpt::store;
+use ckpt::store::{self, SamePages};
 
 use super::{Failure, input, output};
 
@@ -45,6 +45,8 @@ struct Contents {
     unresolved: Option<String>,
     vmas: Vec<VmaRecord>,
     pages: PageCounts,
+    /// Pages that memories have from others, of which the image holds them.
+    pages_shared: u64,
     /// Bytes of the file. `None`: it is no file.
     bytes: Option<u64>,
     /// What a verification found.
@@ -117,8 +119,11 @@ impl Args {
         };
         let vmas: Result<Vec<VmaRecord>, ImageError> = metadata.vmas.iter().map(|vma| vma.decode()).collect();
         let vmas = vmas.map_err(failed)?;
+        let same = SamePages::of(&metadata.objects).map_err(failed)?.all();
+        let same = same.map_err(|why| Failure::Damaged(format!("{name}: {why}")))?;
+        let pages_shared = same.iter().map(|same| same.pages.count).sum();
         let bytes = stat.is_file().then_some(stat.len());
-        Ok(Contents { name, metadata, changes, unresolved, vmas, pages, bytes, summary })
+        Ok(Contents { name, metadata, changes, unresolved, vmas, pages, pages_shared, bytes, summary })
     }
 
     /// The metadata of the parent, if the image cannot be understood without it, or why that cannot be known.

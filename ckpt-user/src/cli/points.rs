@@ -168,12 +168,14 @@ fn restart_images(images: &[&Entry], verified: &mut Verified, options: &Options)
         wanted = header.and_then(|header| header.parent);
     }
     // Not opened yet: a chain may be longer than a process can have descriptors.
-    let mut inputs = images.iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input);
-    let Some(newest) = inputs.next() else { return Err(Failure::Damaged("an empty chain".to_owned())) };
-    let parents: Vec<Input> = inputs.collect();
+    let inputs = || {
+        let mut inputs = images.iter().map(|entry| Box::new(Lazy::new(&entry.path)) as Input);
+        Some((inputs.next()?, inputs.collect::<Vec<Input>>()))
+    };
+    let Some((newest, parents)) = inputs() else { return Err(Failure::Damaged("an empty chain".to_owned())) };
     tracing::info!("restart from {} and {} parents", images[0].path.display(), parents.len());
     let progress = Progress::new("filling pages");
-    let result = restart::restart(newest, parents, options, &|done, all| progress.show(done, all));
+    let result = restart::restart(newest, parents, inputs(), options, &|done, all| progress.show(done, all));
     drop(progress);
     result.map_err(|error| match error {
         Error::Parent { older, source } => Failure::about(&images[older].path, *source),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use ckpt::resources::restorer::{FilesPolicy, RestoreOptions};
-use ckpt::restart::{self, Options, Restarted};
+use ckpt::restart::{self, Input, Options, Restarted};
 use ckpt::stand_in::{Ended, Signals, StandIn};
 use ckpt::sys::child;
 
@@ -112,9 +112,13 @@ impl Args {
         let is_stream = input::is_stdin(&self.image);
         let parents = if is_stream { Parents::of_stream(&self.parent) } else { Parents::of(&self.image, &self.parent) }?;
         let images = parents.open()?;
+        let again = match self.image.is_file() {
+            true => Some((Box::new(input::open(&self.image)?) as Input, parents.open()?)),
+            false => None,
+        };
         let image = spool::until_pid_is_free(input::open(&self.image)?, &self.image.display().to_string())?;
         let progress = Progress::new("filling pages");
-        let result = restart::restart(image, images, options, &|done, all| progress.show(done, all));
+        let result = restart::restart(image, images, again, options, &|done, all| progress.show(done, all));
         drop(progress);
         result.map_err(|error| parents.explain(error))
     }

@@ -14,6 +14,7 @@ pub mod index;
 mod ledger;
 pub mod metadata;
 pub mod model;
+pub mod number;
 mod order;
 mod output;
 pub mod owners;

@@ -11,6 +11,8 @@ use super::collector::Content;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::PageSource;
+use crate::sys::pagemap::{Page, PageMap};
+use crate::sys::procfs;
 use crate::sys::vm::{self, Piece};
 use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::memory::ProcessMemory;
@@ -84,14 +86,19 @@ pub struct MemorySource {
 struct Memory {
     pid: Pid,
     file: ProcessMemory,
+    /// To tell pages that others share since a fork. `None`: there are no others.
+    page_map: Option<PageMap>,
 }
 
 impl MemorySource {
-    /// The memories of these processes, and the contents of files.
-    pub fn new(memories: impl IntoIterator<Item = (ObjRef, Pid)>, contents: Vec<Content>) -> Result<MemorySource> {
+    /// The memories of these processes, and the contents of files. `forked`: the memories may share pages.
+    pub fn new(memories: impl IntoIterator<Item = (ObjRef, Pid)>, forked: bool, contents: Vec<Content>) -> Result<MemorySource> {
         let file = |source: OwnedFd, size: u64| (File::from(source), size);
         let contents = contents.into_iter().map(|c| (c.owner, file(c.source, c.size))).collect();
-        let open = |(mm, pid)| Ok((mm, Memory { pid, file: ProcessMemory::open(pid)? }));
+        let open = |(mm, pid)| {
+            let page_map = if forked { Some(PageMap::open(pid)?) } else { None };
+            Ok((mm, Memory { pid, file: ProcessMemory::open(pid)?, page_map }))
+        };
         Ok(MemorySource { memories: memories.into_iter().map(open).collect::<Result<_>>()?, contents })
     }
 
@@ -113,7 +120,50 @@ impl MemorySource {
 }
 
 impl Memory {
-    fn read(&self, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
+    /// To process_vm_readv, the kernel gives pages of a memory's own: of a page that is shared since a fork it makes a copy first (FAULT_FLAG_UNSHARE), and the
+    /// tree would grow with each checkpoint. /proc/PID/mem reads the page that is there, but a page at a time.
+    fn read(&self, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
+        let Some(page_map) = &self.page_map else { return self.read_own(ranges, buf) };
+        let mut parts: Vec<(PageRange, bool)> = Vec::new();
+        for range in ranges {
+            let looked = page_map.entries(*range, |first, entries| {
+                for (page, entry) in (first..).zip(entries) {
+                    let own = entry.is_exclusive() || entry.page().contains(Page::FILE);
+                    match parts.last_mut().filter(|(_, of)| *of == own) {
+                        Some((part, _)) if part.end() == page => part.count += 1,
+                        _ => parts.push((PageRange { start: page, count: 1 }, own)),
+                    }
+                }
+            });
+            looked.map_err(|error| self.gone_or(error))?;
+        }
+        for some in parts.chunk_by(|a, b| a.1 == b.1) {
+            let ranges: Vec<PageRange> = some.iter().map(|(part, _)| *part).collect();
+            let (now, rest) = buf.split_at_mut(ranges.iter().map(|range| range.bytes() as usize).sum());
+            match some[0].1 {
+                true => self.read_own(&ranges, now)?,
+                false => self.read_shared(&ranges, now)?,
+            }
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    fn read_shared(&self, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
+        for range in ranges {
+            let (now, rest) = buf.split_at_mut(range.bytes() as usize);
+            self.file.read(range.addr(), now).map_err(|error| self.gone_or(error))?;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// The files of /proc that tell of a memory are empty when its process has ended.
+    fn gone_or(&self, error: Error) -> Error {
+        if procfs::is_ending(self.pid) { Error::Gone(self.pid) } else { error }
+    }
+
+    fn read_own(&self, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
         let total: usize = ranges.iter().map(|r| r.bytes() as usize).sum();
         let mut done = 0;
         while done < total {

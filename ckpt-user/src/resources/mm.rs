@@ -3,7 +3,7 @@
 //! The new task begins with ckpt's own address space. A small workspace is mapped in a gap that neither uses, everything else is
 //! unmapped, and the image's mappings take their places. Protections that would keep the pages out wait until they are in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rangemap::RangeSet;
@@ -14,7 +14,7 @@ use super::sysv_shm::{self, SegmentRecord};
 use super::vma::{Backing, VmaRecord, intern_file};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
-use crate::ids::{Addr, ObjRef, PAGE_SIZE, Pid};
+use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::sys::procfs;
 use crate::sys::ptrace_state::rseq_configuration;
 use crate::tracee::batch::{Arg, Batch};
@@ -181,7 +181,9 @@ pub fn leave_workspace(task: &mut RemoteTask<'_>, workspace: Workspace) -> Resul
     task.call("cannot unmap the workspace", libc::SYS_munmap, [workspace.code.into(), len.into()]).map(drop)
 }
 
-/// Maps everything, and tells the kernel where the parts are. `files` are descriptors that the task has inherited.
+/// Maps everything but what starts at the addresses `born`, which is there already, and tells the kernel where the parts are. `files` are descriptors that the
+/// task has inherited.
+#[expect(clippy::too_many_arguments, reason = "an address space has all of these")]
 pub fn map(
     task: &mut RemoteTask<'_>,
     mm: &MmRecord,
@@ -190,16 +192,25 @@ pub fn map(
     files: &HashMap<ObjRef, BorrowedFd<'_>>,
     shared: &SharedMemory,
     segments: &HashMap<ObjRef, SegmentRecord>,
+    born: &HashSet<Addr>,
 ) -> Result<()> {
     map_vdso(task, mm, vmas)?;
     let mut plain: Vec<&VmaRecord> = Vec::new();
-    for vma in vmas {
+    for vma in vmas.iter().filter(|vma| !born.contains(&vma.start)) {
         match vma.backing {
             Backing::Anonymous | Backing::File { .. } => plain.push(vma),
             Backing::Vdso | Backing::Vvar | Backing::SharedAnonymous { .. } | Backing::SysV { .. } => {}
         }
     }
-    for part in plain.chunks(256) {
+    map_plain(task, &plain, files)?;
+    shared.place(task, vmas)?;
+    sysv_shm::map(task, vmas, segments, |task, size| free_gap(task, vmas, size))?;
+    set_mm(task, mm, brk, files)
+}
+
+/// Maps private memory and files.
+pub fn map_plain(task: &mut RemoteTask<'_>, vmas: &[&VmaRecord], files: &HashMap<ObjRef, BorrowedFd<'_>>) -> Result<()> {
+    for part in vmas.chunks(256) {
         let mut batch = Batch::new();
         let mut ids = Vec::new();
         for vma in part {
@@ -210,9 +221,33 @@ pub fn map(
             check_placed(vma, answers.ret(id))?;
         }
     }
-    shared.place(task, vmas)?;
-    sysv_shm::map(task, vmas, segments, |task, size| free_gap(task, vmas, size))?;
-    set_mm(task, mm, brk, files)
+    Ok(())
+}
+
+/// Of what a process was born with, unmaps some, and gives up pages of the rest. `kept`: mappings that it keeps, which it was born with readable and writable.
+pub fn keep<'a>(
+    task: &mut RemoteTask<'_>,
+    unmap: &[PageRange],
+    give_up: &[PageRange],
+    kept: impl Iterator<Item = &'a VmaRecord>,
+) -> Result<()> {
+    let calls = unmap.iter().map(|pages| (libc::SYS_munmap, *pages, 0));
+    let calls = calls.chain(give_up.iter().map(|pages| (libc::SYS_madvise, *pages, libc::MADV_DONTNEED)));
+    const BORN: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    let prots = kept.map(|vma| (vma.pages(), first_prot(vma))).filter(|(_, prot)| *prot != BORN);
+    let calls: Vec<_> = calls.chain(prots.map(|(pages, prot)| (libc::SYS_mprotect, pages, prot))).collect();
+    for some in calls.chunks(1024) {
+        let mut batch = Batch::new();
+        let asked: Vec<_> = some
+            .iter()
+            .map(|&(call, pages, what)| batch.call(call, [pages.addr().into(), pages.bytes().into(), what.into()]))
+            .collect();
+        let answers = task.run(batch)?;
+        for (id, (_, pages, _)) in asked.into_iter().zip(some) {
+            answers.ret(id).doing(|| format!("cannot change what is shared at {}", pages.addr()))?;
+        }
+    }
+    Ok(())
 }
 
 fn check_placed(vma: &VmaRecord, result: Result<u64, nix::errno::Errno>) -> Result<()> {

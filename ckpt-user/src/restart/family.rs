@@ -33,8 +33,13 @@ struct Member {
 
 impl Family {
     /// Makes the processes of a plan, their sessions and their groups; those that have ended end again. All have everything that ckpt has open, and the
-    /// workspace and the shared memory of all, and nothing else in memory.
-    pub(super) fn make(cx: &mut Restorer<'_>, plan: &Plan, detach: bool) -> Result<(Family, Workspace, SharedMemory)> {
+    /// workspace, the shared memory of all and what `prepare` puts into the memory of the first before it has children, and nothing else in memory.
+    pub(super) fn make(
+        cx: &mut Restorer<'_>,
+        plan: &Plan,
+        detach: bool,
+        prepare: impl FnOnce(&Restorer<'_>, &mut RemoteTask<'_>) -> Result<()>,
+    ) -> Result<(Family, Workspace, SharedMemory)> {
         let root = plan.entries[0].pid;
         for entry in &plan.entries {
             spawn::wait_for_burial(entry.pid)?;
@@ -46,6 +51,7 @@ impl Family {
         let all_vmas: Vec<&VmaRecord> = plan.memories.values().flat_map(|memory| &memory.vmas).collect();
         let workspace = mm::clear(&mut family.task(root)?, all_vmas.iter().copied())?;
         let shared = SharedMemory::make(&mut family.task(root)?, &all_vmas)?;
+        prepare(cx, &mut family.task(root)?)?;
         let mut ghosts = BTreeMap::new();
         for step in plan.hierarchy.steps.iter().skip(1) {
             family.take(cx, step, plan, &mut ghosts)?;

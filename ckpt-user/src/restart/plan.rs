@@ -14,7 +14,8 @@ use crate::resources::hierarchy::{self, Hierarchy};
 use crate::resources::memory::{self, MemoryRecord};
 use crate::resources::mm::{self, MmRecord};
 use crate::resources::vma::VmaRecord;
-use crate::store::Mapped;
+use crate::store::same::{self, Same};
+use crate::store::{Mapped, SamePages};
 
 /// See the module.
 pub(super) struct Plan {
@@ -27,6 +28,8 @@ pub(super) struct Plan {
     pub(super) tables: BTreeMap<ObjRef, FdTable>,
     /// The pages that are mapped.
     pub(super) mapped: Mapped,
+    /// The pages that several memories share.
+    pub(super) same: Vec<Same>,
 }
 
 /// A process that lives.
@@ -89,7 +92,9 @@ impl Plan {
         }
         check_shares(&tasks)?;
         let mapped = mm::mapped(&vmas, memories.keys().copied())?;
-        Ok(Plan { entries, hierarchy, tasks, memories, tables, mapped })
+        let same = cx.all::<SamePages>(same::KIND)?.pop().map_or_else(|| Ok(Vec::new()), |(_, same)| same.all());
+        let same = same.map_err(|why| Error::Restart(format!("the image is damaged: {why}")))?;
+        Ok(Plan { entries, hierarchy, tasks, memories, tables, mapped, same })
     }
 
     /// The memories, by the process that each is built in.

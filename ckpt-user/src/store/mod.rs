@@ -2,17 +2,21 @@
 
 mod chains;
 mod destination;
+mod fan_out;
 mod folder;
 mod lineage;
 mod overlay;
 pub mod parents;
 pub mod past;
 mod retention;
+pub mod same;
 
 pub use chains::Chains;
 pub use destination::Destination;
+pub use fan_out::FanOut;
 pub use folder::{Ending, Entry, Folder, Lock, header_of};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::{Mapped, Overlay};
 pub use past::Past;
 pub use retention::{Step, steps};
+pub use same::SamePages;

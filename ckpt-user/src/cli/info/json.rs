@@ -11,7 +11,7 @@ use super::Contents;
 
 /// Everything but the records, or with them.
 pub fn describe(contents: &Contents, records: bool) -> Value {
-    let Contents { name, metadata, changes, unresolved, vmas, pages, bytes, summary } = contents;
+    let Contents { name, metadata, changes, unresolved, vmas, pages, pages_shared, bytes, summary } = contents;
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for object in &metadata.objects {
         *kinds.entry(&object.section.kind).or_default() += 1;
@@ -27,6 +27,7 @@ pub fn describe(contents: &Contents, records: bool) -> Value {
         "pages_data": pages.data,
         "pages_zero": pages.zero,
         "pages_hole": pages.hole,
+        "pages_shared": pages_shared,
         "bytes": bytes,
         "metadata_changes_bytes": changes,
         "unresolved": unresolved,

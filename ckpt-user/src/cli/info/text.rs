@@ -104,11 +104,13 @@ fn memory(contents: &Contents) -> String {
     if let Some(summary) = &contents.summary {
         let _ = write!(data, ", which take up {}", bytes(summary.bytes_stored));
     }
+    let shared = contents.pages_shared;
     table(&[
         row([&contents.vmas.len(), &format!("mappings: {} of addresses", bytes(mapped(&contents.vmas)))]),
         row([&pages.data, &data]),
         row([&pages.zero, &format!("pages of zeros: {}", in_bytes(pages.zero))]),
         row([&pages.hole, &"pages that are not there"]),
+        row([&shared, &format!("pages that processes share, stored once: {}", in_bytes(shared))]),
     ])
 }
 

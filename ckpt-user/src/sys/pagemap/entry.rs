@@ -56,6 +56,15 @@ impl Entry {
         self.place().filter(|_| self.has(PRESENT)).map(|place| place & FRAME)
     }
 
+    /// The same, of a page of private memory that others may have, too, since a fork: all that have it are told the same place.
+    pub fn shared_place(self) -> Option<u64> {
+        // The kernel's own entries (markers, pages that move) look like pages in swap areas of the highest numbers.
+        const AREA: u64 = (1 << 5) - 1;
+        const AREAS: u64 = 16;
+        let elsewhere = self.has(FILE | EXCLUSIVE | GUARD) || (self.has(SWAPPED) && self.0 & AREA >= AREAS);
+        self.place().filter(|_| !elsewhere)
+    }
+
     fn has(self, any: u64) -> bool {
         self.0 & any != 0
     }
@@ -100,6 +109,10 @@ mod tests {
         assert_eq!((swapped.page(), swapped.frame()), (Page::SWAPPED, None));
         assert!(swapped.is_there() && swapped.place().is_some() && swapped.place() != page.place());
         assert!(Entry::quiet(0).is_there() && Entry::quiet(0).place().is_none(), "a frame that is kept from us");
+        assert_eq!((page.shared_place(), Entry(PRESENT | FILE | 77).shared_place()), (None, None));
+        assert_eq!(page.mapped_elsewhere().shared_place(), page.place());
+        assert_eq!(swapped.shared_place(), swapped.place());
+        assert_eq!(Entry::swapped(64 | 31).shared_place(), None, "a marker");
         assert_eq!(Entry(PRESENT | FILE | GUARD).page(), Page::PRESENT | Page::FILE | Page::GUARD);
         assert_eq!(Entry(SOFT_DIRTY | FILE).page(), Page::empty(), "nothing is there, in a new mapping");
     }
