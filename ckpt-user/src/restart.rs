@@ -151,7 +151,7 @@ pub fn restart(
 
     let target = PageTarget::new(plan.memories.iter().map(|(&mm, memory)| (mm, memory.first, &memory.vmas[..])), &cx)?;
     let sieve = Sieve { mould: &mould, inner: &target };
-    let to_all = FanOut::new(&sieve, &plan.same);
+    let to_all = FanOut::new(&sieve, &mould.to_copy(&plan.same));
     let mut overlay = Overlay::new(&to_all, plan.mapped.clone());
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|done| progress(done, target.expected()))?;
     if !plan.memories.keys().all(|mm| stats.owners.contains(mm)) {

@@ -110,6 +110,18 @@ impl Mould {
         self.parts.get(&mm)
     }
 
+    /// Of what memories share, what is still to be copied: nobody is born with it.
+    pub(super) fn to_copy(&self, same: &[Same]) -> Vec<Same> {
+        let left = |same: &Same| {
+            let gap = |gap: PageRange| Same { pages: gap, first: same.first + (gap.start - same.pages.start), ..*same };
+            match self.part(same.memory) {
+                Some(part) => part.pages.gaps(&same.pages.numbers()).map(|pages| gap(pages.into())).collect(),
+                None => vec![*same],
+            }
+        };
+        same.iter().flat_map(left).collect()
+    }
+
     /// What a memory must unmap, and of what it keeps, the pages that it must give up.
     pub(super) fn rest(&self, mm: ObjRef) -> (Vec<PageRange>, Vec<PageRange>) {
         let none = Part::default();

@@ -70,13 +70,12 @@ proptest! {
             [vma(mm, 0..*cut), vma(mm, *cut..30)].into_iter().filter(|vma| vma.pages().count > 0).collect()
         }).collect();
         let all: Vec<(ObjRef, &[VmaRecord])> = (1..).map(ObjRef).zip(memories.iter().map(Vec::as_slice)).collect();
-        let owner_of = |page: usize, n: usize| groups[page].iter().position(|group| *group == groups[page][n]).unwrap();
         let mut shared = Vec::new();
-        for n in 0..6usize {
-            for page in 0..30usize {
-                let owner = owner_of(page, n);
-                if groups[page][n] != 0 && owner != n {
-                    shared.push(same(n as u32 + 1, page as u64..page as u64 + 1, owner as u32 + 1));
+        for (page, groups) in (0..).zip(&groups) {
+            for (n, group) in groups.iter().enumerate().filter(|(_, group)| **group != 0) {
+                let owner = groups.iter().position(|of| of == group).unwrap();
+                if owner != n {
+                    shared.push(same(n as u32 + 1, page..page + 1, owner as u32 + 1));
                 }
             }
         }
@@ -90,6 +89,8 @@ proptest! {
                 let born = mould.owners.get(&page).filter(|_| mapped && !gone(page)).map(|owner| groups[page as usize][owner.0 as usize - 1]);
                 let kept = mould.part(mm).unwrap().pages.contains(&page);
                 prop_assert_eq!(born.is_some(), kept);
+                let lent = |all: &[Same]| all.iter().any(|same| same.memory == mm && same.pages.numbers().contains(&page));
+                prop_assert_eq!(lent(&mould.to_copy(&shared)), lent(&shared) && !kept);
                 if kept {
                     prop_assert_eq!(born, Some(groups[page as usize][n]));
                 }
