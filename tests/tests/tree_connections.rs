@@ -130,3 +130,32 @@ def report():
 ";
     reports(script, &["0", "4"]);
 }
+
+/// Half of the time a message waits in a connection that was not accepted.
+#[test]
+fn a_quieter_moment_is_waited_for() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.bind('server')
+server.listen(5)
+def work():
+    while True:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect('server')
+        client.send(b'early')
+        time.sleep(0.02)
+        accepted, _ = server.accept()
+        accepted.recv(100)
+        accepted.close()
+        client.close()
+        time.sleep(0.02)
+threading.Thread(target=work, daemon=True).start()
+";
+    let job = python::rest_after(folder.path(), script).unwrap();
+    for _ in 0..15 {
+        ckpt::checkpoint(job.pid(), &folder.path().join("image"), &[]);
+    }
+}

@@ -10,16 +10,16 @@ use ckpt_tests::moments::Moments;
 use ckpt_tests::{ckpt, needs_root, skip, watched};
 use tempfile::tempdir;
 
-/// A client of the server in `folder`.
-fn tmux(folder: &Path, words: &[&str]) -> Command {
+/// tmux with a socket in `folder`. `how`: -D is a server, -N a client that starts none by itself.
+fn tmux(folder: &Path, how: &str, words: &[&str]) -> Command {
     let mut command = Command::new("tmux");
-    command.args(["-L", "test", "-f", "/dev/null"]).args(words).current_dir(folder);
+    command.args(["-L", "test", "-f", "/dev/null", how]).args(words).current_dir(folder);
     command.env("TMUX_TMPDIR", folder).env("LC_ALL", "C.UTF-8").env("TERM", "xterm").env("SHELL", "/bin/sh").env("PS1", "> ");
     command
 }
 
 fn ask(folder: &Path, words: &[&str]) -> String {
-    let output = tmux(folder, words).output().unwrap();
+    let output = tmux(folder, "-N", words).output().unwrap();
     assert!(output.status.success(), "tmux {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -54,9 +54,9 @@ const BASH: &str = " bash 0\n";
 
 /// With two windows: in one is an editor, in the other a shell with a job that is stopped and one in the background.
 fn start(folder: &Path) -> Job {
-    let job = Job::start(folder, &mut tmux(folder, &["-D"]));
+    let job = Job::start(folder, &mut tmux(folder, "-D", &[]));
     let begins = || {
-        tmux(folder, &["new-session", "-d", "-x", "80", "-y", "24", "-s", "editor", "bash --norc"])
+        tmux(folder, "-N", &["new-session", "-d", "-x", "80", "-y", "24", "-s", "editor", "bash --norc"])
             .output()
             .unwrap()
             .status
