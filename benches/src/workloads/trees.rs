@@ -14,7 +14,7 @@ use crate::figure::Figures;
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
     name: "trees",
-    about: "trees of 1 to 200 processes of python3, which sleep; and a process with 10 to 10,000 descriptors (pipes, with 10 bytes in each)",
+    about: "trees of 1 to 200 processes of python3, which sleep; and a process with 10 to 6000 descriptors (pipes, with 10 bytes in each)",
     run,
 };
 
@@ -30,7 +30,7 @@ const PROCESSES: &[Names] = &[
 const DESCRIPTORS: &[Names] = &[
     (10, ["pause, 10 descriptors", "total, 10 descriptors", "restart, 10 descriptors"]),
     (1000, ["pause, 1000 descriptors", "total, 1000 descriptors", "restart, 1000 descriptors"]),
-    (10_000, ["pause, 10,000 descriptors", "total, 10,000 descriptors", "restart, 10,000 descriptors"]),
+    (6000, ["pause, 6000 descriptors", "total, 6000 descriptors", "restart, 6000 descriptors"]),
 ];
 
 fn run(bench: &Bench) -> Result<Outcome> {
@@ -47,7 +47,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     for (count, names) in DESCRIPTORS {
         eprintln!("  {}", names[0]);
         let script = format!(
-            "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (20100, 20100))\npipes = [os.pipe() for n in range({})]\n\
+            "import resource\nhard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\nresource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\npipes = [os.pipe() for n in range({})]\n\
              for r, w in pipes: os.write(w, b'0123456789')\n",
             count / 2
         );
