@@ -375,7 +375,7 @@ impl Target {
         let held = held(&cut);
         let parent = self.since.shrink(&cut.memories, &mut cut.extents);
         let dump = DumpOptions { codec: self.options.codec, known: self.since.known(), ..DumpOptions::default() };
-        let (split, spooled) = match &spools {
+        let (mut split, spooled) = match &spools {
             Some(spools) => {
                 let (split, spooled) = spools.split(&cut.extents, &cut.memories, &self.since);
                 (split, Some(spooled))
@@ -383,6 +383,9 @@ impl Target {
             None if live => (Split::of(&cut.extents, &protected(&cut, &self.since)), None),
             None => (Split::of(&cut.extents, &HashMap::new()), None),
         };
+        if live || spooled.is_some() {
+            split.leave(&cut.copies);
+        }
         let live_cut = inspector.filter(|_| live).and_then(|inspector| self.programs.publish(inspector, &cut.memories, &split));
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;

@@ -221,3 +221,48 @@ def report():
     let now = fs::metadata(folder.path().join("file")).unwrap().len();
     assert!((1 << 20..57 << 20).contains(&now), "{now}");
 }
+
+const IN_STEP: &str = "
+memory = bytearray(8 << 20)
+f = os.open('DISK/file', os.O_RDWR | os.O_CREAT)
+turn = threading.Lock()
+n = 0
+def work():
+    global n
+    while True:
+        with turn:
+            n = n % 250 + 1
+            for at in range(0, len(memory), 4096): memory[at] = n
+            os.pwrite(f, bytes([n]) * (4 << 20), 0)
+threading.Thread(target=work, daemon=True).start()
+def report():
+    with turn:
+        contents, pages = set(os.pread(f, 8 << 20, 0)), set(memory[::4096])
+        print('in step' if contents == pages == {n} else f'out of step: {n} {contents} {pages}', flush=True)
+    print('done', flush=True)
+";
+
+/// Where files can share blocks, one is copied so at the cut, and the copy is read after the job goes on: which is of the moment of the cut.
+#[test]
+fn a_file_whose_blocks_can_be_shared() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let disk = match ScratchDisk::with_shared_blocks(&folder.path().join("disk")) {
+        Ok(disk) => disk,
+        Err(why) => skip!("{why}"),
+    };
+    let script = IN_STEP.replace("DISK", disk.path().to_str().unwrap());
+    let mut job = python::rest_after(folder.path(), &script).unwrap();
+    let moments = Moments::new();
+    let dir = folder.path().join("images");
+    for _ in 0..4 {
+        let watch = Watch::start(&job, &dir, "30ms", &["--save-files"]);
+        watch.wait_for(4);
+        watch.crash(&mut job, &moments);
+        job = ckpt::restart(&job, &dir, &["--discard-changes"]);
+        assert_eq!(job.report(), ["in step"]);
+    }
+    let names: Vec<_> = fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["file"], "a copy is left");
+    job.kill();
+}

@@ -90,6 +90,12 @@ const TABLE: &[Prerequisite<'_>] = &[
         package: "tmux",
         why: "terminals with a shell and an editor are checkpointed",
     },
+    Prerequisite {
+        name: "mkfs.xfs",
+        probe: Probe::Program("mkfs.xfs"),
+        package: "xfsprogs",
+        why: "files that share blocks are saved",
+    },
     Prerequisite { name: "vim", probe: Probe::Program("vim.tiny"), package: "vim-tiny", why: "the same" },
 ];
 

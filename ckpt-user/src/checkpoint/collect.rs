@@ -1,6 +1,6 @@
 //! Reading a tree that stands still: everything that an image holds of it but the contents of its pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::Options;
 use super::freezer::{Frozen, Injectors};
@@ -43,6 +43,8 @@ pub(super) struct Cut {
     /// Pages that it holds for other memories, too.
     pub(super) pages_shared: u64,
     pub(super) source: MemorySource,
+    /// Contents that nobody changes: they can be read after the target goes on.
+    pub(super) copies: HashSet<ObjRef>,
     /// Protect the memory for this cut alone, where no tracker does anyway.
     pub(super) armed: Option<Trackers>,
 }
@@ -216,6 +218,7 @@ pub(super) fn collect(
         cx.intern(ObjectKey::Task(past::KIND, root), |_, _| Ok(Section::encode(past::KIND, &past)?))?;
     }
     let Collected { objects, contents } = cx.finish()?;
+    let copies = contents.iter().filter(|content| content.is_copy).map(|content| content.owner).collect();
     let seen = memories.iter().map(|memory| (memory.mm, memory.pid));
     Ok(Cut {
         tasks,
@@ -224,6 +227,7 @@ pub(super) fn collect(
         states,
         extents,
         pages_shared: same.iter().map(|same| same.pages.count).sum(),
+        copies,
         source: MemorySource::new(seen, memories.len() > 1, contents)?,
         armed,
         memories,

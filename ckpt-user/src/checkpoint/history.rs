@@ -195,7 +195,7 @@ mod tests {
     fn content(owner: u32, inode: u64, pages: PageRange) -> Content {
         let source: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let (owner, id) = (ObjRef(owner), FileId { device: 1, inode });
-        Content { owner, source, pages: vec![pages], size: pages.end() * PAGE_SIZE, id, stamp: None }
+        Content { owner, source, pages: vec![pages], size: pages.end() * PAGE_SIZE, id, stamp: None, is_copy: false }
     }
 
     fn range(start: u64, count: u64) -> PageRange {

@@ -1,7 +1,7 @@
 //! Copying the pages while the target runs: what is needed for it, which pages it is for, and what is done when it does not work out.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{CutMemory, Freezer, Frozen};
@@ -162,13 +162,15 @@ pub(super) struct Split {
     pub(super) still: Vec<Extent>,
     /// Copied while it runs.
     pub(super) moving: Vec<Extent>,
+    /// Copied while it runs, of what nobody changes.
+    pub(super) later: Vec<Extent>,
 }
 
 impl Split {
     /// The pages of memories that are to be read and are protected can be copied while they change. Both the parts of the plan of each memory and what is
     /// `protected` of it are in order, for the most part: what is not is merely slower.
     pub(super) fn of(plan: &[Extent], protected: &HashMap<ObjRef, &[PageRange]>) -> Split {
-        let mut split = Split { still: Vec::new(), moving: Vec::new() };
+        let mut split = Split { still: Vec::new(), moving: Vec::new(), later: Vec::new() };
         for run in plan.chunk_by(|a, b| a.owner == b.owner) {
             match protected.get(&run[0].owner) {
                 Some(protected) => split.add(run, protected),
@@ -179,6 +181,11 @@ impl Split {
             split.still.append(&mut split.moving);
         }
         split
+    }
+
+    /// Leaves the pages of these owners for later.
+    pub(super) fn leave(&mut self, owners: &HashSet<ObjRef>) {
+        self.later.extend(self.still.extract_if(.., |extent| owners.contains(&extent.owner)));
     }
 
     /// Extents of one memory.

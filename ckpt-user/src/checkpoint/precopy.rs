@@ -260,7 +260,7 @@ mod tests {
             let plan: Vec<Extent> = ranges(planned).into_iter().map(|pages| Extent { owner, pages, kind: ExtentKind::Read }).collect();
             let set = written.iter().map(|&number| number..number + 1).collect();
             let clean = spool.clean(&set);
-            let Split { still, moving } = Split::of(&plan, &[(owner, &clean[..])].into());
+            let Split { still, moving, .. } = Split::of(&plan, &[(owner, &clean[..])].into());
             let list = |plan: &[Extent]| plan.iter().flat_map(|extent| extent.pages.numbers()).collect::<Vec<u64>>();
             let mut all = [list(&still), list(&moving)].concat();
             all.sort_unstable();

@@ -73,14 +73,15 @@ impl Writing<'_> {
         mut frozen: Frozen,
         spooled: &Spooled<'_>,
     ) -> Result<Written> {
-        let Split { still, moving } = self.split;
+        let Split { still, moving, later } = self.split;
         let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
         self.write_metadata(writer)?;
         let mut stats = self.pages(still, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
         let phases = frozen.thaw()?;
         let pause = since.elapsed();
-        stats += self.pages(moving, spooled, writer, pipeline::pages_to_read(still))?;
+        stats += self.pages(later, &self.cut.source, writer, pipeline::pages_to_read(still))?;
+        stats += self.pages(moving, spooled, writer, pipeline::pages_to_read(still) + pipeline::pages_to_read(later))?;
         pipeline::end_owners(&self.cut.extents, writer)?;
         let precopied = pipeline::pages_to_read(moving);
         Ok(Written { stats, processes, threads, pause, phases, precopied, ..Written::default() })
@@ -93,7 +94,7 @@ impl Writing<'_> {
         mut frozen: Frozen,
         live: &LiveCut<'_>,
     ) -> Result<Written> {
-        let Split { still, moving } = self.split;
+        let Split { still, moving, later } = self.split;
         let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
         let to_read = pipeline::pages_to_read(still);
         let (mut stats, phases, thawed);
@@ -118,6 +119,7 @@ impl Writing<'_> {
         });
         let held_back = hold.end();
         stats += dumped?;
+        stats += self.pages(later, &self.cut.source, writer, to_read + pipeline::pages_to_read(moving))?;
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
         let (preserved, preserving) = (live.preserved(), live.time_lost());

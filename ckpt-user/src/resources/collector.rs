@@ -37,6 +37,8 @@ pub struct Content {
     pub id: FileId,
     /// If it is the same in the next cut, so are the contents.
     pub stamp: Option<Stamp>,
+    /// `source` is a copy that nobody writes to: it can be read after the target goes on.
+    pub is_copy: bool,
 }
 
 /// A file, for as long as it is there.

@@ -68,7 +68,7 @@ fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, memfd: bool) -> Result<Co
         let size = d.stat.st_size as u64;
         let data = sparse::data_ranges(source.as_fd(), 0..size).doing(doing)?;
         let id = FileId { device: d.stat.st_dev, inode: d.stat.st_ino };
-        cx.add_content(Content { owner, source: source.into(), pages: pages_of(&data), size, id, stamp: None });
+        cx.add_content(Content { owner, source: source.into(), pages: pages_of(&data), size, id, stamp: None, is_copy: false });
         let seals = if memfd { Some(fcntl(d.own, FcntlArg::F_GET_SEALS).doing(doing)?) } else { None };
         let name = d.link.as_bytes();
         let name = name.strip_suffix(b" (deleted)").unwrap_or(name);

@@ -64,7 +64,15 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<Ob
         let data = sparse::data_ranges(source.as_fd(), 0..now.size).doing(doing)?;
         // No file has this device: the ids of segments are not numbers of files.
         let file = FileId { device: u64::MAX, inode: mapping.inode };
-        cx.add_content(Content { owner, source: source.into(), pages: pages_of(&data), size: now.size, id: file, stamp: None });
+        cx.add_content(Content {
+            owner,
+            source: source.into(),
+            pages: pages_of(&data),
+            size: now.size,
+            id: file,
+            stamp: None,
+            is_copy: false,
+        });
         let record = SegmentRecord {
             id,
             key: now.key,

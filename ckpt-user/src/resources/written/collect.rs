@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::FileStat;
@@ -19,7 +20,7 @@ use crate::resources::file::Descriptor;
 use crate::resources::lock::{self, LockKind};
 use crate::resources::named_file::NamedFile;
 use crate::resources::{content, machine};
-use crate::sys::sparse;
+use crate::sys::{fcntl, sparse};
 
 /// Every file of the cut that could be written to, by device and inode.
 #[derive(Debug, Default)]
@@ -110,7 +111,10 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
                 }
                 let data = sparse::data_ranges(source.as_fd(), 0..size).doing(doing)?;
                 let stamp = if seen.mapped { None } else { Stamp::of(&source, &seen.stat, now) };
-                cx.add_content(Content { owner, pages: content::pages_of(&data), source: source.into(), size, id, stamp });
+                let copy = if saved == Saved::Asked { copy_of(&source, &path) } else { None };
+                let is_copy = copy.is_some();
+                let (pages, source) = (content::pages_of(&data), copy.unwrap_or(source).into());
+                cx.add_content(Content { owner, pages, source, size, id, stamp, is_copy });
             }
             Some(source) => record.evidence = Some(Evidence::take(&source, size).doing(doing)?),
             None => {}
@@ -121,6 +125,15 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
         Ok(Section::encode(KIND, &record)?)
     })?;
     Ok(())
+}
+
+/// A copy without a name that shares the blocks of the file, where its file system can do that.
+fn copy_of(file: &File, path: &Path) -> Option<File> {
+    let folder = path.parent()?;
+    let copy = File::options().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder).ok()?;
+    let shared = fcntl::share_blocks(file.as_fd(), copy.as_fd());
+    shared.inspect_err(|error| tracing::debug!("{} is read during the pause: {error}", path.display())).ok()?;
+    Some(copy)
 }
 
 /// The file, for reading: a duplicate of the job's descriptor may be for writing alone.
