@@ -328,9 +328,10 @@ fn the_last_image_is_lost_under_the_watch() {
     needs_root!();
     let (folder, mut job) = start("512");
     let dir = folder.path().join("images");
-    let mut watch = Watch::start(&job, &dir, "60ms", &[]);
-    for (lost, damage) in [(2, true), (4, false)] {
-        watch.wait_for(lost);
+    // So long that none is being made just after one.
+    let mut watch = Watch::start(&job, &dir, "500ms", &[]);
+    for damage in [true, false] {
+        let before = watch.wait_for(watch.checkpoints().len() + 1).len();
         // No further image meanwhile.
         watch.ckpt().signal(Signal::SIGSTOP);
         watch.ckpt().wait_until_stopped();
@@ -343,7 +344,7 @@ fn the_last_image_is_lost_under_the_watch() {
         }
         watch.ckpt().signal(Signal::SIGCONT);
         watch.wait_until_it_says(&["not in the folder any more", "the next one is whole"]);
-        watch.wait_for(images.len() + 1);
+        watch.wait_for(before + 1);
     }
     let made = watch.kill();
     job.kill();
