@@ -65,6 +65,14 @@ pub fn start(folder: &Path, command: &mut Command) -> Result<Job, String> {
     }
 }
 
+/// Has it report that often: each time it says "report N" alone, where a line more tells what is wrong.
+pub fn reports(job: &Job, times: u32) {
+    for _ in 0..times {
+        let report = job.report();
+        assert!(report.len() == 1 && report[0].starts_with("report "), "{report:?}");
+    }
+}
+
 /// The same script for a command line that is not made here: prelude, script, and rest.
 pub fn resting(script: &str) -> String {
     format!("{PRELUDE}{script}{REST}")

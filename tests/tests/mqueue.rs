@@ -50,10 +50,7 @@ def report():
 ";
 
 fn verify(job: &Job) {
-    for _ in 0..2 {
-        let report = job.report();
-        assert!(report.len() == 1 && report[0].starts_with("report "), "{report:?}");
-    }
+    python::reports(job, 2);
 }
 
 /// The named queue of a job, which outlives it.

@@ -53,10 +53,7 @@ def report():
 ";
 
 fn verify(job: &ckpt_tests::job::Job) {
-    for _ in 0..3 {
-        let report = job.report();
-        assert!(report.len() == 1 && report[0].starts_with("report "), "{report:?}");
-    }
+    python::reports(job, 3);
 }
 
 #[test]

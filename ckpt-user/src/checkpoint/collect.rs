@@ -186,8 +186,9 @@ pub(super) fn collect(
         let (sections, threads) = inside(&mut cx, process, statuses, injector, waits, (mm, fds))?;
         states.push(TaskState { pid, sections, threads });
     }
-    let seen_through = target.memories();
-    for process in target.tree.processes.iter_mut().filter(|process| seen_through.contains(&process.pid)) {
+    let Frozen { tree, sharing, .. } = target;
+    let seen_through = |process: &FrozenProcess| sharing.first(Shared::Memory, process.pid) == process.pid;
+    for process in tree.processes.iter_mut().filter(|process| seen_through(process)) {
         let mut leader = injectors.leader(process)?;
         since.prepare(&mut leader)?;
         if let Some(Err(error)) = armed.as_mut().map(|trackers| trackers.prepare(&mut leader)) {

@@ -49,21 +49,27 @@ pub(super) struct Written {
     pub(super) preserving: Duration,
 }
 
+impl Written {
+    /// Nothing is written yet.
+    fn of(frozen: &Frozen) -> Written {
+        Written { processes: frozen.tree.processes.len(), threads: frozen.tree.thread_count(), ..Written::default() }
+    }
+}
+
 impl Writing<'_> {
     /// The target stands still until all is written, and then, unless it is to run on, as well.
     pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen, after: After) -> Result<Written> {
         self.write_metadata(writer)?;
         let stats = self.pages(&self.cut.extents, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
-        let (processes, threads) = (frozen.tree.processes.len(), frozen.tree.thread_count());
-        let (since, mut phases) = (frozen.since, frozen.watch.phases);
+        let (written, since, mut phases) = (Written::of(&frozen), frozen.since, frozen.watch.phases);
         let mut frozen = Some(frozen);
         if after == After::Continue {
             frozen.take().map_or(Ok(Phases::default()), Frozen::thaw).map(|all| phases = all)?;
         }
         let pause = since.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        Ok(Written { stats, frozen, processes, threads, pause, phases, ..Written::default() })
+        Ok(Written { stats, frozen, pause, phases, ..written })
     }
 
     /// The target stands still until all is read but what was copied before.
@@ -74,17 +80,18 @@ impl Writing<'_> {
         spooled: &Spooled<'_>,
     ) -> Result<Written> {
         let Split { still, moving, later } = self.split;
-        let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
+        let (written, since) = (Written::of(&frozen), frozen.since);
         self.write_metadata(writer)?;
         let mut stats = self.pages(still, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
         let phases = frozen.thaw()?;
         let pause = since.elapsed();
-        stats += self.pages(later, &self.cut.source, writer, pipeline::pages_to_read(still))?;
-        stats += self.pages(moving, spooled, writer, pipeline::pages_to_read(still) + pipeline::pages_to_read(later))?;
+        let to_read = pipeline::pages_to_read(still);
+        stats += self.pages(later, &self.cut.source, writer, to_read)?;
+        stats += self.pages(moving, spooled, writer, to_read + pipeline::pages_to_read(later))?;
         pipeline::end_owners(&self.cut.extents, writer)?;
         let precopied = pipeline::pages_to_read(moving);
-        Ok(Written { stats, processes, threads, pause, phases, precopied, ..Written::default() })
+        Ok(Written { stats, pause, phases, precopied, ..written })
     }
 
     /// The target runs as soon as that is safe.
@@ -95,7 +102,7 @@ impl Writing<'_> {
         live: &LiveCut<'_>,
     ) -> Result<Written> {
         let Split { still, moving, later } = self.split;
-        let (processes, threads, since) = (frozen.tree.processes.len(), frozen.tree.thread_count(), frozen.since);
+        let (written, since) = (Written::of(&frozen), frozen.since);
         let to_read = pipeline::pages_to_read(still);
         let (mut stats, phases, thawed);
         if to_read == 0 {
@@ -124,19 +131,7 @@ impl Writing<'_> {
         pipeline::end_owners(&self.cut.extents, writer)?;
         let (preserved, preserving) = (live.preserved(), live.time_lost());
         let pause = thawed - since;
-        Ok(Written {
-            stats,
-            live: true,
-            processes,
-            threads,
-            pause,
-            phases,
-            held_back,
-            drain,
-            preserved,
-            preserving,
-            ..Written::default()
-        })
+        Ok(Written { stats, live: true, pause, phases, held_back, drain, preserved, preserving, ..written })
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {

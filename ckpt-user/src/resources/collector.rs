@@ -144,8 +144,7 @@ impl<'a> Collector<'a> {
         reason: impl Into<String>,
         advice: impl Into<String>,
     ) -> Result<T> {
-        let (object, reason, advice) = (object.into(), reason.into(), advice.into());
-        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: false }))
+        Err(refused(pid, object, reason, advice, false))
     }
 
     /// The same for what may well be over in a moment: with such reasons alone, the checkpoint is tried again.
@@ -156,8 +155,7 @@ impl<'a> Collector<'a> {
         reason: impl Into<String>,
         advice: impl Into<String>,
     ) -> Result<T> {
-        let (object, reason, advice) = (object.into(), reason.into(), advice.into());
-        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: true }))
+        Err(refused(pid, object, reason, advice, true))
     }
 
     /// Runs one part of the collection; a refusal is kept, so that `ckpt check PID` can list them all, and the rest goes on.
@@ -189,6 +187,10 @@ impl<'a> Collector<'a> {
     pub fn refusals(&self) -> &[Refusal] {
         &self.refusals
     }
+}
+
+fn refused(pid: Pid, object: impl Into<String>, reason: impl Into<String>, advice: impl Into<String>, passing: bool) -> Error {
+    Error::Refused(Refusal { pid, object: object.into(), reason: reason.into(), advice: advice.into(), passing })
 }
 
 /// What a collection yields.

@@ -104,31 +104,8 @@ impl std::fmt::Debug for FanOut<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Mutex;
-
+    use super::super::test_sink::{Pages, filled};
     use super::*;
-
-    #[derive(Default)]
-    struct Pages(Mutex<BTreeMap<(u32, u64), u8>>);
-
-    impl PageSink for Pages {
-        fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-            let pages = ranges.iter().flat_map(|range| range.numbers());
-            for (page, contents) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
-                assert!(self.0.lock().unwrap().insert((owner.0, page), contents[0]).is_none(), "page {page} comes twice");
-            }
-            Ok(())
-        }
-
-        fn zero(&self, owner: ObjRef, pages: PageRange) -> Result<()> {
-            pages.numbers().try_for_each(|start| self.data(owner, &[PageRange { start, count: 1 }], &[0; PAGE_SIZE as usize]))
-        }
-
-        fn hole(&self, _: ObjRef, _: PageRange) -> Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn pages_go_to_all_that_have_them() {
@@ -142,16 +119,15 @@ mod tests {
         let sink = Pages::default();
         let same = [same(2, 10, 4, 1, 10), same(2, 20, 1, 1, 5), same(3, 12, 9, 1, 12), same(3, 30, 1, 2, 30)];
         let fan = FanOut::new(&sink, &same);
-        let bytes: Vec<u8> = [5, 6, 11, 12, 13].iter().flat_map(|v| [*v; PAGE_SIZE as usize]).collect();
-        fan.data(ObjRef(1), &[range(5, 2), range(11, 3)], &bytes).unwrap();
+        fan.data(ObjRef(1), &[range(5, 2), range(11, 3)], &filled(&[5, 6, 11, 12, 13])).unwrap();
         fan.zero(ObjRef(1), range(19, 5)).unwrap();
-        fan.data(ObjRef(2), &[range(30, 1)], &[30; PAGE_SIZE as usize]).unwrap();
+        fan.data(ObjRef(2), &[range(30, 1)], &filled(&[30])).unwrap();
         fan.hole(ObjRef(1), range(10, 1)).unwrap();
         let own = [(1, 5, 5), (1, 6, 6), (1, 11, 11), (1, 12, 12), (1, 13, 13), (2, 30, 30)];
         let zeros = (19..24).map(|page| (1, page, 0));
         let others =
             [(2, 11, 11), (2, 12, 12), (2, 13, 13), (2, 20, 5), (3, 12, 12), (3, 13, 13), (3, 19, 0), (3, 20, 0), (3, 30, 30)];
         let expected = own.into_iter().chain(zeros).chain(others).map(|(owner, page, value)| ((owner, page), value)).collect();
-        assert_eq!(sink.0.into_inner().unwrap(), expected);
+        assert_eq!(sink.into_map(), expected);
     }
 }

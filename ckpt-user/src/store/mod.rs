@@ -10,6 +10,8 @@ pub mod parents;
 pub mod past;
 mod retention;
 pub mod same;
+#[cfg(test)]
+mod test_sink;
 
 pub use chains::Chains;
 pub use destination::Destination;

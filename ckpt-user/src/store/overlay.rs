@@ -116,37 +116,11 @@ impl std::fmt::Debug for Overlay<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::test_sink::{Pages, filled};
     use super::*;
-
-    /// Pages by the first byte of their contents.
-    #[derive(Default)]
-    struct Pages(Mutex<BTreeMap<(u32, u64), u8>>);
-
-    impl PageSink for Pages {
-        fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-            let pages = ranges.iter().flat_map(|range| range.numbers());
-            for (page, contents) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
-                assert!(self.0.lock().unwrap().insert((owner.0, page), contents[0]).is_none(), "page {page} comes twice");
-            }
-            Ok(())
-        }
-
-        fn zero(&self, owner: ObjRef, pages: PageRange) -> Result<()> {
-            (pages.start..pages.end())
-                .try_for_each(|start| self.data(owner, &[PageRange { start, count: 1 }], &[0; PAGE_SIZE as usize]))
-        }
-
-        fn hole(&self, _: ObjRef, _: PageRange) -> Result<()> {
-            Ok(())
-        }
-    }
 
     fn range(start: u64, count: u64) -> PageRange {
         PageRange { start, count }
-    }
-
-    fn pages(values: &[u8]) -> Vec<u8> {
-        values.iter().flat_map(|v| [*v; PAGE_SIZE as usize]).collect()
     }
 
     #[test]
@@ -154,19 +128,19 @@ mod tests {
         let sink = Pages::default();
         let past = |now: u32, then: u32| Past { owners: vec![(ObjRef(now), ObjRef(then))] };
         let mut overlay = Overlay::new(&sink, [(ObjRef(7), std::iter::once(0..20).collect())].into());
-        overlay.data(ObjRef(7), &[range(3, 2), range(9, 1)], &pages(&[33, 34, 39])).unwrap();
+        overlay.data(ObjRef(7), &[range(3, 2), range(9, 1)], &filled(&[33, 34, 39])).unwrap();
         overlay.hole(ObjRef(7), range(5, 2)).unwrap();
         overlay.next_image(&past(7, 2));
         overlay.zero(ObjRef(2), range(4, 4)).unwrap();
-        overlay.data(ObjRef(7), &[range(1, 1)], &pages(&[98])).unwrap();
-        overlay.data(ObjRef(2), &[range(1, 1)], &pages(&[99])).unwrap();
+        overlay.data(ObjRef(7), &[range(1, 1)], &filled(&[98])).unwrap();
+        overlay.data(ObjRef(2), &[range(1, 1)], &filled(&[99])).unwrap();
         overlay.hole(ObjRef(2), range(10, 1)).unwrap();
         overlay.next_image(&past(2, 3));
         let values: Vec<u8> = (100..124).collect();
-        overlay.data(ObjRef(3), &[range(0, 12), range(18, 12)], &pages(&values)).unwrap();
+        overlay.data(ObjRef(3), &[range(0, 12), range(18, 12)], &filled(&values)).unwrap();
         let expected =
             [(0, 100), (1, 99), (2, 102), (3, 33), (4, 34), (7, 0), (8, 108), (9, 39), (11, 111), (18, 112), (19, 113)];
-        assert_eq!(sink.0.into_inner().unwrap(), expected.into_iter().map(|(page, value)| ((7, page), value)).collect());
+        assert_eq!(sink.into_map(), expected.into_iter().map(|(page, value)| ((7, page), value)).collect());
     }
 
     #[test]
@@ -175,16 +149,16 @@ mod tests {
         let sink = Pages::default();
         let mut overlay = Overlay::new(&sink, Mapped::new());
         // 5 goes on as 6 and then as 4; 6 is another file, and whole.
-        overlay.data(ObjRef(5), &[range(0, 1)], &pages(&[50])).unwrap();
+        overlay.data(ObjRef(5), &[range(0, 1)], &filled(&[50])).unwrap();
         overlay.hole(ObjRef(5), range(3, 1)).unwrap();
-        overlay.data(ObjRef(6), &[range(0, 1)], &pages(&[60])).unwrap();
+        overlay.data(ObjRef(6), &[range(0, 1)], &filled(&[60])).unwrap();
         overlay.next_image(&past(&[(5, 6)]));
-        overlay.data(ObjRef(6), &[range(0, 2)], &pages(&[70, 71])).unwrap();
-        overlay.data(ObjRef(5), &[range(9, 1)], &pages(&[72])).unwrap();
+        overlay.data(ObjRef(6), &[range(0, 2)], &filled(&[70, 71])).unwrap();
+        overlay.data(ObjRef(5), &[range(9, 1)], &filled(&[72])).unwrap();
         overlay.next_image(&past(&[(6, 4), (5, 6)]));
         overlay.zero(ObjRef(4), range(1, 4)).unwrap();
-        overlay.data(ObjRef(6), &[range(8, 1)], &pages(&[80])).unwrap();
+        overlay.data(ObjRef(6), &[range(8, 1)], &filled(&[80])).unwrap();
         let expected = [((5, 0), 50), ((5, 1), 71), ((5, 2), 0), ((5, 4), 0), ((6, 0), 60)];
-        assert_eq!(sink.0.into_inner().unwrap(), BTreeMap::from(expected));
+        assert_eq!(sink.into_map(), BTreeMap::from(expected));
     }
 }
