@@ -86,7 +86,7 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
         return Ok(refusals);
     }
     let mut cx = Collector::new(&options.collect, pids.clone());
-    let mut met = Met::default();
+    let mut met = Descriptions::default();
     preflight::while_it_lives(root, || {
         let sharing = Sharing::default();
         pids.iter().try_for_each(|&pid| {
@@ -104,18 +104,11 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
     Ok(refusals)
 }
 
-/// What several processes may have, as far as it was met.
-#[derive(Default)]
-struct Met {
-    descriptions: Descriptions,
-    shared: SharedSeen,
-}
-
 /// What can be collected without the task's help.
 struct Outside {
     mm: ObjRef,
     /// Of a memory that was not seen before.
-    memory: Option<(CutMemory, Vec<Extent>)>,
+    memory: Option<CutMemory>,
     fds: Option<ObjRef>,
 }
 
@@ -124,20 +117,19 @@ fn outside(
     pid: Pid,
     sharing: &Sharing,
     mappings: &[Mapping],
-    met: &mut Met,
+    met: &mut Descriptions,
     watch: &mut Stopwatch,
 ) -> Result<Outside> {
     let mut memory = None;
     let first = sharing.first(Shared::Memory, pid);
     let mm = cx.intern(ObjectKey::Task(mm::KIND, first), |cx, mm| {
         let process_memory = ProcessMemory::open(pid)?;
-        let vma::CollectedVmas { vmas, extents } = vma::collect(cx, pid, mm, mappings, &mut met.shared)?;
-        memory = Some((CutMemory { mm, pid, vmas }, extents));
+        memory = Some(CutMemory { mm, pid, vmas: vma::collect(cx, pid, mm, mappings)? });
         Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, mappings, &process_memory)?)?)
     })?;
-    watch.end_of(|parts| &mut parts.pages_us);
+    watch.end_of(|parts| &mut parts.mappings_us);
     let files = sharing.first(Shared::Files, pid);
-    let fds = cx.attempt(|cx| fd_table::collect(cx, files, &mut met.descriptions))?;
+    let fds = cx.attempt(|cx| fd_table::collect(cx, files, met))?;
     preflight::directories(cx, pid)?;
     watch.end_of(|parts| &mut parts.descriptors_us);
     Ok(Outside { mm, memory, fds })
@@ -156,15 +148,12 @@ pub(super) fn collect(
     let tasks = task_table(&target.tree, &target.sharing)?;
     check_hierarchy(root, &tasks)?;
     let mut cx = Collector::new(&options.collect, target.tree.pids());
-    let mut met = Met::default();
-    let (mut memories, mut extents, mut of_processes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut met = Descriptions::default();
+    let (mut memories, mut of_processes) = (Vec::new(), Vec::new());
     for pid in target.tree.pids() {
         let mappings = mappings.get(&target.memory_of(pid)).map_or(&[][..], Vec::as_slice);
         let outside = outside(&mut cx, pid, &target.sharing, mappings, &mut met, &mut target.watch)?;
-        if let Some((memory, pages)) = outside.memory {
-            memories.push(memory);
-            extents.extend(pages);
-        }
+        memories.extend(outside.memory);
         of_processes.push((outside.mm, outside.fds));
     }
     written::collect(&mut cx)?;
@@ -206,6 +195,12 @@ pub(super) fn collect(
         }
     }
     target.watch.end_of(|parts| &mut parts.scan_us);
+    let (mut extents, mut shared) = (Vec::new(), SharedSeen::default());
+    for CutMemory { pid, vmas, .. } in &mut memories {
+        let presence = armed.as_ref().map_or_else(|| since.presence(*pid), |trackers| trackers.presence(*pid));
+        extents.extend(vma::pages(*pid, vmas, presence, &mut shared)?);
+    }
+    target.watch.end_of(|parts| &mut parts.pages_us);
     let same = twins::find(&memories, &mut extents)?;
     if !same.is_empty() {
         cx.intern(ObjectKey::Task(same::KIND, root), |_, _| Ok(Section::encode(same::KIND, &SamePages::new(&same))?))?;

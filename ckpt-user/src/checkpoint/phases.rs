@@ -9,16 +9,16 @@ use serde::Serialize;
 pub struct Phases {
     /// Stopping the threads, and mending the system calls that this has interrupted.
     pub freeze_us: u64,
-    /// Reading the mappings.
+    /// Reading the mappings, and looking at the files behind them.
     pub mappings_us: u64,
-    /// Finding out which pages are there, and the files behind the mappings.
-    pub pages_us: u64,
     /// The descriptors, and the open files behind them.
     pub descriptors_us: u64,
     /// The state of the process and of its threads, by calls made in them.
     pub state_us: u64,
     /// Finding out which pages were written, and protecting all of them again.
     pub scan_us: u64,
+    /// Finding out which pages are there, where the scan has not told.
+    pub pages_us: u64,
     /// Finding out which pages several processes share since a fork.
     pub shared_us: u64,
     /// Planning what the image holds, and having it saved before it changes.

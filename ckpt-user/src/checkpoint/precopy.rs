@@ -48,8 +48,9 @@ impl Spools {
         let mut planned = Vec::new();
         for (pid, mappings, _) in mappings.last() {
             let mut cx = Collector::new(&options.collect, vec![pid]);
-            match vma::collect(&mut cx, pid, owner, mappings, &mut SharedSeen::default()) {
-                Ok(collected) => planned.push((pid, since.to_copy_early(pid, owner, collected.extents))),
+            let vmas = vma::collect(&mut cx, pid, owner, mappings);
+            match vmas.and_then(|mut vmas| vma::pages(pid, &mut vmas, since.presence(pid), &mut SharedSeen::default())) {
+                Ok(extents) => planned.push((pid, since.to_copy_early(pid, owner, extents))),
                 Err(error) => tracing::debug!("no pages of pid {pid} are copied before it is stopped: {error}"),
             }
         }

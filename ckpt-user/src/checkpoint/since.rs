@@ -19,6 +19,7 @@ use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::Method;
 use crate::track::hash::PageHashes;
+use crate::track::presence::Presence;
 
 /// How it is known what has changed since another image.
 #[derive(Debug)]
@@ -125,6 +126,11 @@ impl Since {
     /// After a cut: [`crate::track::DirtyTracker::protected`].
     pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
         if let Since::Tracked(tracking) = self { tracking.trackers.protected(pid) } else { &[] }
+    }
+
+    /// After that: [`crate::track::DirtyTracker::presence`].
+    pub(super) fn presence(&self, pid: Pid) -> Option<&Presence> {
+        if let Since::Tracked(tracking) = self { tracking.trackers.presence(pid) } else { None }
     }
 
     /// After a cut of these memories: those that go on from the last image, as this one and as that one calls them. If none does, nothing else goes on,

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::ids::{PageRange, Pid};
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
+use crate::track::presence::Presence;
 use crate::track::{DirtyTracker, Method};
 
 /// See the module.
@@ -65,6 +66,11 @@ impl Trackers {
     /// [`DirtyTracker::protected`].
     pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
         self.all.get(&pid).map_or(&[], |tracker| tracker.protected())
+    }
+
+    /// [`DirtyTracker::presence`].
+    pub(super) fn presence(&self, pid: Pid) -> Option<&Presence> {
+        self.all.get(&pid).and_then(|tracker| tracker.presence())
     }
 
     /// Ends the one of `pid`.

@@ -14,8 +14,9 @@ use super::{Collector, sysv_shm};
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
-use crate::sys::pagemap::{Page, PageMap};
+use crate::sys::pagemap::PageMap;
 use crate::tracee::maps::{Mapping, MappingKind, Prot, VmFlags};
+use crate::track::presence::{Content, Presence};
 
 /// One mapping in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,28 +123,13 @@ fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Ma
     }
 }
 
-/// Everything that is collected of the mappings of one process.
-#[derive(Debug, Default)]
-pub struct CollectedVmas {
-    /// The records, by address.
-    pub vmas: Vec<VmaRecord>,
-    /// The pages to save.
-    pub extents: Vec<Extent>,
-}
-
 /// Shared anonymous memory that was met so far in a cut, by inode: the pages of it that are saved already.
 pub type SharedSeen = HashMap<u64, RangeSet<u64>>;
 
-/// Collects the mappings of `pid`, whose memory is the object `mm`.
-pub fn collect(
-    cx: &mut Collector<'_>,
-    pid: Pid,
-    mm: ObjRef,
-    mappings: &[Mapping],
-    shared_seen: &mut SharedSeen,
-) -> Result<CollectedVmas> {
+/// Collects the mappings of `pid`, whose memory is the object `mm`: the records, by address, of which [`pages`] completes what depends on the pages.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping]) -> Result<Vec<VmaRecord>> {
     let page_map = PageMap::open(pid)?;
-    let mut out = CollectedVmas::default();
+    let mut vmas = Vec::new();
     for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
         let done = cx.attempt(|cx| {
             refuse_unknown(cx, pid, &page_map, mapping)?;
@@ -162,15 +148,23 @@ pub fn collect(
                 has_pages: false,
             })
         })?;
-        let Some(mut vma) = done else { continue };
-        // Pages that follow on the last ones lengthen their extent.
-        let end = |extents: &[Extent]| (extents.len(), extents.last().map(|last| last.pages.count));
-        let before = end(&out.extents);
-        find_pages(&page_map, pid, &mut vma, shared_seen, &mut out.extents)?;
-        vma.has_pages = end(&out.extents) != before;
-        out.vmas.push(vma);
+        vmas.extend(done);
     }
-    Ok(out)
+    Ok(vmas)
+}
+
+/// The pages of these mappings of `pid` that the image must hold, as whoever watches the memory knows them (`presence`), or else as the kernel tells.
+pub fn pages(pid: Pid, vmas: &mut [VmaRecord], presence: Option<&Presence>, shared_seen: &mut SharedSeen) -> Result<Vec<Extent>> {
+    let page_map = PageMap::open(pid)?;
+    let mut extents = Vec::new();
+    for vma in vmas {
+        // Pages that follow on the last ones lengthen their extent.
+        let end = |extents: &[Extent]| (extents.len(), extents.last().map(|last: &Extent| last.pages.count));
+        let before = end(&extents);
+        find_pages(&page_map, pid, vma, presence, shared_seen, &mut extents)?;
+        vma.has_pages = end(&extents) != before;
+    }
+    Ok(extents)
 }
 
 fn anon_name(mapping: &Mapping) -> Option<String> {
@@ -242,6 +236,7 @@ fn find_pages(
     page_map: &PageMap,
     pid: Pid,
     vma: &mut VmaRecord,
+    presence: Option<&Presence>,
     shared_seen: &mut SharedSeen,
     extents: &mut Vec<Extent>,
 ) -> Result<()> {
@@ -269,22 +264,20 @@ fn find_pages(
             Ok(())
         }
         Backing::Anonymous | Backing::File { .. } => {
-            let private_file = matches!(vma.backing, Backing::File { .. });
+            let of_file = matches!(vma.backing, Backing::File { .. });
             let mut guards = Vec::new();
-            let mut asked = Page::PRESENT | Page::SWAPPED | Page::PFN_ZERO | Page::GUARD;
-            // Memory without a file has no pages of one.
-            asked.set(Page::FILE, private_file);
-            page_map.walk(vma.pages(), asked, |pages, page| {
-                if page.contains(Page::GUARD) {
-                    guards.push(pages);
-                } else if page.contains(Page::FILE) || (page.contains(Page::PFN_ZERO) && !private_file) {
-                    // The file's own page, or untouched zeros.
-                } else if page.contains(Page::PFN_ZERO) {
-                    push(pages, ExtentKind::Zero);
-                } else {
-                    push(pages, ExtentKind::Read);
+            let mut take = |pages: PageRange, content: Option<Content>| match content {
+                Some(Content::Guard) => guards.push(pages),
+                Some(Content::Zero) => push(pages, ExtentKind::Zero),
+                Some(Content::Data) => push(pages, ExtentKind::Read),
+                None => {}
+            };
+            match presence.filter(|presence| vma.page_size == PAGE_SIZE && presence.covers(vma.pages())) {
+                Some(presence) => presence.within(vma.pages()).for_each(|(pages, content)| take(pages, Some(content))),
+                None => {
+                    page_map.walk(vma.pages(), Content::asked(of_file), |pages, page| take(pages, Content::of(page, of_file)))?
                 }
-            })?;
+            }
             vma.guards = guards;
             Ok(())
         }

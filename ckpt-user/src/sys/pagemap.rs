@@ -10,7 +10,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use bitflags::bitflags;
-use rangemap::RangeSet;
 
 use crate::error::{Doing, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
@@ -84,6 +83,15 @@ pub const TABLE: u64 = 512;
 const PART_LEAST: u64 = 16 * 1024;
 const PARTS_MOST: usize = 8;
 
+/// What was found of pages that may have been written.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Written, or dropped since: for each of them the page tables hold no protection any more, in order.
+    pub touched: Vec<PageRange>,
+    /// Those of them that are there, and maybe some more that were written at that very moment; with what they are. In order.
+    pub there: Vec<(PageRange, Page)>,
+}
+
 /// The page tables of one address space: the one that the process had when this was opened. If it executes another program, it gets another.
 #[derive(Debug)]
 pub struct PageMap {
@@ -103,6 +111,11 @@ impl PageMap {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(PageMap { has_scan: false, ..map }),
             Err(e) => Err(e).doing(|| format!("cannot scan the page tables of pid {pid}")),
         }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Does the kernel have PAGEMAP_SCAN?
@@ -153,15 +166,15 @@ impl PageMap {
         Ok(all)
     }
 
-    /// Adds the pages of `range` that were written since they were last protected to `written`, and protects those again: as one step for
-    /// each page, so that no write is missed. Only for memory that is registered ([`super::userfaultfd`]).
-    pub fn take_written(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
-        self.take(range, PM_SCAN_CHECK_WPASYNC, written)
+    /// The pages of `range` that were written since they were last protected, with what is `asked` of them ([`PageMap::walk`]); protects those again: as one
+    /// step for each page, so that no write is missed. Only for memory that is registered ([`super::userfaultfd`]).
+    pub fn take_written(&self, range: PageRange, asked: Page, taken: &mut Taken) -> Result<()> {
+        self.take(range, PM_SCAN_CHECK_WPASYNC, asked, taken)
     }
 
     /// The same, of memory that may have changed meanwhile: what is not registered (any more) is passed over.
-    pub fn take_written_if_registered(&self, range: PageRange, written: &mut RangeSet<u64>) -> Result<()> {
-        self.take(range, 0, written)
+    pub fn take_written_if_registered(&self, range: PageRange, asked: Page, taken: &mut Taken) -> Result<()> {
+        self.take(range, 0, asked, taken)
     }
 
     /// Calls `found` for every run of pages of `range` that are there, in memory that is registered ([`super::userfaultfd`]), and were not written since
@@ -178,6 +191,20 @@ impl PageMap {
         result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
     }
 
+    /// Do the page tables hold nothing of `range`?
+    pub fn is_empty(&self, range: PageRange) -> Result<bool> {
+        let request = ScanArg {
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: Page::PRESENT.bits(),
+            max_pages: 1,
+            ..ScanArg::default()
+        };
+        let mut empty = true;
+        let result = self.request(range, request, &mut |_| empty = false);
+        result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))?;
+        Ok(empty)
+    }
+
     /// Is all of `range`, which must be mapped, registered with a userfaultfd of asynchronous write protection, so that the kernel notes writes
     /// by itself? No kernel without PAGEMAP_SCAN has that.
     pub fn notes_writes(&self, range: PageRange) -> Result<bool> {
@@ -190,28 +217,38 @@ impl PageMap {
         Ok(noted == range.count)
     }
 
-    fn take(&self, range: PageRange, flags: u64, written: &mut RangeSet<u64>) -> Result<()> {
+    fn take(&self, range: PageRange, flags: u64, asked: Page, taken: &mut Taken) -> Result<()> {
         // The kernel is several times as fast where nothing else is asked for, but then takes pages that are not there for written ones, and were it to
         // protect these, it would mark their places as if something were there. So that is done where something was found, and pages are there.
         let look = ScanArg { flags, category_mask: PAGE_IS_WRITTEN, return_mask: PAGE_IS_WRITTEN, ..ScanArg::default() };
         let mut spans: Vec<PageRange> = Vec::new();
-        let found = self.request(range, look, &mut |region| merge(&mut spans, region.pages()));
-        let protect =
-            ScanArg { flags: PM_SCAN_WP_MATCHING | flags, category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(), ..look };
-        let taken = found.and_then(|()| {
-            let mut take = |region: &Region| written.insert(region.pages().numbers());
+        let found = self.request(range, look, &mut |region| {
+            taken.touched.push(region.pages());
+            merge(&mut spans, region.pages());
+        });
+        let protect = ScanArg {
+            flags: PM_SCAN_WP_MATCHING | flags,
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: PAGE_IS_WRITTEN | self.known(asked).bits(),
+            ..look
+        };
+        let done = found.and_then(|()| {
+            let mut take = |region: &Region| taken.there.push((region.pages(), Page::from_bits_truncate(region.categories)));
             spans.iter().try_for_each(|span| self.request(*span, protect, &mut take))
         });
-        taken.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+        done.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+    }
+
+    /// Kernels before 6.15 do not know guard pages apart and refuse the bit.
+    fn known(&self, mut asked: Page) -> Page {
+        asked.set(Page::GUARD, asked.contains(Page::GUARD) && guard_bit_known(&self.file));
+        asked
     }
 
     fn scan(&self, range: PageRange, asked: Page, found: &mut dyn FnMut(PageRange, Page)) -> io::Result<()> {
-        let mut returned = asked;
-        // Kernels before 6.15 do not know guard pages apart and refuse the bit.
-        returned.set(Page::GUARD, asked.contains(Page::GUARD) && guard_bit_known(&self.file));
         let request = ScanArg {
             category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-            return_mask: returned.bits(),
+            return_mask: self.known(asked).bits(),
             ..ScanArg::default()
         };
         self.request(range, request, &mut |region| found(region.pages(), Page::from_bits_truncate(region.categories)))

@@ -7,8 +7,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
 use super::clone::{self, Cloned, Leash};
-use super::userfaultfd;
-use crate::ids::{PAGE_SIZE, Pid};
+use super::pagemap::{Page, PageMap, Taken};
+use super::userfaultfd::{self, WriteNotes};
+use crate::error::{Doing, Result};
+use crate::ids::{PAGE_SIZE, PageRange, Pid};
 
 /// PR_SET_MM_MAP_SIZE (linux/prctl.h).
 const PR_SET_MM_MAP_SIZE: libc::c_int = 15;
@@ -103,6 +105,38 @@ pub fn userfaultfd() -> io::Result<u64> {
     // SAFETY: the request takes a struct of three 64-bit numbers, which outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), userfaultfd::UFFDIO_API, &raw mut api) }.into())?;
     Ok(api[1])
+}
+
+/// Does a scan for written pages find a page that was there, protected, and was dropped?
+pub fn scan_tells_what_is_gone() -> Result<bool> {
+    let doing = || "cannot try what a scan of page tables tells";
+    // SAFETY: only numbers are passed.
+    let fd =
+        owned(unsafe { libc::syscall(libc::SYS_userfaultfd, userfaultfd::USER_MODE_ONLY | libc::O_CLOEXEC) }).doing(doing)?;
+    let notes = WriteNotes::begin(fd).doing(doing)?;
+    let page_map = PageMap::open(Pid(std::process::id() as i32))?;
+    let len = 2 * PAGE_SIZE as usize;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE);
+    // SAFETY: new memory, wherever the kernel wants it.
+    let at = unsafe { libc::mmap(null_mut(), len, prot, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error()).doing(doing);
+    }
+    let pages = PageRange { start: at.addr() as u64 / PAGE_SIZE, count: 2 };
+    let found = || {
+        notes.register(pages).doing(doing)?;
+        let mut taken = Taken::default();
+        page_map.take_written(pages, Page::empty(), &mut taken)?;
+        // SAFETY: the second page of our new memory, to which nothing refers.
+        check(unsafe { libc::madvise(at.byte_add(len / 2), len / 2, libc::MADV_DONTNEED) }.into()).doing(doing)?;
+        taken = Taken::default();
+        page_map.take_written(pages, Page::empty(), &mut taken)?;
+        Ok(taken.touched == [PageRange { start: pages.start + 1, count: 1 }] && taken.there.is_empty())
+    };
+    let result = found();
+    // SAFETY: the memory is our own, and nothing refers to it.
+    unsafe { libc::munmap(at, len) };
+    result
 }
 
 /// prctl PR_SET_MM_MAP: the length of the struct that it takes.

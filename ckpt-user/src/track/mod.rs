@@ -3,6 +3,7 @@
 pub mod ebpf;
 pub mod hash;
 mod kind;
+pub mod presence;
 pub mod scan;
 pub mod soft_dirty;
 
@@ -10,6 +11,7 @@ pub use kind::{Kind, Method, not_here};
 
 use std::fmt::Debug;
 
+use presence::Presence;
 use rangemap::RangeSet;
 
 use crate::error::Result;
@@ -52,5 +54,10 @@ pub trait DirtyTracker: Debug + Send {
     /// that was later: one that nobody has written to still is. None, if the tracker does not work that way.
     fn protected(&self) -> &[PageRange] {
         &[]
+    }
+
+    /// What is there of the memory that it watches, as of the last cut, or of [`DirtyTracker::prearm`] if that was later. `None`, if it does not know.
+    fn presence(&self) -> Option<&Presence> {
+        None
     }
 }

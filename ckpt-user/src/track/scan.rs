@@ -9,15 +9,17 @@
 //! executes another program: so each cut proves first that the descriptor and the process still have the same.
 
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use rangemap::RangeSet;
 
 use super::DirtyTracker;
+use super::presence::{Content, Presence, Run};
 use crate::error::{Doing, Error, Result};
-use crate::ids::{PAGE_SIZE, PageRange, Pid};
-use crate::sys::pagemap::PageMap;
+use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
+use crate::sys::pagemap::{Page, PageMap, TABLE, Taken};
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
-use crate::sys::{pidfd, probe};
+use crate::sys::{pidfd, probe, vm};
 use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
 use crate::tracee::remote::RemoteTask;
 
@@ -33,6 +35,23 @@ pub fn probe() -> Result<()> {
         return Err(Error::Unexpected(NO_PROTECTION.to_owned()));
     }
     can_scan(&PageMap::open(Pid(std::process::id() as i32))?)
+}
+
+/// Does a scan for what was written also tell of pages that are not there any more? Asked once.
+fn tells_what_is_gone() -> bool {
+    static TELLS: OnceLock<bool> = OnceLock::new();
+    *TELLS.get_or_init(|| {
+        let tells = probe::scan_tells_what_is_gone().unwrap_or_else(|error| {
+            tracing::debug!("cannot try what a scan of page tables tells: {error}");
+            false
+        });
+        if !tells {
+            tracing::info!(
+                "the page tables of all of the memory are looked at at each cut: this kernel does not tell which pages are gone"
+            );
+        }
+        tells
+    })
 }
 
 fn can_scan(page_map: &PageMap) -> Result<()> {
@@ -51,6 +70,42 @@ pub struct ScanTracker {
     ours: RangeSet<u64>,
     /// Registered since, while somebody changed the mappings: the page tables may say "protected" of pages there that anybody could write.
     unsure: Vec<PageRange>,
+    /// `None`: the kernel tells too little for it.
+    presence: Option<Presence>,
+}
+
+/// What is scanned at once: pages side by side of which the same is asked.
+#[derive(Debug, Default)]
+struct Scan {
+    /// And whether they are of a file.
+    stretches: Vec<(PageRange, bool)>,
+    /// Of these, those that were not registered before, or were not for sure: nothing is known of their pages.
+    fresh: Vec<PageRange>,
+}
+
+impl Scan {
+    fn add(&mut self, mapping: &Mapping, noted: Noted) {
+        let (pages, of_file) = (mapping.pages(), mapping.kind == MappingKind::File);
+        // What is known of huge pages is not kept.
+        if noted == Noted::Anew || mapping.page_size != PAGE_SIZE {
+            self.fresh.push(pages);
+        }
+        match self.stretches.last_mut() {
+            Some((stretch, like)) if *like == of_file && stretch.end() == pages.start => stretch.count += pages.count,
+            _ => self.stretches.push((pages, of_file)),
+        }
+    }
+}
+
+/// Whether writes to a mapping are noted from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noted {
+    /// They were before.
+    Still,
+    /// Since now: all of it counts as written.
+    Anew,
+    /// The kernel cannot.
+    Not,
 }
 
 impl ScanTracker {
@@ -68,14 +123,15 @@ impl ScanTracker {
         let notes = notes.doing(|| NO_PROTECTION)?;
         let page_map = PageMap::open(pid)?;
         can_scan(&page_map)?;
-        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: RangeSet::new(), unsure: Vec::new() })
+        let presence = tells_what_is_gone().then(Presence::default);
+        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: RangeSet::new(), unsure: Vec::new(), presence })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
-    fn is_noted(&self, mapping: &Mapping) -> Result<bool> {
+    fn note(&self, mapping: &Mapping) -> Result<Noted> {
         let private = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::AnonymousHuge | MappingKind::File);
         if !private || mapping.shared {
-            return Ok(false);
+            return Ok(Noted::Not);
         }
         // Also if it is registered already: that it is, in smaps, does not tell with whom, and another ckpt may watch the process, too.
         let pages = mapping.pages().numbers();
@@ -83,20 +139,78 @@ impl ScanTracker {
         let was_registered = mapping.flags.contains(VmFlags::WRITES_NOTED) && is_sure;
         let doing = || format!("cannot track {} of pid {}", mapping.describe(), self.pid);
         match self.notes.register(mapping.pages()) {
-            Ok(()) if was_registered => Ok(true),
+            Ok(()) if was_registered => Ok(Noted::Still),
             Ok(()) => {
                 // Where mremap has moved memory beside other memory, both have lost their registration, but page tables may still say
                 // "protected" of pages that anybody could write since.
                 self.notes.unprotect(mapping.pages()).doing(doing)?;
-                Ok(true)
+                Ok(Noted::Anew)
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINVAL | libc::EPERM)) => {
                 tracing::info!("{} of pid {} cannot be tracked: {e}", mapping.describe(), self.pid);
-                Ok(false)
+                Ok(Noted::Not)
             }
             Err(e) => Err(e).doing(doing),
         }
     }
+
+    /// Takes what was written in memory that is registered, all of which is given; `lenient`: or was a moment ago.
+    fn take(&mut self, scan: &Scan, lenient: bool) -> Result<RangeSet<u64>> {
+        let (mut written, mut touched, mut there) = (RangeSet::new(), Vec::new(), Vec::new());
+        for &(pages, of_file) in &scan.stretches {
+            let mut taken = Taken::default();
+            let asked = if self.presence.is_some() { Content::asked(of_file) } else { Page::empty() };
+            match lenient {
+                true => self.page_map.take_written_if_registered(pages, asked, &mut taken)?,
+                false => self.page_map.take_written(pages, asked, &mut taken)?,
+            }
+            written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
+            touched.append(&mut taken.touched);
+            there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
+        }
+        if let Some(presence) = self.presence.as_mut() {
+            update(presence, &self.page_map, scan, &touched, &there)?;
+        }
+        Ok(written)
+    }
+}
+
+/// Keeps what is known of the memory up to date: `touched` pages are as `there` says.
+fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[PageRange], there: &[Run]) -> Result<()> {
+    let seen: Vec<PageRange> = scan.stretches.iter().map(|(pages, _)| *pages).collect();
+    // Registered already, but not looked at the last time: the scan has told only what was written there.
+    let is_fresh = |unseen: &PageRange| scan.fresh.iter().any(|fresh| fresh.start <= unseen.start && unseen.end() <= fresh.end());
+    let mut unseen = Vec::new();
+    for &(pages, of_file) in &scan.stretches {
+        unseen.extend(presence.unseen(pages).filter(|unseen| !is_fresh(unseen)).map(|unseen| (unseen, of_file)));
+    }
+    let mut anew = gone(page_map, &presence.samples(touched))?;
+    anew.extend(&scan.fresh);
+    anew.sort_unstable_by_key(|range| range.start);
+    let numbers = |range: &PageRange| range.numbers();
+    let touched = union(touched.iter().map(numbers), there.iter().map(|(run, _)| run.numbers()));
+    let touched: Vec<PageRange> = union(touched.into_iter(), anew.iter().map(numbers)).into_iter().map(PageRange::from).collect();
+    presence.update(seen.clone(), &touched, there);
+    for (pages, of_file) in unseen {
+        let mut there = Vec::new();
+        page_map.walk(pages, Content::asked(of_file), |run, page| {
+            there.extend(Content::of(page, of_file).map(|content| (run, content)))
+        })?;
+        presence.update(seen.clone(), &[pages], &there);
+    }
+    Ok(())
+}
+
+/// The page tables that were taken away as a whole, of which these are pages.
+fn gone(page_map: &PageMap, samples: &[u64]) -> Result<Vec<PageRange>> {
+    let there = vm::in_memory(page_map.pid(), samples).unwrap_or_else(|error| {
+        tracing::debug!("each page table is looked at: {error}");
+        vec![false; samples.len()]
+    });
+    let tables = samples.iter().zip(there).filter(|(_, there)| !there);
+    let tables = tables.map(|(page, _)| PageRange { start: page - page % TABLE, count: TABLE });
+    let empty = |table: PageRange| page_map.is_empty(table).map(|empty| empty.then_some(table));
+    tables.filter_map(|table| empty(table).transpose()).collect()
 }
 
 /// Is all of `pages` in the set?
@@ -125,19 +239,20 @@ impl DirtyTracker for ScanTracker {
     }
 
     fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
-        let mut written = RangeSet::new();
+        let mut scan = Scan::default();
         self.protected.clear();
         for mapping in mappings {
-            if mapping.flags.contains(VmFlags::WRITES_NOTED) {
+            let noted = if mapping.flags.contains(VmFlags::WRITES_NOTED) {
                 // Not registered again: if it has been moved since it was looked at, it is not registered any more, and what its page tables say of
                 // protection means nothing. What another ckpt watches must not be taken from it.
                 if !as_left && !within(&self.ours, mapping.pages()) {
                     continue;
                 }
+                Noted::Still
             } else {
-                match self.is_noted(mapping) {
-                    Ok(true) => {}
-                    Ok(false) => continue,
+                match self.note(mapping) {
+                    Ok(Noted::Not) => continue,
+                    Ok(noted) => noted,
                     Err(error) => {
                         // It has been unmapped or moved in between, say. The cut looks at it again, with everything standing still.
                         tracing::debug!("{error}");
@@ -145,42 +260,42 @@ impl DirtyTracker for ScanTracker {
                         continue;
                     }
                 }
-            }
-            self.page_map.take_written_if_registered(mapping.pages(), &mut written)?;
+            };
+            scan.add(mapping, noted);
             if mapping.page_size == PAGE_SIZE {
                 self.protected.push(mapping.pages());
             }
         }
-        Ok(written)
+        self.take(&scan, true)
     }
 
     fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
-        let mut written = RangeSet::new();
+        let mut scan = Scan::default();
+        let mut untracked = Vec::new();
         self.protected.clear();
-        // Runs of mappings side by side are scanned at once.
-        let mut noted: Vec<PageRange> = Vec::new();
         for mapping in mappings {
             let pages = mapping.pages();
-            if !self.is_noted(mapping)? {
+            let noted = self.note(mapping)?;
+            if noted == Noted::Not {
                 mapping.flags -= VmFlags::WRITES_NOTED;
-                if pages.count > 0 {
-                    written.insert(pages.start..pages.end());
-                }
+                untracked.extend((pages.count > 0).then_some(pages));
                 continue;
             }
             mapping.flags |= VmFlags::WRITES_NOTED;
             if mapping.page_size == PAGE_SIZE {
                 self.protected.push(pages);
             }
-            match noted.last_mut() {
-                Some(run) if run.end() == pages.start => run.count += pages.count,
-                _ => noted.push(pages),
-            }
+            scan.add(mapping, noted);
         }
-        noted.iter().try_for_each(|run| self.page_map.take_written(*run, &mut written))?;
-        self.ours = noted.iter().map(|run| run.numbers()).collect();
+        let mut written = self.take(&scan, false)?;
+        written.extend(untracked.into_iter().map(PageRange::numbers));
+        self.ours = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
         self.unsure.clear();
         Ok(written)
+    }
+
+    fn presence(&self) -> Option<&Presence> {
+        self.presence.as_ref()
     }
 
     fn protected(&self) -> &[PageRange] {
