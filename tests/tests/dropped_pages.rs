@@ -1,5 +1,5 @@
-//! Memory that a job drops, unmaps and maps anew, by pages and by whole page tables, under `ckpt watch`: an increment must know of each page that is gone. Of
-//! a page table that was taken away as a whole the kernel's scan for written pages does not tell.
+//! Memory that a job drops, unmaps and maps anew, by pages and by whole page tables, under `ckpt watch`: an increment must know of each page that is gone,
+//! though nobody looks at all pages for it.
 
 use std::path::Path;
 

@@ -28,6 +28,7 @@ use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
 use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
+use crate::tracee::quiet::Quiet;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::tree::{FrozenTree, Member};
 
@@ -257,7 +258,7 @@ fn inside(
         let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
         let answers = {
             let mut task = RemoteTask::new(injector, thread);
-            let answers = task.run(batch)?;
+            let answers = task.ask(batch, Quiet::of(status))?;
             task.leave()?;
             answers
         };

@@ -113,11 +113,6 @@ impl PageMap {
         }
     }
 
-    /// The process.
-    pub fn pid(&self) -> Pid {
-        self.pid
-    }
-
     /// Does the kernel have PAGEMAP_SCAN?
     pub fn has_scan(&self) -> bool {
         self.has_scan
@@ -189,20 +184,6 @@ impl PageMap {
         };
         let result = self.request(range, request, &mut |region| found(region.pages()));
         result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
-    }
-
-    /// Do the page tables hold nothing of `range`?
-    pub fn is_empty(&self, range: PageRange) -> Result<bool> {
-        let request = ScanArg {
-            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-            return_mask: Page::PRESENT.bits(),
-            max_pages: 1,
-            ..ScanArg::default()
-        };
-        let mut empty = true;
-        let result = self.request(range, request, &mut |_| empty = false);
-        result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))?;
-        Ok(empty)
     }
 
     /// Is all of `range`, which must be mapped, registered with a userfaultfd of asynchronous write protection, so that the kernel notes writes

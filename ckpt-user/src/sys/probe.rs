@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
 use super::clone::{self, Cloned, Leash};
-use super::pagemap::{Page, PageMap, Taken};
+use super::pagemap::{Page, PageMap, TABLE, Taken};
 use super::userfaultfd::{self, WriteNotes};
 use crate::error::{Doing, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
@@ -107,7 +107,8 @@ pub fn userfaultfd() -> io::Result<u64> {
     Ok(api[1])
 }
 
-/// Does a scan for written pages find a page that was there, protected, and was dropped?
+/// Does a scan for written pages find pages that were there, protected, and were dropped: a single one, and a whole page table of them, which the kernel may
+/// take away with them?
 pub fn scan_tells_what_is_gone() -> Result<bool> {
     let doing = || "cannot try what a scan of page tables tells";
     // SAFETY: only numbers are passed.
@@ -115,28 +116,72 @@ pub fn scan_tells_what_is_gone() -> Result<bool> {
         owned(unsafe { libc::syscall(libc::SYS_userfaultfd, userfaultfd::USER_MODE_ONLY | libc::O_CLOEXEC) }).doing(doing)?;
     let notes = WriteNotes::begin(fd).doing(doing)?;
     let page_map = PageMap::open(Pid(std::process::id() as i32))?;
-    let len = 2 * PAGE_SIZE as usize;
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE);
-    // SAFETY: new memory, wherever the kernel wants it.
-    let at = unsafe { libc::mmap(null_mut(), len, prot, flags, -1, 0) };
-    if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error()).doing(doing);
-    }
-    let pages = PageRange { start: at.addr() as u64 / PAGE_SIZE, count: 2 };
-    let found = || {
-        notes.register(pages).doing(doing)?;
+    let memory = Anonymous::new(4 * TABLE).doing(doing)?;
+    let first = memory.pages.start.next_multiple_of(TABLE);
+    let (table, single) = (PageRange { start: first, count: TABLE }, PageRange { start: first + TABLE + 7, count: 1 });
+    let all = PageRange { start: first, count: 2 * TABLE };
+    notes.register(all).doing(doing)?;
+    let touched = || {
         let mut taken = Taken::default();
-        page_map.take_written(pages, Page::empty(), &mut taken)?;
-        // SAFETY: the second page of our new memory, to which nothing refers.
-        check(unsafe { libc::madvise(at.byte_add(len / 2), len / 2, libc::MADV_DONTNEED) }.into()).doing(doing)?;
-        taken = Taken::default();
-        page_map.take_written(pages, Page::empty(), &mut taken)?;
-        Ok(taken.touched == [PageRange { start: pages.start + 1, count: 1 }] && taken.there.is_empty())
+        page_map.take_written(all, Page::empty(), &mut taken).map(|()| taken.touched)
     };
-    let result = found();
-    // SAFETY: the memory is our own, and nothing refers to it.
-    unsafe { libc::munmap(at, len) };
-    result
+    for page in [first, single.start, single.start + 1] {
+        memory.write(page);
+    }
+    touched()?;
+    let before = touched()?;
+    memory.advise(table, libc::MADV_DONTNEED).doing(doing)?;
+    memory.advise(single, libc::MADV_DONTNEED).doing(doing)?;
+    let after = touched()?;
+    let has = |found: &[PageRange], pages: PageRange| found.iter().any(|f| f.start <= pages.start && pages.end() <= f.end());
+    let there = [first, single.start, single.start + 1].map(|start| PageRange { start, count: 1 });
+    Ok(!there.iter().any(|page| has(&before, *page)) && has(&after, table) && has(&after, single) && !has(&after, there[2]))
+}
+
+/// Memory of our own, without huge pages.
+struct Anonymous {
+    at: *mut libc::c_void,
+    pages: PageRange,
+}
+
+impl Anonymous {
+    fn new(count: u64) -> io::Result<Anonymous> {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, wherever the kernel wants it.
+        let at = unsafe { libc::mmap(null_mut(), (count * PAGE_SIZE) as usize, prot, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = Anonymous { at, pages: PageRange { start: at.addr() as u64 / PAGE_SIZE, count } };
+        match memory.advise(memory.pages, libc::MADV_NOHUGEPAGE) {
+            // A kernel that has none refuses.
+            Err(e) if e.raw_os_error() != Some(libc::EINVAL) => Err(e),
+            _ => Ok(memory),
+        }
+    }
+
+    fn address(&self, page: u64) -> *mut libc::c_void {
+        assert!(self.pages.numbers().contains(&page));
+        self.at.wrapping_byte_add(((page - self.pages.start) * PAGE_SIZE) as usize)
+    }
+
+    fn write(&self, page: u64) {
+        // SAFETY: within the memory, to which nothing refers.
+        unsafe { self.address(page).cast::<u8>().write_volatile(1) }
+    }
+
+    fn advise(&self, pages: PageRange, advice: libc::c_int) -> io::Result<()> {
+        assert!(pages.end() <= self.pages.end());
+        // SAFETY: within the memory, to which nothing refers.
+        check(unsafe { libc::madvise(self.address(pages.start), pages.bytes() as usize, advice) }.into()).map(drop)
+    }
+}
+
+impl Drop for Anonymous {
+    fn drop(&mut self) {
+        // SAFETY: the memory is our own, and nothing refers to it. It cannot fail for whole mappings.
+        unsafe { libc::munmap(self.at, self.pages.bytes() as usize) };
+    }
 }
 
 /// prctl PR_SET_MM_MAP: the length of the struct that it takes.

@@ -1,8 +1,8 @@
-//! Reading and writing the memory of another process: process_vm_readv(2) and process_vm_writev(2); and asking for its pages: move_pages(2).
+//! Reading and writing the memory of another process: process_vm_readv(2) and process_vm_writev(2).
 
 use std::io;
 
-use crate::ids::{Addr, PAGE_SIZE, Pid};
+use crate::ids::{Addr, Pid};
 
 /// IOV_MAX: pieces that one call takes.
 pub const PIECES_MAX: usize = 1024;
@@ -38,15 +38,4 @@ pub fn write(pid: Pid, pieces: &[Piece], buf: &[u8]) -> io::Result<usize> {
     // SAFETY: the local vector covers `buf` and is only read; the remote one is another process's memory, none of ours.
     let n = unsafe { libc::process_vm_writev(pid.0, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
-}
-
-/// Which of these pages of another process are in memory for sure. Of the others the kernel does not tell: they are zeros, or swapped out, or not there.
-pub fn in_memory(pid: Pid, pages: &[u64]) -> io::Result<Vec<bool>> {
-    let addresses: Vec<u64> = pages.iter().map(|page| page * PAGE_SIZE).collect();
-    let mut nodes = vec![-1i32; pages.len()];
-    let none = std::ptr::null::<i32>();
-    // SAFETY: both arrays have as many elements as is said, and outlive the call; without target nodes nothing is moved.
-    let result =
-        unsafe { libc::syscall(libc::SYS_move_pages, pid.0, addresses.len(), addresses.as_ptr(), none, nodes.as_mut_ptr(), 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(nodes.into_iter().map(|node| node >= 0).collect()) }
 }

@@ -6,6 +6,7 @@ pub mod freeze;
 pub mod interrupted;
 pub mod maps;
 pub mod memory;
+pub mod quiet;
 pub mod remote;
 pub mod spawn;
 pub mod stale;

@@ -11,10 +11,11 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 
-use super::batch::{Answers, Arg, Batch, Slot};
+use super::batch::{Answers, Arg, Batch, Call, Slot};
 use super::cave::{self, Cave};
 use super::memory::ProcessMemory;
-use super::stub::{self, Saved, Workspace};
+use super::quiet::Quiet;
+use super::stub::{self, PlannedCall, Saved, Workspace};
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Error, Result};
 use crate::ids::{Addr, PAGE_SIZE, PageRange, Pid, Tid};
@@ -177,6 +178,64 @@ impl<'a> RemoteTask<'a> {
             self.injector.memory.read(base, &mut answers.data)?;
         }
         Ok(answers)
+    }
+
+    /// The same for calls that change nothing in the task but the memory of the batch, all in one go: with a signal at its end that the program does not
+    /// notice. Without one, or if the thread is stopped by job control, which a signal might end, one after the other.
+    pub fn ask(&mut self, batch: Batch, quiet: Option<Quiet>) -> Result<Answers> {
+        let Some(quiet) = quiet.filter(|_| batch.calls.len() > 1 && self.thread.group_stop.is_none()) else {
+            return self.run(batch);
+        };
+        let lists_at = batch.data.len().next_multiple_of(16);
+        let base = self.room((lists_at + (batch.calls.len() + 1) * size_of::<PlannedCall>()) as u64)?;
+        let list = base.offset(lists_at as u64);
+        let plan = |call: &Call| PlannedCall { nr: call.nr, args: resolve(base, &call.args), returned: 0 };
+        let mut calls: Vec<PlannedCall> = batch.calls.iter().map(plan).collect();
+        let args = [quiet.tgid as u64, quiet.tid as u64, quiet.signal as u64, 0, 0, 0];
+        calls.push(PlannedCall { nr: libc::SYS_tgkill, args, returned: 0 });
+        self.injector.memory.write(base, &batch.data)?;
+        self.injector.memory.write(list, bytemuck::cast_slice(&calls))?;
+        self.go_through(list, calls.len(), quiet.signal)?;
+        calls.pop();
+        let mut answers = Answers { returned: Vec::new(), data: batch.data };
+        self.injector.memory.read(base, &mut answers.data)?;
+        self.injector.memory.read(list, bytemuck::cast_slice_mut(&mut calls))?;
+        answers.returned.extend(calls.iter().map(|call| call.returned));
+        Ok(answers)
+    }
+
+    /// Has the stub make the calls of a list, the last of which sends the thread this signal.
+    fn go_through(&mut self, list: Addr, count: usize, signal: i32) -> Result<()> {
+        let (pid, tid) = (self.pid(), self.thread.tid);
+        let doing = || format!("cannot make system calls in thread {tid}");
+        let (run, called) = stub::run_and_called();
+        let end = list.offset((count * size_of::<PlannedCall>()) as u64);
+        if !self.thread.in_stub {
+            self.injector.plant(self.thread)?;
+        }
+        let (rip, rbx, rbp) = (self.injector.entry().0 + run, list.0, end.0);
+        let regs = Regs { rip, rbx, rbp, orig_rax: u64::MAX, ..self.thread.regs };
+        gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
+        self.thread.in_stub = true;
+        // After the registers, as in `enter_at`.
+        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (signal - 1))), doing)?;
+        let deadline = self.thread.look_after()?;
+        loop {
+            gone_or(pid, ptrace::cont(tid, 0), doing)?;
+            match self.thread.wait(&deadline)? {
+                Stop::Signal(got) if got == signal => {
+                    let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
+                    // Before that it came from somewhere else, and would have done nothing to the program.
+                    if now.rip == self.injector.entry().0 + called && now.rbx == end.0 - size_of::<PlannedCall>() as u64 {
+                        break;
+                    }
+                }
+                Stop::Signal(signal) => self.thread.hold_back(signal)?,
+                Stop::Event(_) | Stop::Other(_) | Stop::Syscall => {}
+                Stop::Ended(_) => return Err(Error::Gone(pid)),
+            }
+        }
+        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS), doing)
     }
 
     /// One system call that must succeed; `doing` says what failed otherwise.

@@ -3,7 +3,7 @@
 //! Nobody has to be there at the end: after its system call the stub restores the signal mask, the flags and every register from
 //! its own read-only data and jumps to where the task was. A tracer that is killed in the middle leaves a task that ends the call
 //! and goes on. For the next call of a batch, the living tracer just sets the registers back to the start of the stub. It uses no
-//! stack (the task may stand on a tiny one) and writes no memory.
+//! stack (the task may stand on a tiny one) and writes no memory but, for a run of calls, the list of these.
 //!
 //! Layout of a planted stub: [`Saved`], then the code, both in memory that the task can execute and read.
 
@@ -68,11 +68,16 @@ core::arch::global_asm!(
     ".balign 16",
     ".global ckpt_stub_start",
     ".global ckpt_stub_end",
+    ".global ckpt_stub_run",
+    ".global ckpt_stub_called",
     ".hidden ckpt_stub_start",
+    ".hidden ckpt_stub_run",
+    ".hidden ckpt_stub_called",
     ".hidden ckpt_stub_end",
     // The registers hold the number and the arguments of the call. The Saved struct ends where the code starts.
     "ckpt_stub_start:",
     "syscall",
+    "3:",
     // rt_sigprocmask(SIG_SETMASK, &saved.sigmask, NULL, 8)
     "mov eax, 14",
     "mov edi, 2",
@@ -105,13 +110,52 @@ core::arch::global_asm!(
     "sahf",
     "mov rax, [rip + ckpt_stub_start - 144]",
     "jmp qword ptr [rip + ckpt_stub_start - 152]",
+    // Another way in, for a run of calls: rbx points to the first PlannedCall, rbp to the end of the last.
+    "ckpt_stub_run:",
+    "mov rax, [rbx]",
+    "mov rdi, [rbx + 8]",
+    "mov rsi, [rbx + 16]",
+    "mov rdx, [rbx + 24]",
+    "mov r10, [rbx + 32]",
+    "mov r8, [rbx + 40]",
+    "mov r9, [rbx + 48]",
+    "syscall",
+    "ckpt_stub_called:",
+    "mov [rbx + 56], rax",
+    "add rbx, 64",
+    "cmp rbx, rbp",
+    "jb ckpt_stub_run",
+    "jmp 3b",
     "ckpt_stub_end:",
     ".popsection",
 );
 
 unsafe extern "C" {
     static ckpt_stub_start: u8;
+    static ckpt_stub_run: u8;
+    static ckpt_stub_called: u8;
     static ckpt_stub_end: u8;
+}
+
+/// One call of a run, in the workspace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct PlannedCall {
+    /// Its number.
+    pub nr: i64,
+    /// What is passed.
+    pub args: [u64; 6],
+    /// What it has returned.
+    pub returned: i64,
+}
+
+const _: () = assert!(size_of::<PlannedCall>() == 64);
+
+/// Where in the code a run of calls begins, and where it is after each call.
+pub fn run_and_called() -> (u64, u64) {
+    let start = (&raw const ckpt_stub_start).addr();
+    let from_start = |at: *const u8| (at.addr() - start) as u64;
+    (from_start(&raw const ckpt_stub_run), from_start(&raw const ckpt_stub_called))
 }
 
 /// The code, position independent.

@@ -2,7 +2,7 @@
 //! each time would take longer than anything else that is done while a process stands still.
 
 use crate::ids::PageRange;
-use crate::sys::pagemap::{Page, TABLE};
+use crate::sys::pagemap::Page;
 
 /// What an image must say of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,23 +63,6 @@ impl Presence {
         let first = self.runs.partition_point(|(run, _)| run.end() <= pages.start);
         let inside = self.runs[first..].iter().take_while(move |(run, _)| run.start < pages.end());
         inside.map(move |&(run, content)| (PageRange::from(run.start.max(pages.start)..run.end().min(pages.end())), content))
-    }
-
-    /// One page with contents of each page table that has some, and was not `touched` anywhere: of a table that was taken away as a whole, nobody tells.
-    pub fn samples(&self, touched: &[PageRange]) -> Vec<u64> {
-        let (mut samples, mut next, mut touched) = (Vec::new(), 0, touched.iter().peekable());
-        for (run, _) in &self.runs {
-            while next < run.end() {
-                let page = run.start.max(next);
-                let table = page - page % TABLE;
-                next = table + TABLE;
-                while touched.next_if(|range| range.end() <= table).is_some() {}
-                if touched.peek().is_none_or(|range| range.start >= next) {
-                    samples.push(page);
-                }
-            }
-        }
-        samples
     }
 
     /// From now on `seen` is what is known, in order; of that, `touched` is as `there` says, and the rest as it was. Both in order, and `there` within
@@ -197,8 +180,6 @@ mod tests {
                     .collect();
                 model.retain(|&page, _| is_in(&seen, page) && !is_in(&touched, page));
                 model.extend(pages(there.iter().copied()));
-                let samples = presence.samples(&touched);
-                prop_assert!(samples.iter().all(|&page| presence.within(range(page, 1)).count() == 1));
                 presence.update(seen.clone(), &touched, &there);
                 prop_assert_eq!(pages(presence.within(range(0, 1000))), model.clone());
                 prop_assert!(presence.runs.windows(2).all(|two| two[0].0.end() < two[1].0.start || two[0].1 != two[1].1));
@@ -208,20 +189,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn every_table_that_was_not_touched_has_a_sample() {
-        let mut presence = Presence::default();
-        let all = range(0, 10 * TABLE);
-        let there = [
-            (range(5, 3 * TABLE), Content::Data),
-            (range(4 * TABLE + 7, 1), Content::Data),
-            (range(4 * TABLE + 9, 1), Content::Data),
-        ];
-        presence.update(vec![all], &[all], &there);
-        assert_eq!(presence.samples(&[]), [5, TABLE, 2 * TABLE, 3 * TABLE, 4 * TABLE + 7]);
-        assert_eq!(presence.samples(&[range(0, 1), range(2 * TABLE - 1, 2)]), [3 * TABLE, 4 * TABLE + 7]);
-        assert!(presence.samples(&[all]).is_empty());
     }
 }

@@ -17,9 +17,9 @@ use super::DirtyTracker;
 use super::presence::{Content, Presence, Run};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
-use crate::sys::pagemap::{Page, PageMap, TABLE, Taken};
+use crate::sys::pagemap::{Page, PageMap, Taken};
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
-use crate::sys::{pidfd, probe, vm};
+use crate::sys::{pidfd, probe};
 use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
 use crate::tracee::remote::RemoteTask;
 
@@ -184,12 +184,10 @@ fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[P
     for &(pages, of_file) in &scan.stretches {
         unseen.extend(presence.unseen(pages).filter(|unseen| !is_fresh(unseen)).map(|unseen| (unseen, of_file)));
     }
-    let mut anew = gone(page_map, &presence.samples(touched))?;
-    anew.extend(&scan.fresh);
-    anew.sort_unstable_by_key(|range| range.start);
     let numbers = |range: &PageRange| range.numbers();
     let touched = union(touched.iter().map(numbers), there.iter().map(|(run, _)| run.numbers()));
-    let touched: Vec<PageRange> = union(touched.into_iter(), anew.iter().map(numbers)).into_iter().map(PageRange::from).collect();
+    let touched: Vec<PageRange> =
+        union(touched.into_iter(), scan.fresh.iter().map(numbers)).into_iter().map(PageRange::from).collect();
     presence.update(seen.clone(), &touched, there);
     for (pages, of_file) in unseen {
         let mut there = Vec::new();
@@ -199,18 +197,6 @@ fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[P
         presence.update(seen.clone(), &[pages], &there);
     }
     Ok(())
-}
-
-/// The page tables that were taken away as a whole, of which these are pages.
-fn gone(page_map: &PageMap, samples: &[u64]) -> Result<Vec<PageRange>> {
-    let there = vm::in_memory(page_map.pid(), samples).unwrap_or_else(|error| {
-        tracing::debug!("each page table is looked at: {error}");
-        vec![false; samples.len()]
-    });
-    let tables = samples.iter().zip(there).filter(|(_, there)| !there);
-    let tables = tables.map(|(page, _)| PageRange { start: page - page % TABLE, count: TABLE });
-    let empty = |table: PageRange| page_map.is_empty(table).map(|empty| empty.then_some(table));
-    tables.filter_map(|table| empty(table).transpose()).collect()
 }
 
 /// Is all of `pages` in the set?

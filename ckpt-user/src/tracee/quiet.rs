@@ -1,0 +1,47 @@
+//! A signal that a thread can send itself without the program ever noticing: what ends a run of remote calls. Whoever traces the thread sees it; if nobody
+//! traces it any more, the kernel drops it.
+
+use crate::sys::procfs::Status;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    /// The process and the thread, as the thread itself knows them.
+    pub tgid: i32,
+    /// See `tgid`.
+    pub tid: i32,
+    /// The signal.
+    pub signal: i32,
+}
+
+/// Those that do nothing where no handler is set.
+const SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
+impl Quiet {
+    /// One that the thread with this status neither handles, nor holds back, nor has pending. `None`: it does so with all that come into question.
+    pub fn of(status: &Status) -> Option<Quiet> {
+        let noticed = status.sigcgt | status.sigblk | status.sigpnd | status.shdpnd;
+        let signal = SIGNALS.into_iter().find(|signal| noticed & 1 << (signal - 1) == 0)?;
+        Some(Quiet { tgid: *status.nstgid.as_ref()?.last()?, tid: *status.nspid.as_ref()?.last()?, signal })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Pid, Tid};
+    use crate::sys::procfs;
+
+    #[test]
+    fn the_first_that_nobody_would_notice_is_taken() {
+        let pid = std::process::id() as i32;
+        let status = Status { sigcgt: 0, sigblk: 0, sigpnd: 0, shdpnd: 0, ..procfs::status(Pid(pid), Tid(pid)).unwrap() };
+        let bit = |signal: i32| 1u64 << (signal - 1);
+        let signal = |status: &Status| Quiet::of(status).map(|quiet| quiet.signal);
+        assert_eq!(Quiet::of(&status), Some(Quiet { tgid: pid, tid: pid, signal: libc::SIGURG }));
+        let handled = Status { sigcgt: bit(libc::SIGURG), ..status.clone() };
+        assert_eq!(signal(&handled), Some(libc::SIGWINCH));
+        let blocked = Status { sigblk: bit(libc::SIGWINCH), shdpnd: bit(libc::SIGCHLD), ..handled };
+        assert_eq!(signal(&blocked), None);
+    }
+}
