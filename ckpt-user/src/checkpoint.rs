@@ -29,6 +29,7 @@ use crate::image::model::{Header, ParentRef};
 use crate::image::{Codec, ImageWriter, Records, TrailerInfo};
 use crate::pipeline::{self, DumpOptions, ExtentKind};
 use crate::resources::collector::CollectOptions;
+use crate::resources::mapped_file::LookedAt;
 use crate::resources::{machine, preflight};
 use crate::store::Destination;
 use crate::sys::{procfs, signal};
@@ -162,6 +163,7 @@ pub struct Target {
     programs: Programs,
     trust: Trust,
     mappings: Mappings,
+    looked_at: LookedAt,
     stragglers: Stragglers,
 }
 
@@ -185,7 +187,8 @@ impl Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
         let (programs, trust, mappings) = (tracker.programs, Trust::default(), Mappings::default());
         let stragglers = Stragglers::default();
-        Target { pid, options, inspector, since, programs, trust, mappings, stragglers }
+        let looked_at = LookedAt::default();
+        Target { pid, options, inspector, since, programs, trust, mappings, looked_at, stragglers }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -230,16 +233,17 @@ impl Target {
             false if self.options.after == After::Continue && self.since.sees() => When::Early,
             false => When::Stopped,
         };
-        let (saved, live_fallback) =
-            preflight::while_it_lives(pid, || match self.save_patiently(&destination, &pids, when, progress) {
-                Err(Error::Void(why)) => {
-                    tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
-                    self.trust.lose(&why);
-                    destination.begin_again()?;
-                    Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
-                }
-                other => Ok((other?, not_tried)),
-            })?;
+        let saved = preflight::while_it_lives(pid, || match self.save_patiently(&destination, &pids, when, progress) {
+            Err(Error::Void(why)) => {
+                tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
+                self.trust.lose(&why);
+                destination.begin_again()?;
+                Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
+            }
+            other => Ok((other?, not_tried)),
+        });
+        self.looked_at.close();
+        let (saved, live_fallback) = saved?;
         if live && live_fallback.is_none() {
             self.trust.win();
         }
@@ -353,6 +357,9 @@ impl Target {
         };
         // Registering memory counts as a change of its mappings.
         self.mappings.look(pids, inspector, early)?;
+        for (pid, mappings, _) in self.mappings.last() {
+            self.looked_at.look(&self.options.collect, pid, mappings);
+        }
         let spools = match early {
             true => Spools::fill(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
             false => None,
@@ -364,7 +371,8 @@ impl Target {
             mappings.insert(pid, self.mappings.read(pid, inspector)?);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let mut cut = collect(&mut frozen, injectors, &mut mappings, &self.options, &mut self.since, (armed, early))?;
+        let mut cut =
+            collect(&mut frozen, injectors, &mut mappings, (&self.options, &self.looked_at), &mut self.since, (armed, early))?;
         self.programs.cut_writes();
         for (pid, mappings) in mappings {
             self.mappings.remember(pid, inspector, mappings);

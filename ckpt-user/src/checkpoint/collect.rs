@@ -15,6 +15,7 @@ use crate::image::{RecordType, Records};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::resources::collector::{Collected, Content, ObjectKey};
 use crate::resources::fd_table::{self, Descriptions};
+use crate::resources::mapped_file::LookedAt;
 use crate::resources::memory::{self, MemoryRecord, MemorySource};
 use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
@@ -141,7 +142,7 @@ pub(super) fn collect(
     target: &mut Frozen,
     mut injectors: Injectors,
     mappings: &mut BTreeMap<Pid, Vec<Mapping>>,
-    options: &Options,
+    (options, looked_at): (&Options, &LookedAt),
     since: &mut Since,
     (mut armed, early): (Option<Trackers>, bool),
 ) -> Result<Cut> {
@@ -149,6 +150,7 @@ pub(super) fn collect(
     let tasks = task_table(&target.tree, &target.sharing)?;
     check_hierarchy(root, &tasks)?;
     let mut cx = Collector::new(&options.collect, target.tree.pids());
+    cx.looked_at = Some(looked_at);
     let mut met = Descriptions::default();
     let (mut memories, mut of_processes) = (Vec::new(), Vec::new());
     for pid in target.tree.pids() {

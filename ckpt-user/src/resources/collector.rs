@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::mapped_file::LookedAt;
 use super::written::{Stamp, Written};
 use crate::error::{Error, Refusal, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
@@ -70,6 +71,8 @@ pub struct Collector<'a> {
     pub external: HashSet<ObjRef>,
     /// Files that could be written to.
     pub written: Written,
+    /// Files behind mappings that were looked at before.
+    pub looked_at: Option<&'a LookedAt>,
     objects: Vec<Object>,
     numbers: HashMap<ObjectKey, ObjRef>,
     next: u32,
@@ -86,6 +89,7 @@ impl<'a> Collector<'a> {
             pids,
             external: HashSet::new(),
             written: Written::default(),
+            looked_at: None,
             objects: Vec::new(),
             numbers: HashMap::new(),
             next: 1,

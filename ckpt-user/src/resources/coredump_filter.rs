@@ -6,6 +6,7 @@ use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
+use crate::sys::procfs;
 use crate::sys::task_file;
 use crate::tracee::batch::{Answers, Batch};
 use crate::tracee::remote::RemoteTask;
@@ -24,7 +25,7 @@ pub struct CoredumpFilterRecord {
 
 fn read(pid: Pid) -> Result<Option<u32>> {
     let path = format!("/proc/{pid}/coredump_filter");
-    let text = match std::fs::read_to_string(&path) {
+    let text = match procfs::read_text(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.doing(|| format!("cannot read {path}"))?,
     };

@@ -21,6 +21,7 @@ use super::{Collector, Restorer, external};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
+use crate::sys::procfs;
 use crate::sys::{fcntl as own, kcmp, pidfd};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
@@ -91,7 +92,7 @@ fn list(pid: Pid) -> Result<Vec<Seen>> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.doing(doing)?.into_os_string(),
         };
-        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).doing(doing)?;
+        let text = procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}")).doing(doing)?;
         let info = FdInfo::parse(&text).ok_or_else(|| Error::Unexpected(format!("cannot understand /proc/{pid}/fdinfo/{fd}")))?;
         seen.push(Seen { fd, link, info });
     }

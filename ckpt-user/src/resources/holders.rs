@@ -16,6 +16,7 @@ use super::file::{Descriptor, FdInfo};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::sys::pidfd;
+use crate::sys::procfs;
 
 /// One descriptor in the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ fn look(pid: Pid, fd: RawFd) -> io::Result<Option<((u64, u64), Holder)>> {
     if kind != SFlag::S_IFIFO && kind != SFlag::S_IFSOCK {
         return Ok(None);
     }
-    let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?);
+    let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}"))?);
     let flags = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?.flags;
     Ok(Some(((stat.st_dev, stat.st_ino), Holder { pid, fd, flags })))
 }

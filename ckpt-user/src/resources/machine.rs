@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::error::{Doing, Result};
 use crate::ids::{ImageId, Pid};
 use crate::image::model::{Container, Uts};
+use crate::sys::procfs;
 
 /// uname(2).
 pub fn uts() -> Result<Uts> {
@@ -68,6 +69,6 @@ pub fn container(pid: Pid) -> Result<Container> {
         namespaces.extend(inode.map(|inode| (kind, inode)));
     }
     namespaces.sort();
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(|| format!("cannot read the cgroups of pid {pid}"))?;
+    let cgroups = procfs::read_text(format!("/proc/{pid}/cgroup")).doing(|| format!("cannot read the cgroups of pid {pid}"))?;
     Ok(Container { is_container: false, namespaces, cgroups: cgroups.lines().map(str::to_owned).collect() })
 }

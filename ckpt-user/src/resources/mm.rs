@@ -10,8 +10,9 @@ use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::mapped_file::intern_file;
 use super::sysv_shm::{self, SegmentRecord};
-use super::vma::{Backing, VmaRecord, intern_file};
+use super::vma::{Backing, VmaRecord};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
@@ -88,7 +89,7 @@ const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 pub fn collect(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], memory: &ProcessMemory) -> Result<MmRecord> {
     let stat = procfs::stat(pid)?;
     let pair = |a: Option<u64>, b: Option<u64>| (Addr(a.unwrap_or(0)), Addr(b.unwrap_or(0)));
-    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).doing(|| format!("cannot read the auxiliary vector of pid {pid}"))?;
+    let auxv = procfs::read(format!("/proc/{pid}/auxv")).doing(|| format!("cannot read the auxiliary vector of pid {pid}"))?;
     Ok(MmRecord {
         code: (Addr(stat.startcode), Addr(stat.endcode)),
         data: pair(stat.start_data, stat.end_data),

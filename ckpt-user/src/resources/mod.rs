@@ -41,6 +41,7 @@ pub mod itimer;
 pub mod lock;
 pub mod lsm;
 pub mod machine;
+pub mod mapped_file;
 pub mod membarrier;
 pub mod memory;
 pub mod mempolicy;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Refusal, Result};
+use crate::sys::procfs;
 use crate::tracee::batch::{Answers, Batch, CallId, Slot};
 use crate::tracee::remote::RemoteTask;
 
@@ -113,7 +114,7 @@ impl TaskResource for PosixTimers {
     fn ask(who: &Subject<'_>, batch: &mut Batch) -> Result<Self::Asked> {
         let pid = who.pid;
         // The file belongs to the process and is not among a thread's.
-        let text = match std::fs::read_to_string(format!("/proc/{pid}/timers")) {
+        let text = match procfs::read_text(format!("/proc/{pid}/timers")) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::Refused(Refusal {
                     pid,

@@ -15,6 +15,7 @@ use super::file::FdInfo;
 use super::holders::Holder;
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
+use crate::sys::procfs;
 use crate::track::ebpf::prepare_for_ptys;
 
 /// Which pseudoterminal: the devpts file system (st_dev) that it belongs to, and its number there.
@@ -118,7 +119,7 @@ impl Terminals {
         let link = format!("/proc/{pid}/fd/{fd}");
         let seen = stat(link.as_str())?;
         let Some(part) = Part::of(&seen) else { return Ok(()) };
-        let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?);
+        let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}"))?);
         let info = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?;
         if info.flags & libc::O_PATH != 0 {
             return Ok(());
@@ -155,7 +156,7 @@ fn master_at(pid: Pid, fd: &str) -> Option<PtyId> {
     let link = format!("/proc/{pid}/fd/{fd}");
     let path = fs::read_link(&link).ok().filter(|path| path.ends_with("ptmx"))?;
     let seen = stat(link.as_str()).ok().filter(|seen| Part::of(seen) == Some(Part::Master))?;
-    let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
+    let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
     Some((file_system_of(&path, seen.st_dev).ok()?, info.get("tty-index")?.parse().ok()?))
 }
 

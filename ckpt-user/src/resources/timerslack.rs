@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Result};
+use crate::sys::procfs;
 use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::remote::RemoteTask;
 
@@ -38,7 +39,7 @@ impl TaskResource for TimerSlack {
 
     fn ask(who: &Subject<'_>, batch: &mut Batch) -> Result<Self::Asked> {
         // Exists for threads too, but only there. Needs CAP_SYS_NICE.
-        let outside = std::fs::read_to_string(format!("/proc/{}/timerslack_ns", who.tid));
+        let outside = procfs::read_text(format!("/proc/{}/timerslack_ns", who.tid));
         Ok(match outside.ok().and_then(|text| text.trim().parse().ok()) {
             Some(ns) => Slack::Known(ns),
             None => Slack::Asked(batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()])),

@@ -2,15 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 
-use nix::sys::stat::fstat;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
-use super::collector::ObjectKey;
-use super::file::{self, Descriptor, FdInfo, OpenFile};
-use super::{Collector, sysv_shm};
+use super::{Collector, mapped_file, sysv_shm};
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
@@ -179,56 +176,9 @@ fn backing(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<Backin
         MappingKind::Vvar => Backing::Vvar,
         MappingKind::SharedAnonymous => Backing::SharedAnonymous { id: mapping.inode, offset: mapping.offset },
         MappingKind::SysVShm => Backing::SysV { segment: sysv_shm::collect(cx, pid, mapping)?, offset: mapping.offset },
-        MappingKind::File => Backing::File { file: mapped_file(cx, pid, mapping)?, offset: mapping.offset },
+        MappingKind::File => Backing::File { file: mapped_file::collect(cx, pid, mapping)?, offset: mapping.offset },
         _ => Backing::Anonymous,
     })
-}
-
-/// The file behind a mapping becomes an object of the same kinds as open files: named, deleted, memfd, ...
-fn mapped_file(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<ObjRef> {
-    let writable = mapping.shared && mapping.flags.contains(VmFlags::MAY_WRITE);
-    let opened = open_mapped(pid, mapping, writable)?;
-    intern_file(cx, pid, &opened, mapping.name.clone(), writable, &mapping.describe())
-}
-
-/// Makes an object of a file that has no descriptor in the target: behind a mapping, or /proc/PID/exe.
-pub fn intern_file(
-    cx: &mut Collector<'_>,
-    pid: Pid,
-    opened: &OwnedFd,
-    link: std::ffi::OsString,
-    writable: bool,
-    what: &str,
-) -> Result<ObjRef> {
-    let stat = fstat(opened).doing(|| format!("cannot look at {what} of pid {pid}"))?;
-    let key = ObjectKey::Inode(if writable { "mapped-rw" } else { "mapped" }, stat.st_dev, stat.st_ino);
-    cx.intern(key, |cx, _| {
-        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
-        let info = FdInfo { flags, ..FdInfo::default() };
-        let fd: RawFd = -1;
-        let d = Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: opened.as_fd() };
-        let common = OpenFile { flags, link: link.to_string_lossy().into_owned(), ..OpenFile::default() };
-        file::collect(cx, &d, common)
-    })
-}
-
-/// Opens the very file that is mapped: through /proc/PID/map_files where we may, else by its name if that still names it.
-fn open_mapped(pid: Pid, mapping: &Mapping, writable: bool) -> Result<OwnedFd> {
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
-    let open = |path: &std::ffi::OsStr| File::options().read(true).write(writable).open(path);
-    let by_link = match open(link.as_ref()) {
-        Ok(file) => return Ok(file.into()),
-        Err(error) => error,
-    };
-    match open(&mapping.name) {
-        Ok(file) if fstat(&file).is_ok_and(|stat| stat.st_ino == mapping.inode) => Ok(file.into()),
-        _ => Err(by_link).doing(|| {
-            format!(
-                "cannot open the file behind {} of pid {pid} (it was deleted or replaced, and only root may reach it)",
-                mapping.describe()
-            )
-        }),
-    }
 }
 
 /// Adds the pages that the image must hold.

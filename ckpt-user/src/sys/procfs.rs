@@ -2,12 +2,29 @@
 
 pub use procfs::process::Status;
 
-use procfs::FromBufRead;
-use procfs::process::Process;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use procfs::process::{Process, Stat};
+use procfs::{FromBufRead, FromRead};
 
 use super::task_file;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
+
+/// A file of /proc, whole. As [`std::fs::read`], but with room from the beginning: such files do not tell their size, and each read has the kernel write them
+/// anew.
+pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(8 << 10);
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same of a file that holds text.
+pub fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
 
 /// /proc/PID/task/TID/status.
 pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
@@ -18,9 +35,13 @@ pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
 }
 
 /// /proc/PID/stat.
-pub fn stat(pid: Pid) -> Result<procfs::process::Stat> {
-    let stat = Process::new(pid.0).and_then(|p| p.stat());
-    stat.map_err(|error| from_procfs(pid, error, || format!("cannot read the state of pid {pid}")))
+pub fn stat(pid: Pid) -> Result<Stat> {
+    let doing = || format!("cannot read the state of pid {pid}");
+    let bytes = match read(format!("/proc/{pid}/stat")) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Err(Error::Gone(pid)),
+        other => other.doing(doing)?,
+    };
+    Stat::from_read(bytes.as_slice()).map_err(|error| from_procfs(pid, error, doing))
 }
 
 /// /proc/PID/limits.
@@ -68,7 +89,7 @@ pub fn available_memory() -> Option<u64> {
 /// The number of the system call that a thread is waiting in. `None`: it runs, or is in none.
 pub fn syscall(pid: Pid, tid: Tid) -> Option<i64> {
     // "running", "-1 0x7ffd... 0x7f..." or "230 0x0 ..."
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let text = read_text(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
     text.split_whitespace().next()?.parse().ok().filter(|&nr| nr >= 0)
 }
 

@@ -8,6 +8,8 @@ use std::ptr::{null, null_mut};
 
 use serde::{Deserialize, Serialize};
 
+use super::procfs;
+
 /// A kind of System V object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -176,7 +178,7 @@ pub fn list(kind: Kind) -> io::Result<Vec<Listed>> {
         Kind::Semaphores => "sem",
         Kind::Queue => "msg",
     };
-    let text = fs::read_to_string(format!("/proc/sysvipc/{name}"))?;
+    let text = procfs::read_text(format!("/proc/sysvipc/{name}"))?;
     let listed = text.lines().skip(1).map(|line| parse(kind, line));
     listed.collect::<Option<_>>().ok_or_else(|| io::Error::other(format!("cannot understand /proc/sysvipc/{name}")))
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use super::procfs;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 
@@ -13,7 +14,7 @@ pub fn path(pid: Pid, tid: Tid, name: &str) -> String {
 
 /// Reads a thread's file; `None` when this kernel has no such file. [`Error::Gone`] when there is no such thread any more.
 pub fn read(pid: Pid, tid: Tid, name: &str) -> Result<Option<Vec<u8>>> {
-    let error = match fs::read(path(pid, tid, name)) {
+    let error = match procfs::read(path(pid, tid, name)) {
         Ok(bytes) => return Ok(Some(bytes)),
         Err(error) => error,
     };

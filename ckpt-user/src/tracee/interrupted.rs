@@ -9,7 +9,6 @@
 //!   restart makes the call anew for that time and interrupts it at once, which leaves the kernel in the same state as before.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io;
 use std::time::Duration;
 
@@ -88,7 +87,7 @@ fn clock_of(processor: u32) -> Option<u64> {
 
 /// "se.exec_start   :   2535535.584697" in milliseconds, as nanoseconds.
 fn last_ran(task: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("{task}/sched")).ok()?;
+    let text = procfs::read_text(format!("{task}/sched")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("se.exec_start"))?;
     let (ms, fraction) = line.split_once(':')?.1.trim().split_once('.')?;
     Some(ms.parse::<u64>().ok()? * 1_000_000 + fraction.parse::<u64>().ok()?)

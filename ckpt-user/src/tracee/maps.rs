@@ -1,7 +1,6 @@
 //! The mappings of another process, from /proc/PID/smaps: what mmap made, and what madvise, mlock and friends added.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
 use bitflags::bitflags;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, PAGE_SIZE, PageRange, Pid};
+use crate::sys::procfs;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +192,7 @@ pub fn read_with_flags(pid: Pid) -> Result<Vec<Mapping>> {
 }
 
 fn parse_file(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
-    let text = fs::read(format!("/proc/{pid}/{file}")).doing(|| format!("cannot read the mappings of pid {pid}"))?;
+    let text = procfs::read(format!("/proc/{pid}/{file}")).doing(|| format!("cannot read the mappings of pid {pid}"))?;
     parse(&text).ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/{file} has a line that ckpt does not understand")))
 }
 

@@ -1,7 +1,6 @@
 //! A process and everything that descends from it: listed, and stopped as one.
 
 use std::collections::HashSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use super::freeze::{FrozenProcess, Seized, Stragglers, threads};
@@ -44,7 +43,7 @@ pub fn members(root: Pid) -> Result<Vec<Member>> {
 fn children(pid: Pid) -> Result<Vec<Pid>> {
     let mut children = Vec::new();
     for tid in threads(pid)? {
-        let list = match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+        let list = match procfs::read_text(format!("/proc/{pid}/task/{tid}/children")) {
             // The thread has ended meanwhile.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
             other => other.doing(|| format!("cannot list the children of pid {pid}"))?,
