@@ -366,16 +366,16 @@ impl Target {
         };
         let (mut frozen, injectors) = freezer.freeze()?;
         preflight::newcomers(&frozen.tree, pids)?;
-        let mut mappings = BTreeMap::new();
-        for pid in frozen.memories() {
-            mappings.insert(pid, self.mappings.read(pid, inspector)?);
+        let mut mapped = BTreeMap::new();
+        for (pid, mappings) in std::mem::take(&mut frozen.mappings) {
+            mapped.insert(pid, self.mappings.complete(pid, mappings, inspector)?);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
         let mut cut =
-            collect(&mut frozen, injectors, &mut mappings, (&self.options, &self.looked_at), &mut self.since, (armed, early))?;
+            collect(&mut frozen, injectors, &mut mapped, (&self.options, &self.looked_at), &mut self.since, (armed, early))?;
         self.programs.cut_writes();
-        for (pid, mappings) in mappings {
-            self.mappings.remember(pid, inspector, mappings);
+        for (pid, mapped) in mapped {
+            self.mappings.remember(pid, inspector, mapped.mappings);
         }
         let pages_shared = cut.pages_shared;
         let own = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum::<u64>();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::Options;
 use super::freezer::{Frozen, Injectors};
+use super::mappings::Mapped;
 use super::phases::Stopwatch;
 use super::since::Since;
 use super::trackers::Trackers;
@@ -27,7 +28,7 @@ use crate::sys::procfs::{self, Status};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
-use crate::tracee::maps::{self, Mapping};
+use crate::tracee::maps::{self};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::quiet::Quiet;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -92,13 +93,16 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
     preflight::while_it_lives(root, || {
         let sharing = Sharing::default();
         pids.iter().try_for_each(|&pid| {
-            let looked = maps::read_with_flags(pid)
-                .and_then(|mappings| outside(&mut cx, pid, &sharing, &mappings, &mut met, &mut Stopwatch::start()));
+            let looked = maps::read_with_flags(pid).and_then(|mappings| {
+                let mapped = Mapped { mappings, as_left: false };
+                outside(&mut cx, pid, &sharing, &mapped, &mut met, &mut Stopwatch::start())?;
+                preflight::directories(&mut cx, pid)
+            });
             match looked {
                 // It has ended meanwhile, which is no reason against the others.
                 Err(Error::Gone(gone)) if gone != root => Ok(()),
                 Err(_) if pid != root && procfs::is_ending(pid) => Ok(()),
-                other => other.map(drop),
+                other => other,
             }
         })
     })?;
@@ -118,7 +122,7 @@ fn outside(
     cx: &mut Collector<'_>,
     pid: Pid,
     sharing: &Sharing,
-    mappings: &[Mapping],
+    mapped: &Mapped,
     met: &mut Descriptions,
     watch: &mut Stopwatch,
 ) -> Result<Outside> {
@@ -126,13 +130,12 @@ fn outside(
     let first = sharing.first(Shared::Memory, pid);
     let mm = cx.intern(ObjectKey::Task(mm::KIND, first), |cx, mm| {
         let process_memory = ProcessMemory::open(pid)?;
-        memory = Some(CutMemory { mm, pid, vmas: vma::collect(cx, pid, mm, mappings)? });
-        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, mappings, &process_memory)?)?)
+        memory = Some(CutMemory { mm, pid, vmas: vma::collect(cx, pid, mm, &mapped.mappings, mapped.as_left)? });
+        Ok(Section::encode(mm::KIND, &mm::collect(cx, pid, &mapped.mappings, &process_memory)?)?)
     })?;
     watch.end_of(|parts| &mut parts.mappings_us);
     let files = sharing.first(Shared::Files, pid);
     let fds = cx.attempt(|cx| fd_table::collect(cx, files, met))?;
-    preflight::directories(cx, pid)?;
     watch.end_of(|parts| &mut parts.descriptors_us);
     Ok(Outside { mm, memory, fds })
 }
@@ -141,7 +144,7 @@ fn outside(
 pub(super) fn collect(
     target: &mut Frozen,
     mut injectors: Injectors,
-    mappings: &mut BTreeMap<Pid, Vec<Mapping>>,
+    mapped: &mut BTreeMap<Pid, Mapped>,
     (options, looked_at): (&Options, &LookedAt),
     since: &mut Since,
     (mut armed, early): (Option<Trackers>, bool),
@@ -154,8 +157,11 @@ pub(super) fn collect(
     let mut met = Descriptions::default();
     let (mut memories, mut of_processes) = (Vec::new(), Vec::new());
     for pid in target.tree.pids() {
-        let mappings = mappings.get(&target.memory_of(pid)).map_or(&[][..], Vec::as_slice);
-        let outside = outside(&mut cx, pid, &target.sharing, mappings, &mut met, &mut target.watch)?;
+        let seen_through = target.memory_of(pid);
+        let mapped = mapped
+            .get(&seen_through)
+            .ok_or_else(|| Error::Unexpected(format!("the mappings of pid {seen_through} were not read")))?;
+        let outside = outside(&mut cx, pid, &target.sharing, mapped, &mut met, &mut target.watch)?;
         memories.extend(outside.memory);
         of_processes.push((outside.mm, outside.fds));
     }
@@ -191,10 +197,10 @@ pub(super) fn collect(
     injectors.remove(&mut target.tree)?;
     target.watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
-    for (&pid, mappings) in mappings.iter_mut() {
-        since.cut(pid, mappings, early)?;
+    for (&pid, mapped) in mapped.iter_mut() {
+        since.cut(pid, mapped, early)?;
         if let Some(trackers) = &mut armed {
-            trackers.cut(pid, mappings)?;
+            trackers.cut(pid, mapped)?;
         }
     }
     target.watch.end_of(|parts| &mut parts.scan_us);
@@ -221,7 +227,7 @@ pub(super) fn collect(
     let seen = memories.iter().map(|memory| (memory.mm, memory.pid));
     Ok(Cut {
         tasks,
-        container: machine::container(root)?,
+        container: machine::container(root, target.cgroups.clone())?,
         objects,
         states,
         extents,

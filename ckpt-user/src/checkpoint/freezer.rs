@@ -1,17 +1,20 @@
 //! Stopping the tree that is checkpointed, so that none of its processes knows of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use super::phases::{Phases, Stopwatch};
 use super::{Inspector, sleeps};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, Pid, Tid};
+use crate::resources::machine;
 use crate::resources::sharing::Sharing;
 use crate::sys::kcmp::Shared;
 use crate::sys::ptrace;
 use crate::tracee::freeze::{FrozenProcess, Stragglers, threads};
 use crate::tracee::interrupted::{self, WaitTimes};
+use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
@@ -31,6 +34,10 @@ pub(super) struct Frozen {
     /// What its processes have together.
     pub(super) sharing: Sharing,
     pub(super) waits: WaitTimes,
+    /// Of the root, as they were a moment before: they are for others to change.
+    pub(super) cgroups: Vec<String>,
+    /// The mappings of each memory, without what only smaps tells, by the process that it is seen through.
+    pub(super) mappings: BTreeMap<Pid, Vec<Mapping>>,
     pub(super) since: Instant,
     pub(super) watch: Stopwatch,
 }
@@ -58,20 +65,25 @@ impl Freezer<'_> {
     /// Also returns the means to make calls in it, of which it holds nothing yet.
     pub(super) fn freeze(&self) -> Result<(Frozen, Injectors)> {
         let mut waits = WaitTimes::read(&all_threads(self.root)?);
+        let cgroups = machine::cgroups(self.root)?;
         let (since, mut watch) = (Instant::now(), Stopwatch::start());
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
         if let Some(inspector) = self.inspector.loaded() {
             tree.processes.iter().for_each(|process| waits.learn(sleeps(inspector, process.pid)));
         }
         let sharing = Sharing::of(&tree.pids())?;
-        let mut injectors = Injectors(BTreeMap::new());
+        let (mut injectors, mut mappings) = (Injectors(BTreeMap::new()), BTreeMap::new());
         for process in &mut tree.processes {
             let first = sharing.first(Shared::Memory, process.pid);
-            let injector = injectors.enter(first, process)?;
+            let mapped = match mappings.entry(first) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(maps::read(first)?),
+            };
+            let injector = injectors.enter(first, process, mapped)?;
             mend_interrupted(process, injector.memory(), &waits)?;
         }
         watch.end_of(|parts| &mut parts.freeze_us);
-        Ok((Frozen { tree, sharing, waits, since, watch }, injectors))
+        Ok((Frozen { tree, sharing, waits, cgroups, mappings, since, watch }, injectors))
     }
 }
 
@@ -79,15 +91,14 @@ impl Freezer<'_> {
 pub(super) struct Injectors(BTreeMap<Pid, Injector>);
 
 impl Injectors {
-    fn enter(&mut self, first: Pid, process: &mut FrozenProcess) -> Result<&Injector> {
-        use std::collections::btree_map::Entry;
+    fn enter(&mut self, first: Pid, process: &mut FrozenProcess, mappings: &mut Vec<Mapping>) -> Result<&Injector> {
         match self.0.entry(first) {
             Entry::Occupied(entered) => {
                 let injector = entered.into_mut();
                 stale::take_out(process, injector.memory())?;
                 Ok(injector)
             }
-            Entry::Vacant(place) => Ok(place.insert(stale::enter(process)?)),
+            Entry::Vacant(place) => Ok(place.insert(stale::enter(process, mappings)?)),
         }
     }
 

@@ -14,6 +14,14 @@ pub(super) struct Mappings {
     known: HashMap<Pid, Known>,
 }
 
+/// The mappings of a process that stands still.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub(super) mappings: Vec<Mapping>,
+    /// They are as the last cut has left them.
+    pub(super) as_left: bool,
+}
+
 /// What was read of one process.
 #[derive(Debug)]
 struct Known {
@@ -43,23 +51,24 @@ impl Mappings {
         Ok(())
     }
 
-    /// With the process stopped: all its mappings.
-    pub(super) fn read(&self, pid: Pid, inspector: Option<&TaskInspector>) -> Result<Vec<Mapping>> {
+    /// With the process stopped: its mappings, which are `mappings`, with what only smaps tells.
+    pub(super) fn complete(&self, pid: Pid, mut mappings: Vec<Mapping>, inspector: Option<&TaskInspector>) -> Result<Mapped> {
+        let anew = || Ok(Mapped { mappings: maps::read_with_flags(pid)?, as_left: false });
         let now = state(pid, inspector);
-        let Some(Known { mappings: known, .. }) = self.known.get(&pid).filter(|_| now.is_some_and(|now| self.holds(pid, &now)))
+        let Some(Known { mappings: known, as_left, .. }) =
+            self.known.get(&pid).filter(|_| now.is_some_and(|now| self.holds(pid, &now)))
         else {
-            return maps::read_with_flags(pid);
+            return anew();
         };
         // The files behind them may have been renamed or deleted since.
-        let mut mappings = maps::read(pid)?;
         let same = mappings.len() == known.len() && mappings.iter().zip(known).all(|(mapping, known)| mapping.is_place_of(known));
         if !same {
-            return maps::read_with_flags(pid);
+            return anew();
         }
         for (mapping, known) in mappings.iter_mut().zip(known) {
             (mapping.flags, mapping.page_size) = (known.flags, known.page_size);
         }
-        Ok(mappings)
+        Ok(Mapped { mappings, as_left: *as_left })
     }
 
     /// With the process still stopped, and nobody having changed its mappings since they were read but ckpt itself, which has put them back.

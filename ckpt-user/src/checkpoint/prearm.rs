@@ -68,7 +68,7 @@ fn begin(freezer: &Freezer<'_>, since: &mut Since) -> Result<(Option<Trackers>, 
 fn refuse_memory(pid: Pid, options: &Options, mappings: &[Mapping]) -> Result<()> {
     let mut cx = Collector::new(&options.collect, vec![pid]);
     // Any number will do, as nothing comes of it.
-    if let Err(error) = vma::collect(&mut cx, pid, ObjRef(1), mappings) {
+    if let Err(error) = vma::collect(&mut cx, pid, ObjRef(1), mappings, false) {
         tracing::debug!("the memory of pid {pid} is looked at again once it is stopped: {error}");
     }
     if cx.refusals().is_empty() { Ok(()) } else { Err(Error::RefusedAll(cx.refusals().to_vec())) }

@@ -46,9 +46,9 @@ impl Spools {
     ) -> Result<Option<Spools>> {
         let owner = ObjRef(1);
         let mut planned = Vec::new();
-        for (pid, mappings, _) in mappings.last() {
+        for (pid, mappings, as_left) in mappings.last() {
             let mut cx = Collector::new(&options.collect, vec![pid]);
-            let vmas = vma::collect(&mut cx, pid, owner, mappings);
+            let vmas = vma::collect(&mut cx, pid, owner, mappings, as_left);
             match vmas.and_then(|mut vmas| vma::pages(pid, &mut vmas, since.presence(pid), &mut SharedSeen::default())) {
                 Ok(extents) => planned.push((pid, since.to_copy_early(pid, owner, extents))),
                 Err(error) => tracing::debug!("no pages of pid {pid} are copied before it is stopped: {error}"),

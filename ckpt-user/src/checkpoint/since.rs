@@ -7,6 +7,7 @@ use rangemap::RangeSet;
 use super::collect::{CutMemory, content_extents};
 use super::history::History;
 use super::live::Split;
+use super::mappings::Mapped;
 use super::trackers::Trackers;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
@@ -62,7 +63,7 @@ impl Since {
     /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
     ///
     /// `late`: [`Since::written_since_prearm`] will be asked for.
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping], late: bool) -> Result<()> {
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool) -> Result<()> {
         if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late) } else { Ok(()) }
     }
 
@@ -265,8 +266,8 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
-    fn cut(&mut self, pid: Pid, mappings: &mut [Mapping], late: bool) -> Result<()> {
-        match self.trackers.cut(pid, mappings) {
+    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool) -> Result<()> {
+        match self.trackers.cut(pid, mapped) {
             Ok(written) => {
                 let known = self.of(pid);
                 let prearmed = std::mem::take(&mut known.prearmed);

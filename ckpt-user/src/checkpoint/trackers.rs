@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use rangemap::RangeSet;
 
+use super::mappings::Mapped;
 use crate::error::{Error, Result};
 use crate::ids::{PageRange, Pid};
 use crate::tracee::maps::Mapping;
@@ -54,8 +55,8 @@ impl Trackers {
     }
 
     /// [`DirtyTracker::cut`].
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
-        self.of(pid)?.cut(mappings)
+    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped) -> Result<RangeSet<u64>> {
+        self.of(pid)?.cut(&mut mapped.mappings, mapped.as_left)
     }
 
     /// [`DirtyTracker::prearm`].

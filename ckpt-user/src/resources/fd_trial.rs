@@ -21,6 +21,7 @@ use crate::ids::{ObjRef, Pid};
 use crate::image::model::{Object, Section};
 use crate::sys::{pidfd, queue};
 use crate::tracee::freeze::{FrozenProcess, Stragglers};
+use crate::tracee::maps;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::tree::FrozenTree;
 
@@ -149,7 +150,7 @@ impl Heir {
         let pid = Pid(child.id() as i32);
         let mut tree = FrozenTree::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
         let frozen = tree.processes.remove(0);
-        let (injector, _) = Injector::new(pid).unwrap();
+        let (injector, _) = Injector::new(pid, &maps::read(pid).unwrap()).unwrap();
         Heir { child, frozen, injector }
     }
 

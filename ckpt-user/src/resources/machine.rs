@@ -56,8 +56,19 @@ pub fn random_id() -> Result<ImageId> {
     Ok(ImageId(u128::from_le_bytes(bytes)))
 }
 
-/// The namespaces and cgroups of a process.
-pub fn container(pid: Pid) -> Result<Container> {
+/// The cgroups of a process, a line for each hierarchy.
+pub fn cgroups(pid: Pid) -> Result<Vec<String>> {
+    let cgroups = procfs::read_text(format!("/proc/{pid}/cgroup")).doing(|| format!("cannot read the cgroups of pid {pid}"))?;
+    Ok(cgroups.lines().map(str::to_owned).collect())
+}
+
+/// What an image says of the surroundings of a process.
+pub fn container(pid: Pid, cgroups: Vec<String>) -> Result<Container> {
+    Ok(Container { is_container: false, namespaces: namespaces(pid)?, cgroups })
+}
+
+/// The namespaces of a process: kind and inode.
+pub fn namespaces(pid: Pid) -> Result<Vec<(String, u64)>> {
     let doing = || format!("cannot read the namespaces of pid {pid}");
     let mut namespaces = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/ns")).doing(doing)? {
@@ -69,6 +80,5 @@ pub fn container(pid: Pid) -> Result<Container> {
         namespaces.extend(inode.map(|inode| (kind, inode)));
     }
     namespaces.sort();
-    let cgroups = procfs::read_text(format!("/proc/{pid}/cgroup")).doing(|| format!("cannot read the cgroups of pid {pid}"))?;
-    Ok(Container { is_container: false, namespaces, cgroups: cgroups.lines().map(str::to_owned).collect() })
+    Ok(namespaces)
 }

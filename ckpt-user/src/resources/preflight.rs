@@ -159,8 +159,8 @@ fn tracers(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
 }
 
 fn namespaces(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
-    let ours = machine::container(Pid(std::process::id() as i32))?.namespaces;
-    for (kind, inode) in machine::container(pid)?.namespaces {
+    let ours = machine::namespaces(Pid(std::process::id() as i32))?;
+    for (kind, inode) in machine::namespaces(pid)? {
         let same = ours.iter().any(|(of, n)| *of == kind && *n == inode);
         if !same && !HARMLESS_NAMESPACES.contains(&kind.as_str()) {
             let object = format!("its {kind} namespace");
@@ -195,7 +195,9 @@ pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<Vec<Sta
         let tid = thread.tid;
         let status = procfs::status(pid, tid)?;
         cx.attempt(|_| cpu::check(thread))?;
-        cx.attempt(|_| task_registry::check(&Subject { pid, tid, status: &status }))?;
+        let who = Subject { pid, tid, status: &status };
+        cx.attempt(|_| task_registry::check(&who))?;
+        cx.attempt(|cx| fs_state::check(cx, &who))?;
         cx.attempt(|cx| {
             if status.seccomp == Some(0) {
                 return Ok(());

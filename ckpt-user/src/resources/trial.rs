@@ -14,6 +14,7 @@ use crate::sys::procfs;
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::{FrozenProcess, Stragglers};
+use crate::tracee::maps;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::tree::FrozenTree;
 
@@ -42,7 +43,7 @@ impl Trial {
         }
         let mut tree = FrozenTree::freeze(pid, Duration::from_secs(10), &Stragglers::default()).unwrap();
         let frozen = tree.processes.remove(0);
-        let (injector, _) = Injector::new(pid).unwrap();
+        let (injector, _) = Injector::new(pid, &maps::read(pid).unwrap()).unwrap();
         Trial { child, frozen: Some(frozen), injector }
     }
 

@@ -86,12 +86,12 @@ impl VmaRecord {
 }
 
 /// Refuses, by name, a mapping that cannot be saved.
-fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Mapping) -> Result<()> {
+fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Mapping, as_left: bool) -> Result<()> {
     let refuse = |reason: &str, advice: &str| cx.refuse(pid, mapping.describe(), reason, advice);
     // Where the kernel only notes writes, as for ckpt itself, nobody waits for a handler.
     // A mapping is registered as a whole, so that one page tells.
     let first = PageRange { count: 1, ..mapping.pages() };
-    let is_handled = mapping.flags.contains(VmFlags::WRITES_NOTED) && !page_map.notes_writes(first)?;
+    let is_handled = mapping.flags.contains(VmFlags::WRITES_NOTED) && !as_left && !page_map.notes_writes(first)?;
     if is_handled || mapping.flags.contains(VmFlags::USERFAULTFD) {
         return refuse(
             "is registered with a userfaultfd, whose handler ckpt cannot restart",
@@ -124,12 +124,13 @@ fn refuse_unknown(cx: &Collector<'_>, pid: Pid, page_map: &PageMap, mapping: &Ma
 pub type SharedSeen = HashMap<u64, RangeSet<u64>>;
 
 /// Collects the mappings of `pid`, whose memory is the object `mm`: the records, by address, of which [`pages`] completes what depends on the pages.
-pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping]) -> Result<Vec<VmaRecord>> {
+/// `as_left`: they are as an earlier cut has left them.
+pub fn collect(cx: &mut Collector<'_>, pid: Pid, mm: ObjRef, mappings: &[Mapping], as_left: bool) -> Result<Vec<VmaRecord>> {
     let page_map = PageMap::open(pid)?;
     let mut vmas = Vec::new();
     for mapping in mappings.iter().filter(|m| m.kind != MappingKind::Vsyscall) {
         let done = cx.attempt(|cx| {
-            refuse_unknown(cx, pid, &page_map, mapping)?;
+            refuse_unknown(cx, pid, &page_map, mapping, as_left)?;
             let backing = backing(cx, pid, mapping)?;
             Ok(VmaRecord {
                 mm,

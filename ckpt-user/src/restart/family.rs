@@ -14,6 +14,7 @@ use crate::resources::vma::VmaRecord;
 use crate::resources::{Restorer, controlling};
 use crate::sys::signal;
 use crate::tracee::batch::Batch;
+use crate::tracee::maps;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::spawn::{self, Freeing, NewProcess};
 
@@ -46,7 +47,7 @@ impl Family {
         }
         let mut family = Family { root, members: BTreeMap::new() };
         let process = NewProcess::spawn(root, detach)?;
-        let (injector, _) = Injector::new(root)?;
+        let (injector, _) = Injector::new(root, &maps::read(root)?)?;
         family.members.insert(root, Member { process, injector: Ok(injector) });
         let all_vmas: Vec<&VmaRecord> = plan.memories.values().flat_map(|memory| &memory.vmas).collect();
         let workspace = mm::clear(&mut family.task(root)?, all_vmas.iter().copied())?;

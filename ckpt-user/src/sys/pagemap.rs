@@ -237,23 +237,27 @@ impl PageMap {
 
     /// Makes a request for all of `range`, however many calls that takes, and hands out the regions in order.
     fn request(&self, range: PageRange, request: ScanArg, found: &mut dyn FnMut(&Region)) -> io::Result<()> {
-        let mut regions = vec![Region::default(); REGIONS_PER_CALL];
+        // Filled by the kernel: to clear it before each of many small requests would take longer than these.
+        let mut regions: Vec<Region> = Vec::with_capacity(REGIONS_PER_CALL);
         let end = range.end() * PAGE_SIZE;
         let mut start = range.start * PAGE_SIZE;
         while start < end {
-            let (vec, vec_len) = (regions.as_mut_ptr() as u64, regions.len() as u64);
+            regions.clear();
+            let (vec, vec_len) = (regions.as_mut_ptr() as u64, REGIONS_PER_CALL as u64);
             let mut arg = ScanArg { size: size_of::<ScanArg>() as u64, start, end, vec, vec_len, ..request };
-            // SAFETY: `arg` is the struct that this request takes, and `vec` points to `vec_len` regions that outlive the call.
+            // SAFETY: `arg` is the struct that this request takes, and `vec` points to room for `vec_len` regions that outlives the call.
             let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             if n < 0 {
                 return Err(io::Error::last_os_error());
             }
-            let given = &regions[..n as usize];
-            given.iter().for_each(&mut *found);
+            let n = (n as usize).min(REGIONS_PER_CALL);
+            // SAFETY: the kernel has filled in so many regions, and they are plain numbers.
+            unsafe { regions.set_len(n) };
+            regions.iter().for_each(&mut *found);
             // Not `walk_end`: where the kernel needed its own buffer of 512 regions more than once, that may lie before regions that it
             // has given (seen on Linux 6.18), which would come twice.
-            match given.last() {
-                Some(last) if given.len() == regions.len() && last.end > start => start = last.end,
+            match regions.last() {
+                Some(last) if n == REGIONS_PER_CALL && last.end > start => start = last.end,
                 _ => break,
             }
         }

@@ -16,9 +16,8 @@ pub struct Cave {
 }
 
 /// Finds room for a stub: in the zeros after the vdso's code, else after the code of some mapped file.
-pub fn find(pid: Pid, memory: &ProcessMemory) -> Result<Cave> {
+pub fn find(pid: Pid, memory: &ProcessMemory, mappings: &[Mapping]) -> Result<Cave> {
     let len = stub::planted_len();
-    let mappings = super::maps::read(pid)?;
     let executable = |m: &&Mapping| m.prot.exec && m.prot.read && !m.shared;
     let vdso = mappings.iter().filter(|m| m.kind == MappingKind::Vdso);
     let files = mappings.iter().filter(executable).filter(|m| m.kind == MappingKind::File);

@@ -13,6 +13,7 @@ use std::io;
 
 use super::batch::{Answers, Arg, Batch, Call, Slot};
 use super::cave::{self, Cave};
+use super::maps::Mapping;
 use super::memory::ProcessMemory;
 use super::quiet::Quiet;
 use super::stub::{self, PlannedCall, Saved, Workspace};
@@ -37,11 +38,11 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Finds a place for the stub in a stopped process. Plants nothing yet. Also returns what is there of a ckpt that was killed; in a
+    /// Finds a place for the stub in a stopped process with these mappings. Plants nothing yet. Also returns what is there of a ckpt that was killed; in a
     /// process that was not made by us, see [`super::stale::enter`].
-    pub fn new(pid: Pid) -> Result<(Injector, Option<Saved>)> {
+    pub fn new(pid: Pid, mappings: &[Mapping]) -> Result<(Injector, Option<Saved>)> {
         let memory = ProcessMemory::open(pid)?;
-        let Cave { at, stale } = cave::find(pid, &memory)?;
+        let Cave { at, stale } = cave::find(pid, &memory, mappings)?;
         Ok((Injector { memory, cave: at, workspace: Workspace::default(), given: false }, stale))
     }
 

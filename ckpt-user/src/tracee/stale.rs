@@ -2,23 +2,25 @@
 //! stub. These are on their way out, but whoever stops them there must not take the stub for the program.
 
 use super::freeze::FrozenProcess;
-use super::maps::{self, Mapping, MappingKind};
+use super::maps::{Mapping, MappingKind};
 use super::memory::ProcessMemory;
 use super::remote::Injector;
 use super::stub::{self, Saved, Workspace};
 use super::thread::gone_or;
 use crate::error::Result;
-use crate::ids::{Addr, Pid};
+use crate::ids::Addr;
 use crate::sys::ptrace;
 
-/// Makes a way for remote calls into a process of somebody else's, and takes away what an earlier one has left there.
-pub fn enter(frozen: &mut FrozenProcess) -> Result<Injector> {
-    let (mut injector, stale) = Injector::new(frozen.pid)?;
+/// Makes a way for remote calls into a process of somebody else's, and takes away what a ckpt that was killed
+/// has left there. `mappings` are those of its memory.
+pub fn enter(frozen: &mut FrozenProcess, mappings: &mut Vec<Mapping>) -> Result<Injector> {
+    let (mut injector, stale) = Injector::new(frozen.pid, mappings)?;
     take_out(frozen, injector.memory())?;
     if let Some(stale) = stale {
         tracing::info!("pid {} holds what a ckpt that was killed has left", frozen.pid);
-        if is_mapped(frozen.pid, stale.workspace())? {
+        if mappings.iter().any(|mapping| is(mapping, stale.workspace())) {
             injector.unmap(frozen.leader(), stale.workspace())?;
+            mappings.retain(|mapping| !is(mapping, stale.workspace()));
         }
         injector.clear()?;
     }
@@ -50,10 +52,8 @@ fn stub_around(memory: &ProcessMemory, rip: u64) -> Option<Saved> {
     Some(stub::find(&bytes)?.1)
 }
 
-/// Is that workspace there? Its place was drawn at random, so what has just these bounds is no chance.
-fn is_mapped(pid: Pid, workspace: Workspace) -> Result<bool> {
-    let is_it = |m: &Mapping| {
-        m.kind == MappingKind::Anonymous && !m.shared && m.start.0 == workspace.addr && m.end.0 - m.start.0 == workspace.len
-    };
-    Ok(workspace.len > 0 && maps::read(pid)?.iter().any(is_it))
+/// Is it that workspace? Its place was drawn at random, so what has just these bounds is no chance.
+fn is(mapping: &Mapping, workspace: Workspace) -> bool {
+    let at = mapping.start.0 == workspace.addr && mapping.end.0 - mapping.start.0 == workspace.len;
+    workspace.len > 0 && at && mapping.kind == MappingKind::Anonymous && !mapping.shared
 }

@@ -27,7 +27,7 @@ impl DirtyTracker for Unseeing {
         Ok(())
     }
 
-    fn cut(&mut self, _: &mut [Mapping]) -> Result<RangeSet<u64>> {
+    fn cut(&mut self, _: &mut [Mapping], _: bool) -> Result<RangeSet<u64>> {
         Ok(std::iter::once(0..u64::MAX).collect())
     }
 }

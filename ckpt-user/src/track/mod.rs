@@ -36,13 +36,14 @@ pub trait DirtyTracker: Debug + Send {
     /// every page that is there). From now on watches for the next cut. What it cannot watch counts as written, each time. `mappings` as
     /// [`crate::tracee::maps::read_with_flags`] gives them.
     ///
-    /// [`VmFlags::WRITES_NOTED`] tells afterwards which mappings it has registered with a userfaultfd.
+    /// [`VmFlags::WRITES_NOTED`] tells afterwards which mappings it has registered with a userfaultfd. `as_left`: nobody has changed the mappings since the
+    /// last cut, which left them so.
     ///
     /// Errors: what was written is not known any more, and another tracker must begin.
-    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>>;
+    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<RangeSet<u64>>;
 
     /// While the process runs: begins with what the next cut has to do, and returns what was written since the last one until now, which that will not
-    /// tell again. `mappings` as they were a moment ago; `as_left`: nobody has changed them since the last cut, which left them so.
+    /// tell again. `mappings` as they were a moment ago; `as_left` as for [`DirtyTracker::cut`].
     ///
     /// Errors: as [`DirtyTracker::cut`].
     fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {

@@ -255,13 +255,15 @@ impl DirtyTracker for ScanTracker {
         self.take(&scan, true)
     }
 
-    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
+    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<RangeSet<u64>> {
         let mut scan = Scan::default();
         let mut untracked = Vec::new();
         self.protected.clear();
         for mapping in mappings {
             let pages = mapping.pages();
-            let noted = self.note(mapping)?;
+            // What was registered then still is, and need not be again.
+            let is_left = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED) && within(&self.ours, pages);
+            let noted = if is_left { Noted::Still } else { self.note(mapping)? };
             if noted == Noted::Not {
                 mapping.flags -= VmFlags::WRITES_NOTED;
                 untracked.extend((pages.count > 0).then_some(pages));

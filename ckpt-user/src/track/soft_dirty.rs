@@ -114,7 +114,7 @@ impl DirtyTracker for SoftDirtyTracker {
         Ok(())
     }
 
-    fn cut(&mut self, mappings: &mut [Mapping]) -> Result<RangeSet<u64>> {
+    fn cut(&mut self, mappings: &mut [Mapping], _: bool) -> Result<RangeSet<u64>> {
         let mut written = RangeSet::new();
         let mut now = Tables::new(self.last.zero);
         for mapping in mappings {
