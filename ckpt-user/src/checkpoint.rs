@@ -394,7 +394,7 @@ impl Target {
         if live || spooled.is_some() {
             split.leave(&cut.copies);
         }
-        let live_cut = inspector.filter(|_| live).and_then(|inspector| self.programs.publish(inspector, &cut.memories, &split));
+        let live_cut = live.then(|| self.programs.publish(&self.mappings, &cut.memories, &split)).flatten();
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let base = self.since.metadata().filter(|_| parent.is_some());

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::{CutMemory, Freezer, Frozen};
+use super::{CutMemory, Freezer, Frozen, Mappings};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
@@ -99,20 +99,21 @@ impl Programs {
 
     /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,
     /// or it cannot be done.
-    pub(super) fn publish(&mut self, inspector: &TaskInspector, memories: &[CutMemory], split: &Split) -> Option<LiveCut<'_>> {
+    pub(super) fn publish(&mut self, mappings: &Mappings, memories: &[CutMemory], split: &Split) -> Option<LiveCut<'_>> {
         let Programs::Loaded(preserver) = self else { return None };
         let mut moving: HashMap<ObjRef, Vec<PageRange>> = HashMap::new();
         split.moving.iter().for_each(|extent| moving.entry(extent.owner).or_default().push(extent.pages));
         let of_memory = |memory: &CutMemory| {
             let (owner, pid) = (memory.mm, memory.pid);
             let pages = moving.remove(&owner)?;
-            Some(inspector.memory_of(pid).map(|memory| ToPreserve { pid, memory, owner, pages }))
+            Some(mappings.memory_of(pid).map(|memory| ToPreserve { pid, memory, owner, pages }))
         };
-        let given: Result<Vec<ToPreserve>, EbpfError> = memories.iter().filter_map(of_memory).collect();
-        if given.as_ref().is_ok_and(Vec::is_empty) {
+        // Where the kernel does not tell of a memory, there is no cut while it runs.
+        let given: Vec<ToPreserve> = memories.iter().filter_map(of_memory).collect::<Option<_>>()?;
+        if given.is_empty() {
             return None;
         }
-        let published = given.and_then(|given| preserver.publish(given));
+        let published = preserver.publish(given);
         published.inspect_err(|error| tracing::info!("pages are copied while the process is stopped: {error}")).ok()
     }
 }

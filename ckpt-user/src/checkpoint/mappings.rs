@@ -84,6 +84,11 @@ impl Mappings {
         self.known.iter().map(|(&pid, known)| (pid, known.mappings.as_slice(), known.as_left))
     }
 
+    /// After [`Mappings::remember`]: the memory of the process, if the kernel tells.
+    pub(super) fn memory_of(&self, pid: Pid) -> Option<MemoryState> {
+        self.known.get(&pid)?.state
+    }
+
     fn holds(&self, pid: Pid, now: &MemoryState) -> bool {
         self.known.get(&pid).is_some_and(|known| known.state.is_some_and(|state| state.still_holds(now)))
     }

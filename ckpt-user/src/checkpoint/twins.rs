@@ -17,6 +17,7 @@ use crate::ids::{ObjRef, PAGE_SIZE, PageRange, union};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::store::same::Same;
 use crate::sys::pagemap::{self, PageMap};
+use crate::sys::sched;
 
 /// The most runs of shared pages that one image tells of: that takes some megabytes. Further ones are stored as pages of each memory.
 const RUNS_MOST: usize = 1 << 20;
@@ -84,7 +85,7 @@ fn places(map: &PageMap, ranges: &[PageRange]) -> Result<Vec<Placed>> {
     if parts.len() < 2 {
         return read(ranges);
     }
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let workers = sched::parallelism().min(parts.len());
     let some: Vec<&[PageRange]> = parts.chunks(parts.len().div_ceil(workers)).collect();
     let all: Vec<Result<Vec<Placed>>> = thread::scope(|scope| {
         let running: Vec<_> = some[1..].iter().map(|part| scope.spawn(move || read(part))).collect();

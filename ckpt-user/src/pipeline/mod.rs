@@ -35,7 +35,7 @@ pub const MAX_WORKERS: usize = 12;
 
 /// As many workers as there are processors for us, within [`MAX_WORKERS`].
 pub fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
+    crate::sys::sched::parallelism().min(MAX_WORKERS)
 }
 
 /// Gives pages: the memory of a task, the contents of a file.

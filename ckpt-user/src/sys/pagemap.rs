@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use bitflags::bitflags;
 
+use super::sched;
 use crate::error::{Doing, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
 
@@ -79,8 +80,9 @@ const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 const REGIONS_PER_CALL: usize = 1024;
 /// Pages of which one page table holds the entries: those of 2 MiB.
 pub const TABLE: u64 = 512;
-/// Pages that one thread walks over at the least, and threads at the most, where several do it at once.
-const PART_LEAST: u64 = 16 * 1024;
+/// Pages that one thread walks over, or looks at for one thing alone, at the least, and threads at the most, where several do it at once.
+const WALK_LEAST: u64 = 16 * 1024;
+const LOOK_LEAST: u64 = 64 * 1024;
 const PARTS_MOST: usize = 8;
 
 /// What was found of pages that may have been written.
@@ -121,11 +123,8 @@ impl PageMap {
     /// Calls `found` for every run of pages within `range` that the page tables know of, in order, with what they are, as far as that is `asked`.
     /// [`Page::FILE`] makes the kernel look at each page itself, beside its entry, which takes several times as long.
     pub fn walk(&self, range: PageRange, asked: Page, mut found: impl FnMut(PageRange, Page)) -> Result<()> {
-        let result = if range.count >= 2 * PART_LEAST {
-            self.walk_in_parts(range, asked).map(|all| all.into_iter().for_each(|(pages, page)| found(pages, page)))
-        } else {
-            self.walk_part(range, asked, &mut found)
-        };
+        let walked = self.walk_in_parts(range, asked);
+        let result = walked.map(|all| all.into_iter().for_each(|(pages, page)| found(pages, page)));
         result.doing(|| format!("cannot scan the page tables of pid {} at {}", self.pid, range.addr()))
     }
 
@@ -133,29 +132,16 @@ impl PageMap {
         if self.has_scan { self.scan(range, asked, found) } else { self.read(range, asked, found) }
     }
 
-    /// By several threads at once: whoever waits for it does nothing else meanwhile, and the process may be stopped.
     fn walk_in_parts(&self, range: PageRange, asked: Page) -> io::Result<Vec<(PageRange, Page)>> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(PARTS_MOST) as u64;
-        let part = range.count.div_ceil(threads).max(PART_LEAST);
-        let starts: Vec<u64> = (range.start..range.end()).step_by(part as usize).collect();
-        let parts: Vec<io::Result<Vec<(PageRange, Page)>>> = std::thread::scope(|scope| {
-            let walk = |start: u64| {
-                let part = PageRange { start, count: part.min(range.end() - start) };
-                let mut all = Vec::new();
-                self.walk_part(part, asked, &mut |pages, page| all.push((pages, page))).map(|()| all)
-            };
-            let others: Vec<_> = starts[1..].iter().map(|&start| scope.spawn(move || walk(start))).collect();
-            let first = walk(starts[0]);
-            let panicked = |_| Err(io::Error::other("a thread that walks over page tables panicked"));
-            std::iter::once(first).chain(others.into_iter().map(|thread| thread.join().unwrap_or_else(panicked))).collect()
-        });
+        let parts = in_parts(range, WALK_LEAST, |part| {
+            let mut all = Vec::new();
+            self.walk_part(part, asked, &mut |pages, page| all.push((pages, page))).map(|()| all)
+        })?;
         let mut all: Vec<(PageRange, Page)> = Vec::new();
-        for part in parts {
-            for (pages, page) in part? {
-                match all.last_mut() {
-                    Some((last, of)) if *of == page && last.end() == pages.start => last.count += pages.count,
-                    _ => all.push((pages, page)),
-                }
+        for (pages, page) in parts {
+            match all.last_mut() {
+                Some((last, of)) if *of == page && last.end() == pages.start => last.count += pages.count,
+                _ => all.push((pages, page)),
             }
         }
         Ok(all)
@@ -202,10 +188,9 @@ impl PageMap {
         // The kernel is several times as fast where nothing else is asked for, but then takes pages that are not there for written ones, and were it to
         // protect these, it would mark their places as if something were there. So that is done where something was found, and pages are there.
         let look = ScanArg { flags, category_mask: PAGE_IS_WRITTEN, return_mask: PAGE_IS_WRITTEN, ..ScanArg::default() };
-        let mut spans: Vec<PageRange> = Vec::new();
-        let found = self.request(range, look, &mut |region| {
-            taken.touched.push(region.pages());
-            merge(&mut spans, region.pages());
+        let found = in_parts(range, LOOK_LEAST, |part| {
+            let mut touched = Vec::new();
+            self.request(part, look, &mut |region| touched.push(region.pages())).map(|()| touched)
         });
         let protect = ScanArg {
             flags: PM_SCAN_WP_MATCHING | flags,
@@ -213,7 +198,10 @@ impl PageMap {
             return_mask: PAGE_IS_WRITTEN | self.known(asked).bits(),
             ..look
         };
-        let done = found.and_then(|()| {
+        let done = found.and_then(|mut touched| {
+            let mut spans: Vec<PageRange> = Vec::new();
+            touched.iter().for_each(|pages| merge(&mut spans, *pages));
+            taken.touched.append(&mut touched);
             let mut take = |region: &Region| taken.there.push((region.pages(), Page::from_bits_truncate(region.categories)));
             spans.iter().try_for_each(|span| self.request(*span, protect, &mut take))
         });
@@ -313,6 +301,28 @@ impl PageMap {
         }
         Ok(())
     }
+}
+
+/// Does `part` for parts of the range by several threads at once, if it is long: whoever waits for it does nothing else meanwhile, and the process may be
+/// stopped. What is found is returned in order.
+fn in_parts<T: Send>(range: PageRange, least: u64, part: impl Fn(PageRange) -> io::Result<Vec<T>> + Sync) -> io::Result<Vec<T>> {
+    let threads = (range.count / least).min(sched::parallelism().min(PARTS_MOST) as u64);
+    if threads < 2 {
+        return part(range);
+    }
+    let of = |start: u64| part(PageRange { start, count: range.count.div_ceil(threads).min(range.end() - start) });
+    let starts: Vec<u64> = (range.start..range.end()).step_by(range.count.div_ceil(threads) as usize).collect();
+    let parts: Vec<io::Result<Vec<T>>> = std::thread::scope(|scope| {
+        let others: Vec<_> = starts[1..].iter().map(|&start| scope.spawn(move || of(start))).collect();
+        let first = of(starts[0]);
+        let panicked = |_| Err(io::Error::other("a thread that walks over page tables panicked"));
+        std::iter::once(first).chain(others.into_iter().map(|thread| thread.join().unwrap_or_else(panicked))).collect()
+    });
+    let mut all = Vec::new();
+    for part in parts {
+        all.append(&mut part?);
+    }
+    Ok(all)
 }
 
 /// Adds pages that follow on the last ones. Where only few lie between, one call for all is quicker than two.

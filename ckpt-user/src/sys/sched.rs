@@ -2,10 +2,17 @@
 //! tells of any thread by its id as well.
 
 use std::io;
+use std::sync::OnceLock;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::ids::{Addr, Tid};
+
+/// Processors that we may use. Found out once: it takes reading several files.
+pub fn parallelism() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
 
 /// struct sched_attr (linux/sched/types.h), with the two utilization clamps.
 #[repr(C)]
