@@ -6,6 +6,7 @@
 mod collect;
 mod freezer;
 mod history;
+mod kept;
 mod live;
 mod mappings;
 mod phases;

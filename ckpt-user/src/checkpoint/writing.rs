@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::kept::Kept;
 use super::precopy::Spooled;
 use super::{After, Cut, Freezer, Frozen, Hold, Phases, Progress, Split};
 use crate::error::Result;
@@ -73,19 +74,11 @@ impl Writing<'_> {
     }
 
     /// The target stands still until all is read but what was copied before.
-    pub(super) fn with_spool(
-        &mut self,
-        writer: &mut ImageWriter<'_>,
-        mut frozen: Frozen,
-        spooled: &Spooled<'_>,
-    ) -> Result<Written> {
+    pub(super) fn with_spool(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, spooled: &Spooled<'_>) -> Result<Written> {
         let Split { still, moving, later } = self.split;
         let (written, since) = (Written::of(&frozen), frozen.since);
-        self.write_metadata(writer)?;
-        let mut stats = self.pages(still, &self.cut.source, writer, 0)?;
-        frozen.watch.end_of(|parts| &mut parts.copy_us);
-        let phases = frozen.thaw()?;
-        let pause = since.elapsed();
+        let (mut stats, phases, thawed) = self.still(writer, frozen)?;
+        let pause = thawed - since;
         let to_read = pipeline::pages_to_read(still);
         stats += self.pages(later, &self.cut.source, writer, to_read)?;
         stats += self.pages(moving, spooled, writer, to_read + pipeline::pages_to_read(later))?;
@@ -95,28 +88,11 @@ impl Writing<'_> {
     }
 
     /// The target runs as soon as that is safe.
-    pub(super) fn while_it_runs(
-        &mut self,
-        writer: &mut ImageWriter<'_>,
-        mut frozen: Frozen,
-        live: &LiveCut<'_>,
-    ) -> Result<Written> {
+    pub(super) fn while_it_runs(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, live: &LiveCut<'_>) -> Result<Written> {
         let Split { still, moving, later } = self.split;
         let (written, since) = (Written::of(&frozen), frozen.since);
         let to_read = pipeline::pages_to_read(still);
-        let (mut stats, phases, thawed);
-        if to_read == 0 {
-            phases = frozen.thaw()?;
-            thawed = Instant::now();
-            self.write_metadata(writer)?;
-            stats = self.pages(still, &self.cut.source, writer, 0)?;
-        } else {
-            self.write_metadata(writer)?;
-            stats = self.pages(still, &self.cut.source, writer, 0)?;
-            frozen.watch.end_of(|parts| &mut parts.copy_us);
-            phases = frozen.thaw()?;
-            thawed = Instant::now();
-        }
+        let (mut stats, phases, thawed) = self.still(writer, frozen)?;
         let hold = Hold::new(live, self.freezer);
         let all = pipeline::pages_to_read(&self.cut.extents);
         let options = DumpOptions { live: Some(live), ..self.dump };
@@ -132,6 +108,22 @@ impl Writing<'_> {
         let (preserved, preserving) = (live.preserved(), live.time_lost());
         let pause = thawed - since;
         Ok(Written { stats, live: true, pause, phases, held_back, drain, preserved, preserving, ..written })
+    }
+
+    /// Writes what stands before the pages, and those that are to be read while the target stands still, and lets it go: as soon as they are read, if they
+    /// are few.
+    fn still(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen) -> Result<(DumpStats, Phases, Instant)> {
+        let still = &self.split.still;
+        if let Some(kept) = Kept::read(still, &self.cut.source)? {
+            frozen.watch.end_of(|parts| &mut parts.copy_us);
+            let (phases, thawed) = (frozen.thaw()?, Instant::now());
+            self.write_metadata(writer)?;
+            return Ok((self.pages(still, &kept, writer, 0)?, phases, thawed));
+        }
+        self.write_metadata(writer)?;
+        let stats = self.pages(still, &self.cut.source, writer, 0)?;
+        frozen.watch.end_of(|parts| &mut parts.copy_us);
+        Ok((stats, frozen.thaw()?, Instant::now()))
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {
