@@ -60,24 +60,26 @@ impl Written {
 impl Writing<'_> {
     /// The target stands still until all is written, and then, unless it is to run on, as well.
     pub(super) fn while_it_stands(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen, after: After) -> Result<Written> {
-        self.write_metadata(writer)?;
-        let stats = self.pages(&self.cut.extents, &self.cut.source, writer, 0)?;
-        frozen.watch.end_of(|parts| &mut parts.copy_us);
-        let (written, since, mut phases) = (Written::of(&frozen), frozen.since, frozen.watch.phases);
-        let mut frozen = Some(frozen);
-        if after == After::Continue {
-            frozen.take().map_or(Ok(Phases::default()), Frozen::thaw).map(|all| phases = all)?;
-        }
-        let pause = since.elapsed();
-        pipeline::end_owners(&self.cut.extents, writer)?;
-        Ok(Written { stats, frozen, pause, phases, ..written })
+        let (written, since) = (Written::of(&frozen), frozen.since);
+        let all = &self.cut.extents;
+        let written = if after == After::Continue {
+            let (stats, phases, thawed) = self.still(all, writer, frozen)?;
+            Written { stats, phases, pause: thawed - since, ..written }
+        } else {
+            self.write_metadata(writer)?;
+            let stats = self.pages(all, &self.cut.source, writer, 0)?;
+            frozen.watch.end_of(|parts| &mut parts.copy_us);
+            Written { stats, phases: frozen.watch.phases, frozen: Some(frozen), ..written }
+        };
+        pipeline::end_owners(all, writer)?;
+        Ok(written)
     }
 
     /// The target stands still until all is read but what was copied before.
     pub(super) fn with_spool(&mut self, writer: &mut ImageWriter<'_>, frozen: Frozen, spooled: &Spooled<'_>) -> Result<Written> {
         let Split { still, moving, later } = self.split;
         let (written, since) = (Written::of(&frozen), frozen.since);
-        let (mut stats, phases, thawed) = self.still(writer, frozen)?;
+        let (mut stats, phases, thawed) = self.still(still, writer, frozen)?;
         let pause = thawed - since;
         let to_read = pipeline::pages_to_read(still);
         stats += self.pages(later, &self.cut.source, writer, to_read)?;
@@ -92,7 +94,7 @@ impl Writing<'_> {
         let Split { still, moving, later } = self.split;
         let (written, since) = (Written::of(&frozen), frozen.since);
         let to_read = pipeline::pages_to_read(still);
-        let (mut stats, phases, thawed) = self.still(writer, frozen)?;
+        let (mut stats, phases, thawed) = self.still(still, writer, frozen)?;
         let hold = Hold::new(live, self.freezer);
         let all = pipeline::pages_to_read(&self.cut.extents);
         let options = DumpOptions { live: Some(live), ..self.dump };
@@ -112,8 +114,12 @@ impl Writing<'_> {
 
     /// Writes what stands before the pages, and those that are to be read while the target stands still, and lets it go: as soon as they are read, if they
     /// are few.
-    fn still(&mut self, writer: &mut ImageWriter<'_>, mut frozen: Frozen) -> Result<(DumpStats, Phases, Instant)> {
-        let still = &self.split.still;
+    fn still(
+        &mut self,
+        still: &[Extent],
+        writer: &mut ImageWriter<'_>,
+        mut frozen: Frozen,
+    ) -> Result<(DumpStats, Phases, Instant)> {
         if let Some(kept) = Kept::read(still, &self.cut.source)? {
             frozen.watch.end_of(|parts| &mut parts.copy_us);
             let (phases, thawed) = (frozen.thaw()?, Instant::now());
