@@ -210,7 +210,11 @@ pub(super) fn collect(
         extents.extend(vma::pages(*pid, vmas, presence, &mut shared)?);
     }
     target.watch.end_of(|parts| &mut parts.pages_us);
-    let same = twins::find(&memories, &mut extents)?;
+    let same = match since.still_shared(&memories, &mut extents) {
+        Some(same) => same,
+        None => twins::find(&memories, &mut extents)?,
+    };
+    since.remember_shared(&memories, &same);
     if !same.is_empty() {
         cx.intern(ObjectKey::Task(same::KIND, root), |_, _| Ok(Section::encode(same::KIND, &SamePages::new(&same))?))?;
     }

@@ -9,6 +9,7 @@ use super::history::History;
 use super::live::Split;
 use super::mappings::Mapped;
 use super::trackers::Trackers;
+use super::twins;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::image::Records;
@@ -16,6 +17,7 @@ use crate::image::model::ParentRef;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::collector::Content;
 use crate::store::Past;
+use crate::store::same::Same;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::Method;
@@ -77,6 +79,7 @@ impl Since {
         match tracking.trackers.prearm(pid, mappings, as_left) {
             Ok(written) => {
                 let known = tracking.of(pid);
+                known.fresh.extend(written.iter().cloned());
                 known.written.extend(written);
                 known.prearmed = true;
             }
@@ -132,6 +135,29 @@ impl Since {
     /// After that: [`crate::track::DirtyTracker::presence`].
     pub(super) fn presence(&self, pid: Pid) -> Option<&Presence> {
         if let Since::Tracked(tracking) = self { tracking.trackers.presence(pid) } else { None }
+    }
+
+    /// After a cut of these memories: what they share, which `plan` loses for all but the owners. `None`: it is not known, and must be found out.
+    pub(super) fn still_shared(&self, memories: &[CutMemory], plan: &mut Vec<Extent>) -> Option<Vec<Same>> {
+        let Since::Tracked(tracking) = self else { return None };
+        let (pids, runs) = tracking.shared.as_ref()?;
+        if !memories.iter().map(|memory| memory.pid).eq(pids.iter().copied()) {
+            return None;
+        }
+        let fresh: Vec<&RangeSet<u64>> =
+            pids.iter().map(|pid| Some(&tracking.memories.get(pid)?.fresh)).collect::<Option<_>>()?;
+        let owners: Vec<ObjRef> = memories.iter().map(|memory| memory.mm).collect();
+        Some(twins::left(runs, &fresh, &owners, plan))
+    }
+
+    /// After that: they share this now.
+    pub(super) fn remember_shared(&mut self, memories: &[CutMemory], same: &[Same]) {
+        let Since::Tracked(tracking) = self else { return };
+        // Only where a tracker tells what is written from now on.
+        let watched = memories.iter().all(|memory| tracking.trackers.presence(memory.pid).is_some());
+        let owners: Vec<ObjRef> = memories.iter().map(|memory| memory.mm).collect();
+        tracking.shared = watched.then(|| (memories.iter().map(|memory| memory.pid).collect(), twins::runs(&owners, same)));
+        memories.iter().for_each(|memory| tracking.of(memory.pid).fresh.clear());
     }
 
     /// After a cut of these memories: those that go on from the last image, as this one and as that one calls them. If none does, nothing else goes on,
@@ -228,6 +254,8 @@ pub(super) struct Tracking {
     memories: HashMap<Pid, Known>,
     /// What the parent holds of the contents of files, and of the memories.
     contents: History,
+    /// What the memories that are seen through these processes shared at the last cut.
+    shared: Option<(Vec<Pid>, Vec<twins::Run>)>,
 }
 
 /// What is known of one memory.
@@ -235,6 +263,8 @@ pub(super) struct Tracking {
 struct Known {
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
     written: RangeSet<u64>,
+    /// Written since it was last found out what is shared.
+    fresh: RangeSet<u64>,
     /// As the parent calls it, and the pages that it or its own parents hold. `None`: it holds none.
     held: Option<(ObjRef, RangeSet<u64>)>,
     /// All of it was protected since the last cut, by the tracker that is there.
@@ -246,7 +276,13 @@ struct Known {
 impl Tracking {
     /// From the first image on.
     pub(super) fn new(method: Method) -> Tracking {
-        Tracking { trackers: Trackers::none(method), parent: None, memories: HashMap::new(), contents: History::default() }
+        Tracking {
+            trackers: Trackers::none(method),
+            parent: None,
+            memories: HashMap::new(),
+            contents: History::default(),
+            shared: None,
+        }
     }
 
     fn of(&mut self, pid: Pid) -> &mut Known {
@@ -272,6 +308,7 @@ impl Tracking {
                 let known = self.of(pid);
                 let prearmed = std::mem::take(&mut known.prearmed);
                 known.late = (late && prearmed).then(|| written.clone());
+                known.fresh.extend(written.iter().cloned());
                 known.written.extend(written);
                 Ok(())
             }
@@ -289,6 +326,7 @@ impl Tracking {
     }
 
     fn forget(&mut self, pid: Pid) {
+        self.shared = None;
         self.memories.remove(&pid);
         self.contents.forget(Some(pid));
     }

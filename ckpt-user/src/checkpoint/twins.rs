@@ -6,6 +6,8 @@
 //! Pages can move while this is read, whether the target is stopped or not. Another page may then be where one of an owner was a moment ago. So the
 //! places of the owners' pages are read again at the end: what is where it was did not move meanwhile.
 
+mod left;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Once;
@@ -25,6 +27,8 @@ const RUNS_MOST: usize = 1 << 20;
 const PART: u64 = 32 * 1024;
 /// Pages between two ranges that are read as one.
 const NEAR: u64 = 128;
+
+pub(super) use left::{Run, left, runs};
 
 /// A page, and where it is.
 type Placed = (u64, u64);
@@ -254,6 +258,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
+    use rangemap::RangeSet;
 
     use super::*;
     use crate::store::SamePages;
@@ -384,6 +389,46 @@ mod tests {
             let same = share(&owners, &mut plan, &read).unwrap();
             if !tree.memories.is_empty() {
                 prop_assert_eq!(restored(&tree, &plan, &same), tree.memories);
+            }
+        }
+    }
+
+    proptest! {
+        /// Nobody looks for what was shared: what is known of the writes is enough, cut after cut.
+        #[test]
+        fn what_is_left_is_told_by_the_writes(events in events(), later in prop::collection::vec(events(), 1..4)) {
+            let mut tree = Tree::default();
+            events.iter().for_each(|event| tree.act(event));
+            let (owners, mut plan) = tree.plan();
+            let mut last = runs(&owners, &share(&owners, &mut plan, &|n, ranges| Ok(tree.read(n, ranges))).unwrap());
+            for events in later {
+                let mut touched = vec![RangeSet::new(); tree.memories.len()];
+                let mut moved = false;
+                // A new memory is looked at as a whole, and so are all others then.
+                for event in events.iter().filter(|event| !matches!(event, Event::Fork(_))) {
+                    let len = tree.memories.len();
+                    match event {
+                        _ if len == 0 => continue,
+                        Event::Write(of, at, count) => touched[of.index(len)].insert(*at..at + count),
+                        Event::Move(of, _, to) => {
+                            moved = true;
+                            touched[of.index(len)].insert(*to..to + 1);
+                        }
+                        Event::Drop(..) | Event::Fork(_) => {}
+                    }
+                    tree.act(event);
+                }
+                let (owners, mut plan) = tree.plan();
+                let touched: Vec<&RangeSet<u64>> = touched.iter().collect();
+                let same = left(&last, &touched, &owners, &mut plan);
+                prop_assert_eq!(restored(&tree, &plan, &same), tree.memories.clone());
+                let distinct: BTreeSet<u64> = tree.memories.iter().flat_map(|memory| memory.values().copied()).collect();
+                let stored = plan.iter().map(|extent| extent.pages.count).sum::<u64>();
+                prop_assert!(stored == distinct.len() as u64 || moved, "{stored} pages are stored of {}", distinct.len());
+                last = runs(&owners, &same);
+                if moved {
+                    break;
+                }
             }
         }
     }

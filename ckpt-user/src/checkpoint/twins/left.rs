@@ -1,0 +1,90 @@
+//! What memories that shared pages at the last cut still share. Where all of them were watched since, nobody need look for it: what one of them has written to
+//! is its own, and everything else is as it was.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use rangemap::RangeSet;
+
+use super::take_out;
+use crate::ids::{ObjRef, PageRange, common};
+use crate::pipeline::{Extent, ExtentKind};
+use crate::store::same::Same;
+
+/// Pages that a memory had of another one: by their places in a list of memories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Run {
+    memory: usize,
+    pages: PageRange,
+    owner: usize,
+    first: u64,
+}
+
+/// The same for a later cut, in which the memories may have other names. In order of the list, and of the pages of each.
+pub(in super::super) fn runs(owners: &[ObjRef], same: &[Same]) -> Vec<Run> {
+    let places: HashMap<ObjRef, usize> = owners.iter().enumerate().map(|(n, owner)| (*owner, n)).collect();
+    let run = |same: &Same| {
+        let (memory, owner) = (*places.get(&same.memory)?, *places.get(&same.owner)?);
+        Some(Run { memory, pages: same.pages, owner, first: same.first })
+    };
+    let mut runs: Vec<Run> = same.iter().filter_map(run).collect();
+    runs.sort_by_key(|run| (run.memory, run.pages.start));
+    runs
+}
+
+/// What is left of `last` for these memories, called `owners` now, of which these pages were `touched` since. `plan`, that of a whole image, loses it for all
+/// but the owners. A page whose owner has touched it, or dropped it, goes to the first of the others that still have it.
+pub(in super::super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &[ObjRef], plan: &mut Vec<Extent>) -> Vec<Same> {
+    let there = there(owners, plan);
+    let untouched = |memory: usize, pages: PageRange| -> Vec<Range<u64>> {
+        let pages = pages.numbers();
+        let gaps = touched[memory].gaps(&pages);
+        gaps.flat_map(|gap| there[memory].overlapping(&gap).map(|pages| common(pages, &gap)).collect::<Vec<_>>()).collect()
+    };
+    let mut heirs: HashMap<(usize, u64), (usize, u64)> = HashMap::new();
+    let mut all: Vec<Same> = Vec::new();
+    let mut push = |memory: usize, start: u64, count: u64, owner: usize, first: u64| {
+        let (memory, owner) = (owners[memory], owners[owner]);
+        match all.last_mut() {
+            Some(last)
+                if (last.memory, last.owner) == (memory, owner)
+                    && last.pages.end() == start
+                    && last.first + last.pages.count == first =>
+            {
+                last.pages.count += count;
+            }
+            _ => all.push(Same { memory, pages: PageRange { start, count }, owner, first }),
+        }
+    };
+    for &Run { memory, pages, owner, first } in last {
+        for had in untouched(memory, pages) {
+            // From a page of the owner to that of this memory.
+            let here = |page: u64| page - first + pages.start;
+            let theirs = PageRange { start: had.start - pages.start + first, count: had.end - had.start };
+            let mut at = theirs.start;
+            for kept in untouched(owner, theirs).into_iter().chain(std::iter::once(theirs.end()..theirs.end())) {
+                for page in at..kept.start {
+                    match heirs.get(&(owner, page)) {
+                        Some(&(heir, there)) => push(memory, here(page), 1, heir, there),
+                        None => drop(heirs.insert((owner, page), (memory, here(page)))),
+                    }
+                }
+                if !kept.is_empty() {
+                    push(memory, here(kept.start), kept.end - kept.start, owner, kept.start);
+                }
+                at = kept.end;
+            }
+        }
+    }
+    take_out(owners, plan, &all);
+    all
+}
+
+/// The pages of each memory that the plan has read.
+fn there(owners: &[ObjRef], plan: &[Extent]) -> Vec<RangeSet<u64>> {
+    let mut there: HashMap<ObjRef, RangeSet<u64>> = HashMap::new();
+    for extent in plan.iter().filter(|extent| extent.kind == ExtentKind::Read && extent.pages.count > 0) {
+        there.entry(extent.owner).or_default().insert(extent.pages.numbers());
+    }
+    owners.iter().map(|owner| there.remove(owner).unwrap_or_default()).collect()
+}
