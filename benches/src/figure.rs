@@ -17,6 +17,12 @@ pub enum Unit {
     /// Steps of a job in a second.
     #[serde(rename = "steps/s")]
     Steps,
+    /// Requests that a server answers in a second.
+    #[serde(rename = "requests/s")]
+    Requests,
+    /// Checkpoints in a second.
+    #[serde(rename = "cuts/s")]
+    Cuts,
 }
 
 impl Unit {
@@ -27,6 +33,8 @@ impl Unit {
             Unit::Ns => "ns",
             Unit::MiB => "MiB",
             Unit::Steps => "steps/s",
+            Unit::Requests => "requests/s",
+            Unit::Cuts => "cuts/s",
         }
     }
 }
@@ -35,7 +43,7 @@ impl Unit {
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
     /// What it is.
-    pub name: &'static str,
+    pub name: String,
     /// Of the numbers below.
     pub unit: Unit,
     /// The middle one, or the mean of the two in the middle.
@@ -52,9 +60,9 @@ pub struct Figure {
 #[derive(Clone, Debug, Serialize)]
 pub struct Ratio {
     /// The name of the figure.
-    pub of: &'static str,
+    pub of: String,
     /// The name of the one it is divided by.
-    pub to: &'static str,
+    pub to: String,
     /// Median by median.
     pub medians: f64,
     /// Least by least: what is left where other work on the machine disturbs least.
@@ -67,38 +75,38 @@ pub struct Figures(Vec<Figure>);
 
 impl Figures {
     /// A sample of a time.
-    pub fn time(&mut self, name: &'static str, time: Duration) {
+    pub fn time(&mut self, name: &str, time: Duration) {
         self.add(name, Unit::Ms, time.as_secs_f64() * 1e3);
     }
 
     /// A sample of a very short time.
-    pub fn moment(&mut self, name: &'static str, time: Duration) {
+    pub fn moment(&mut self, name: &str, time: Duration) {
         self.add(name, Unit::Ns, time.as_nanos() as f64);
     }
 
     /// A sample of a size.
-    pub fn bytes(&mut self, name: &'static str, bytes: u64) {
+    pub fn bytes(&mut self, name: &str, bytes: u64) {
         self.add(name, Unit::MiB, bytes as f64 / f64::from(1 << 20));
     }
 
-    /// A sample of how much a job gets done: steps in a second.
-    pub fn steps(&mut self, name: &'static str, steps: f64) {
-        self.add(name, Unit::Steps, steps);
+    /// A sample of how much is done in a second: `unit` says of what.
+    pub fn rate(&mut self, name: &str, unit: Unit, rate: f64) {
+        self.add(name, unit, rate);
     }
 
-    fn add(&mut self, name: &'static str, unit: Unit, sample: f64) {
+    fn add(&mut self, name: &str, unit: Unit, sample: f64) {
         let at = self.0.iter().position(|figure| figure.name == name).unwrap_or_else(|| {
-            self.0.push(Figure { name, unit, median: 0.0, min: 0.0, max: 0.0, samples: Vec::new() });
+            self.0.push(Figure { name: name.to_owned(), unit, median: 0.0, min: 0.0, max: 0.0, samples: Vec::new() });
             self.0.len() - 1
         });
         self.0[at].take(sample);
     }
 
     /// The ratio of two figures. `None` unless both were measured, and the second is not 0.
-    pub fn ratio(&self, of: &'static str, to: &'static str) -> Option<Ratio> {
-        let find = |name| self.0.iter().find(|figure| figure.name == name);
+    pub fn ratio(&self, of: &str, to: &str) -> Option<Ratio> {
+        let find = |name: &str| self.0.iter().find(|figure| figure.name == name);
         let (a, b) = (find(of)?, find(to).filter(|b| b.min > 0.0)?);
-        Some(Ratio { of, to, medians: a.median / b.median, minima: a.min / b.min })
+        Some(Ratio { of: of.to_owned(), to: to.to_owned(), medians: a.median / b.median, minima: a.min / b.min })
     }
 
     /// All of them.

@@ -1,4 +1,4 @@
-//! The folder that images are written to: in memory, so that no disk is measured.
+//! The folder that images are written to: in memory, so that no disk is measured. And one for the jobs.
 
 use std::path::Path;
 
@@ -6,10 +6,11 @@ use anyhow::{Context, Result};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tempfile::TempDir;
 
-/// A folder that is removed in the end.
+/// Folders that are removed in the end.
 #[derive(Debug)]
 pub struct Scratch {
     folder: TempDir,
+    jobs: TempDir,
     on_tmpfs: bool,
 }
 
@@ -19,13 +20,21 @@ impl Scratch {
         let shm = Path::new("/dev/shm");
         let parent = if room_on_tmpfs(shm).is_some_and(|room| room >= bytes) { shm.to_owned() } else { std::env::temp_dir() };
         let on_tmpfs = room_on_tmpfs(&parent).is_some();
-        let folder = tempfile::Builder::new().prefix("ckpt-bench-").tempdir_in(&parent);
-        Ok(Scratch { folder: folder.with_context(|| format!("cannot make a folder in {}", parent.display()))?, on_tmpfs })
+        let make = |parent: &Path| {
+            let folder = tempfile::Builder::new().prefix("ckpt-bench-").tempdir_in(parent);
+            folder.with_context(|| format!("cannot make a folder in {}", parent.display()))
+        };
+        Ok(Scratch { folder: make(&parent)?, jobs: make(&std::env::temp_dir())?, on_tmpfs })
     }
 
-    /// Where it is.
+    /// Where the images go.
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where jobs have their outputs and other files. A file of theirs on /dev/shm would be shared memory, which is saved while they stand still.
+    pub fn jobs(&self) -> &Path {
+        self.jobs.path()
     }
 
     /// What a reader of the report must know of it.

@@ -20,6 +20,15 @@ pub struct Writer {
     answers: usize,
 }
 
+/// What its memory is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Random bits, which nothing compresses.
+    Noise,
+    /// Pages that differ, of which LZ4 leaves next to nothing: images of large processes take little room.
+    Compressible,
+}
+
 /// What a `writer` did in a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Worked {
@@ -31,12 +40,13 @@ pub struct Worked {
 
 impl Writer {
     /// Starts one, and waits until its memory is filled.
-    pub fn start(programs: &Programs, folder: &Path, mebibytes: u64) -> Result<Writer> {
+    pub fn start(programs: &Programs, folder: &Path, mebibytes: u64, contents: Contents) -> Result<Writer> {
         adopt_orphans();
         let (input, commands) = pipe().context("cannot make a pipe")?;
         let file = |name: &str| File::create(folder.join(name)).context("cannot make a file for the output");
         let mut command = Command::new(programs.writer());
-        command.arg(mebibytes.to_string()).stdin(input).stdout(file("out")?).stderr(file("err")?);
+        command.arg(mebibytes.to_string()).args((contents == Contents::Compressible).then_some("compressible"));
+        command.stdin(input).stdout(file("out")?).stderr(file("err")?);
         let job = Job::spawn(folder, &mut command);
         job.wait_for_line("ready");
         Ok(Writer { job, commands, answers: 0 })

@@ -66,6 +66,20 @@ pub fn bury(pids: &[i32]) {
     }
 }
 
+/// Of a process and all that descends from it, what each takes of memory, with shared pages divided by those who share them.
+pub fn proportional_bytes(root: i32) -> u64 {
+    let mut all = descendants(root);
+    all.push(root);
+    all.into_iter().map(|pid| rollup_bytes(pid, "Pss:")).sum()
+}
+
+/// What a process says of its memory, at `key` ("Pss:", say).
+pub fn rollup_bytes(pid: i32, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("cannot read smaps_rollup");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("a line is missing in smaps_rollup");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("no number in smaps_rollup") * 1024
+}
+
 /// Its threads, in order.
 pub fn tids(pid: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

@@ -68,20 +68,6 @@ def report():
     python::rest_after(folder, &script).unwrap_or_else(|why| panic!("this machine cannot do it: {why}"))
 }
 
-/// Of all processes of a tree together, what each takes of memory, with shared pages divided by those who share them.
-fn proportional(root: i32) -> u64 {
-    let mut all = process::descendants(root);
-    all.push(root);
-    all.into_iter().map(|pid| rollup(pid, "Pss:")).sum()
-}
-
-/// What a process says of its memory.
-fn rollup(pid: i32, key: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("cannot read smaps_rollup");
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("a line is missing in smaps_rollup");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("no number in smaps_rollup") * 1024
-}
-
 fn is_good(job: &Job) {
     assert_eq!(job.report(), ["good"]);
 }
@@ -98,10 +84,10 @@ fn a_server_takes_the_room_of_one_process() {
     let folder = tempdir().unwrap();
     let image = folder.path().join("image");
     let mut job = server(folder.path(), 256, 20);
-    let (one, all) = (rollup(job.pid(), "Rss:"), proportional(job.pid()));
+    let (one, all) = (process::rollup_bytes(job.pid(), "Rss:"), process::proportional_bytes(job.pid()));
     for more in [&["--tracker", "scan"][..], &["--tracker", "live"]] {
         ckpt::checkpoint(job.pid(), &image, more);
-        is_about("memory after a checkpoint", proportional(job.pid()), all);
+        is_about("memory after a checkpoint", process::proportional_bytes(job.pid()), all);
     }
     for _ in 0..2 {
         let report = ckpt::checkpoint_and_kill(&mut job, &image, &[]);
@@ -109,7 +95,7 @@ fn a_server_takes_the_room_of_one_process() {
         assert!(report["pages_shared"].as_u64().unwrap() > 19 * 60000, "{report}");
         ckpt::run(ckpt::command(["info", "--verify"]).arg(&image)).success();
         job = ckpt::restart(&job, &image, &[]);
-        is_about("memory after a restart", proportional(job.pid()), all);
+        is_about("memory after a restart", process::proportional_bytes(job.pid()), all);
         is_good(&job);
     }
 }
@@ -138,7 +124,7 @@ fn increments_of_a_server() {
     let mut job = server(folder.path(), 64, 10);
     for (n, tracker) in ["scan", "auto", "live"].into_iter().enumerate() {
         let dir = folder.path().join(format!("images{n}"));
-        let before = proportional(job.pid());
+        let before = process::proportional_bytes(job.pid());
         let watch = Watch::start(&job, &dir, "200ms", &["--tracker", tracker]);
         let made = watch.wait_for(2);
         is_good(&job);
@@ -147,12 +133,12 @@ fn increments_of_a_server() {
             let written = increment["pages_written"].as_u64().unwrap();
             assert!(written < 10_000, "{tracker}: {increment}");
         }
-        is_about("memory under watch", proportional(job.pid()), before);
+        is_about("memory under watch", process::proportional_bytes(job.pid()), before);
         moments.let_pass(Duration::from_millis(100), 0.0, 1.0);
         watch.kill();
         job.kill();
         job = ckpt::restart(&job, &dir, &[]);
-        is_about("memory after a restart", proportional(job.pid()), before);
+        is_about("memory after a restart", process::proportional_bytes(job.pid()), before);
         is_good(&job);
     }
 }

@@ -1,6 +1,6 @@
-//! A job that writes to its memory: `writer MEBIBYTES`.
+//! A job that writes to its memory: `writer MEBIBYTES`, or `writer MEBIBYTES compressible`.
 //!
-//! It fills its memory with noise and says "ready". Then it obeys its standard input, line by line:
+//! It fills its memory with noise, or each page with its number again and again, and says "ready". Then it obeys its standard input, line by line:
 //!
 //! - `touch N`: writes to N pages, scattered over all of the memory, each once; says "touched".
 //! - `fault N`: writes to N pages that it has never had, and gives them back; says "faulted NANOSECONDS", the time for one.
@@ -20,12 +20,17 @@ const PAGE: usize = 4096;
 const STRIDE: usize = 40_503;
 
 fn main() -> ExitCode {
-    let size = std::env::args().nth(1).and_then(|size| size.parse::<usize>().ok());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (size, compressible) = match arguments.as_slice() {
+        [size] => (size.parse::<usize>().ok(), false),
+        [size, word] if word == "compressible" => (size.parse().ok(), true),
+        _ => (None, false),
+    };
     let Some(bytes) = size.and_then(|n| n.checked_mul(1 << 20)) else {
-        eprintln!("usage: writer MEBIBYTES");
+        eprintln!("usage: writer MEBIBYTES [compressible]");
         return ExitCode::from(2);
     };
-    match run(bytes) {
+    match run(bytes, compressible) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("writer: {error}");
@@ -34,10 +39,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(bytes: usize) -> io::Result<()> {
+fn run(bytes: usize, compressible: bool) -> io::Result<()> {
     let mut memory = vec![0u8; bytes];
-    let noise = Moments::with_seed(7);
-    memory.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = noise.bits().to_le_bytes());
+    fill(&mut memory, compressible);
     let pages = bytes / PAGE;
     let mut at = 0;
     say("ready")?;
@@ -64,6 +68,17 @@ fn run(bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
+fn fill(memory: &mut [u8], compressible: bool) {
+    let noise = Moments::with_seed(7);
+    for (n, page) in memory.chunks_exact_mut(PAGE).enumerate() {
+        // No page is all zeros: those take no copying.
+        let number = (n as u64 + 1).to_le_bytes();
+        for word in page.as_chunks_mut::<8>().0 {
+            *word = if compressible { number } else { noise.bits().to_le_bytes() };
+        }
+    }
+}
+
 /// Nanoseconds for the first write to a page.
 fn fault(pages: usize) -> io::Result<u128> {
     // One fault must be one page.
@@ -85,7 +100,9 @@ fn work(memory: &mut [u8], time: Duration, each: Duration) -> (u64, Duration) {
     let (mut steps, mut gap) = (0, Duration::ZERO);
     while last - began < time {
         let page = (noise.bits() % pages) as usize;
-        memory[page * PAGE + 128] ^= 0xff;
+        // Never back to what it was a moment ago: an unchanged page is not saved.
+        let byte = &mut memory[page * PAGE + 128];
+        *byte = byte.wrapping_add(1);
         black_box(spin(rounds));
         let now = Instant::now();
         gap = gap.max(now - last);

@@ -7,7 +7,7 @@ use ckpt_tests::watched::Watch;
 
 use super::{Bench, Outcome, Workload, saving};
 use crate::figure::Figures;
-use crate::writer::Writer;
+use crate::writer::{Contents, Writer};
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -32,12 +32,12 @@ fn run(bench: &Bench) -> Result<Outcome> {
     };
     let mut figures = Figures::default();
     let folder = |name: &str| -> Result<_> {
-        let folder = scratch.path().join(name);
+        let folder = scratch.jobs().join(name);
         std::fs::create_dir(&folder)?;
         Ok(folder)
     };
-    let mut writer = Writer::start(&bench.programs, &folder("one")?, MEBIBYTES)?;
-    let other = Writer::start(&bench.programs, &folder("other")?, MEBIBYTES)?;
+    let mut writer = Writer::start(&bench.programs, &folder("one")?, MEBIBYTES, Contents::Noise)?;
+    let other = Writer::start(&bench.programs, &folder("other")?, MEBIBYTES, Contents::Noise)?;
     for round in 1..=bench.runs {
         eprintln!("  round {round} of {}", bench.runs);
         figures.moment(ALONE, one_fault(&mut writer)?);

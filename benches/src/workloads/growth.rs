@@ -7,12 +7,12 @@ use ckpt_tests::watched::{Watch, number};
 
 use super::{Bench, Outcome, Workload, saving};
 use crate::figure::Figures;
-use crate::writer::Writer;
+use crate::writer::{Contents, Writer};
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
     name: "growth",
-    about: "processes of 256 MiB to 8 GiB under `ckpt watch`; 64 MiB of scattered pages are written between two checkpoints",
+    about: "processes of 256 MiB to 8 GiB of compressible pages under `ckpt watch`; 64 MiB of scattered pages are written between two checkpoints",
     run,
 };
 
@@ -22,7 +22,7 @@ const PAGES: u64 = 64 << 8;
 fn run(bench: &Bench) -> Result<Outcome> {
     let (mut figures, mut notes) = (Figures::default(), Vec::new());
     for &(mebibytes, name) in SIZES {
-        let scratch = match saving::scratch(mebibytes)? {
+        let scratch = match saving::scratch_for(mebibytes, mebibytes / 4 + 1024)? {
             Ok(scratch) => scratch,
             Err(reason) => {
                 notes.push(format!("{name} was not measured: {reason}"));
@@ -30,9 +30,9 @@ fn run(bench: &Bench) -> Result<Outcome> {
             }
         };
         eprintln!("  {name}");
-        let mut writer = Writer::start(&bench.programs, scratch.path(), mebibytes)?;
+        let mut writer = Writer::start(&bench.programs, scratch.jobs(), mebibytes, Contents::Compressible)?;
         let dir = scratch.path().join("images");
-        let watch = Watch::start(writer.job(), &dir, "1s", &["--codec", "raw"]);
+        let watch = Watch::start(writer.job(), &dir, "1s", &["--codec", "lz4"]);
         let mut seen = watch.wait_for(1).len();
         for _ in 0..bench.runs {
             writer.touch(PAGES)?;

@@ -1,6 +1,5 @@
 //! What an increment costs: a process of 1 GiB, of which a part is written, scattered, between two checkpoints of a watch.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,7 +7,8 @@ use ckpt_tests::watched::{Watch, number};
 
 use super::{Bench, Outcome, Workload, saving};
 use crate::figure::Figures;
-use crate::writer::Writer;
+use crate::scratch::Scratch;
+use crate::writer::{Contents, Writer};
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -52,7 +52,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     for part in PARTS {
         for (n, tracker) in ["live", "scan"].into_iter().enumerate() {
             eprintln!("  {tracker}, {}", part.dirtied);
-            measure(bench, scratch.path(), part, n, tracker, &mut figures)?;
+            measure(bench, &scratch, part, n, tracker, &mut figures)?;
         }
     }
     let pairs = PARTS
@@ -62,9 +62,9 @@ fn run(bench: &Bench) -> Result<Outcome> {
     Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios })
 }
 
-fn measure(bench: &Bench, folder: &Path, part: &Part, n: usize, tracker: &str, figures: &mut Figures) -> Result<()> {
-    let mut writer = Writer::start(&bench.programs, folder, MEBIBYTES)?;
-    let dir = folder.join("images");
+fn measure(bench: &Bench, scratch: &Scratch, part: &Part, n: usize, tracker: &str, figures: &mut Figures) -> Result<()> {
+    let mut writer = Writer::start(&bench.programs, scratch.jobs(), MEBIBYTES, Contents::Noise)?;
+    let dir = scratch.path().join("images");
     let watch = Watch::start(writer.job(), &dir, "4s", &["--codec", "raw", "--tracker", tracker, "--keep", "1"]);
     let mut seen = watch.wait_for(1).len();
     for _ in 0..bench.runs {

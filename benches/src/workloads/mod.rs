@@ -1,12 +1,16 @@
 //! What is measured: one file per workload, and one line in [`ALL`].
 
+mod cuts;
 mod faults;
 mod four_gib;
 mod growth;
 mod increments;
 mod one_gib;
 mod pauses;
+mod prefork;
+mod redis;
 mod saving;
+mod shapes;
 mod slowdown;
 mod small;
 mod trees;
@@ -26,7 +30,10 @@ pub const ALL: &[Workload] = &[
     slowdown::WORKLOAD,
     faults::WORKLOAD,
     pauses::WORKLOAD,
+    shapes::WORKLOAD,
     trees::WORKLOAD,
+    prefork::WORKLOAD,
+    redis::WORKLOAD,
 ];
 
 /// Something that is measured.

@@ -37,7 +37,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     let mut figures = Figures::default();
     for round in 1..=bench.runs {
         eprintln!("  round {round} of {}", bench.runs);
-        let target = Target::start(&bench.programs, scratch.path(), MEBIBYTES, true)?;
+        let target = Target::start(&bench.programs, scratch.jobs(), MEBIBYTES, true)?;
         plain_copies(bench, &target, &mut figures)?;
         saving::round(bench, target, scratch.path(), &mut figures)?;
     }
@@ -74,7 +74,7 @@ fn plain_copies(bench: &Bench, target: &Target, figures: &mut Figures) -> Result
     };
     took(READ, READ_CPU, plain::read(target)?);
     took(READ_AND_WRITE, READ_AND_WRITE_CPU, plain::read_and_write(target, &file)?);
-    let empty = Target::start(&bench.programs, scratch.path(), MEBIBYTES, false)?;
+    let empty = Target::start(&bench.programs, scratch.jobs(), MEBIBYTES, false)?;
     took(WRITE_BACK, WRITE_BACK_CPU, plain::write_back(&empty, &file)?);
     empty.kill();
     Ok(())

@@ -1,64 +1,84 @@
-//! Many live cuts of a job that writes all the time: the pauses, and the job's longest gap.
+//! Many cuts of a job that writes all the time, live and by `scan`: the pauses, and the job's longest gap.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ckpt_tests::watched::{Watch, number};
+use ckpt_tests::watched::Watch;
 
+use super::cuts::Cuts;
 use super::{Bench, Outcome, Workload, saving};
 use crate::figure::Figures;
-use crate::writer::Writer;
+use crate::writer::{Contents, Writer};
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
     name: "pauses",
-    about: "jobs of 256 MiB, 1 GiB and 4 GiB that write a page drawn at random every 40 us, or without a rest, under `ckpt watch --interval 20ms` \
-            for 10 s: some hundred live cuts each",
+    about: "jobs of 256 MiB to 8 GiB of compressible pages that write a page drawn at random every 40 us, or without a rest, under \
+            `ckpt watch --interval 20ms` with each tracker, until there were 100 cuts for each round, for 20 s of a round at most",
     run,
 };
 
-const SECONDS: u64 = 10;
-/// Size, nanoseconds between two pages, and the names of the pauses and of the longest gap.
-const JOBS: &[(u64, u64, &str, &str)] = &[
-    (256, 40_000, "pause, 256 MiB, 100 MB/s", "longest gap, 256 MiB, 100 MB/s"),
-    (1024, 40_000, "pause, 1 GiB, 100 MB/s", "longest gap, 1 GiB, 100 MB/s"),
-    (4096, 40_000, "pause, 4 GiB, 100 MB/s", "longest gap, 4 GiB, 100 MB/s"),
-    (256, 0, "pause, 256 MiB, full speed", "longest gap, 256 MiB, full speed"),
-    (1024, 0, "pause, 1 GiB, full speed", "longest gap, 1 GiB, full speed"),
-];
+/// Of each round; there are five, if nothing else is said.
+const CUTS: usize = 100;
+const AT_MOST: Duration = Duration::from_secs(20);
+/// The writer is asked so often whether there were enough.
+const SECONDS: u64 = 2;
+
+const SIZES: &[(u64, &str)] = &[(256, "256 MiB"), (1024, "1 GiB"), (4096, "4 GiB"), (8192, "8 GiB")];
+/// Nanoseconds between two pages.
+const RATES: &[(u64, &str)] = &[(40_000, "100 MB/s"), (0, "full speed")];
+const TRACKERS: [&str; 2] = ["live", "scan"];
 
 fn run(bench: &Bench) -> Result<Outcome> {
     let (mut figures, mut notes) = (Figures::default(), Vec::new());
-    for &(mebibytes, each_ns, pause, gap) in JOBS {
-        let scratch = match saving::scratch(3 * mebibytes)? {
+    for &(mebibytes, size) in SIZES {
+        // Images are small, and old ones are merged away only now and then; what ckpt itself keeps is in it, too.
+        let scratch = match saving::scratch_for(mebibytes, mebibytes / 4 + 2048)? {
             Ok(scratch) => scratch,
             Err(reason) => {
-                notes.push(format!("{pause} was not measured: {reason}"));
+                notes.push(format!("{size} was not measured: {reason}"));
                 continue;
             }
         };
-        eprintln!("  {pause}");
-        let mut writer = Writer::start(&bench.programs, scratch.path(), mebibytes)?;
-        let dir = scratch.path().join("images");
-        let watch = Watch::start(writer.job(), &dir, "20ms", &["--codec", "raw", "--keep", "2"]);
-        watch.wait_for(1);
-        let worked = writer.work(SECONDS, each_ns)?;
-        let cuts = watch.end();
-        // The first one holds the moment in which the tracker began.
-        let mut pauses: Vec<u64> = cuts.iter().skip(1).map(|cut| number(cut, "pause_us")).collect();
-        pauses.iter().for_each(|us| figures.time(pause, Duration::from_micros(*us)));
-        figures.time(gap, Duration::from_micros(worked.gap_us));
-        pauses.sort_unstable();
-        let taken_again = cuts.iter().filter(|cut| cut["live_fallback"].is_string()).count();
-        let part = |of_100: usize| pauses.get(pauses.len() * of_100 / 100).copied().unwrap_or_default();
-        notes.push(format!(
-            "{pause}: {} cuts, p50 {} us, p99 {} us, longest {} us; {taken_again} were not live",
-            pauses.len(),
-            part(50),
-            part(99),
-            pauses.last().copied().unwrap_or_default()
-        ));
+        let mut writer = Writer::start(&bench.programs, scratch.jobs(), mebibytes, Contents::Compressible)?;
+        for &(each_ns, rate) in RATES {
+            for tracker in TRACKERS {
+                let what = format!("{tracker}, {size}, {rate}");
+                eprintln!("  {what}");
+                let (cuts, gap) = measure(bench, &mut writer, scratch.path(), tracker, each_ns)?;
+                cuts.add_pauses(&pause(tracker, size, rate), &mut figures);
+                figures.time(&longest_gap(tracker, size, rate), gap);
+                notes.push(format!("{}, {:.2} % written between two", cuts.describe(&what), cuts.percent_written()));
+            }
+        }
     }
-    let ratios = JOBS.windows(2).filter_map(|two| figures.ratio(two[1].2, two[0].2)).collect();
+    let each = || RATES.iter().flat_map(|(_, rate)| SIZES.iter().map(move |(_, size)| (*size, *rate)));
+    let against_scan =
+        each().flat_map(|(size, rate)| [pause, longest_gap].map(|of| TRACKERS.map(|tracker| of(tracker, size, rate))));
+    let growth = RATES.iter().flat_map(|(_, rate)| SIZES.windows(2).map(|two| [1, 0].map(|n| pause("live", two[n].1, rate))));
+    let ratios = against_scan.chain(growth).filter_map(|[of, to]| figures.ratio(&of, &to)).collect();
     Ok(Outcome::Measured { notes, figures: figures.into_vec(), ratios })
+}
+
+fn pause(tracker: &str, size: &str, rate: &str) -> String {
+    format!("pause, {tracker}, {size}, {rate}")
+}
+
+fn longest_gap(tracker: &str, size: &str, rate: &str) -> String {
+    format!("longest gap, {tracker}, {size}, {rate}")
+}
+
+/// Cuts while the job works, and its longest gap.
+fn measure(bench: &Bench, writer: &mut Writer, folder: &Path, tracker: &str, each_ns: u64) -> Result<(Cuts, Duration)> {
+    let dir = folder.join("images");
+    let watch = Watch::start(writer.job(), &dir, "20ms", &["--codec", "lz4", "--keep", "2", "--tracker", tracker]);
+    watch.wait_for(1);
+    let (began, mut gap_us) = (Instant::now(), 0);
+    while watch.checkpoints().len() <= CUTS * bench.runs as usize && began.elapsed() < AT_MOST * bench.runs {
+        gap_us = gap_us.max(writer.work(SECONDS, each_ns)?.gap_us);
+    }
+    let cuts = Cuts::of(watch.end());
+    std::fs::remove_dir_all(&dir)?;
+    Ok((cuts, Duration::from_micros(gap_us)))
 }

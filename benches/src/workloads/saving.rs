@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ckpt_tests::ckpt::{self, Outcome};
+use ckpt_tests::job::Job;
+use ckpt_tests::process;
+use serde_json::Value;
 
 use super::Bench;
 use crate::figure::Figures;
@@ -80,10 +83,9 @@ pub fn checkpoint(bench: &Bench, target: &Target, names: &Names, folder: &Path, 
         command.arg(&image);
     })?;
     let report = outcome.json();
-    let pause = report["pause_us"].as_u64().context("the report of a checkpoint has no pause_us")?;
     figures.time(names.checkpoint, time);
     figures.time(names.checkpoint_cpu, outcome.cpu);
-    figures.time(names.pause, Duration::from_micros(pause));
+    figures.time(names.pause, self::time(&report, "pause_us")?);
     figures.bytes(names.image, image.metadata().context("there is no image")?.len());
     figures.bytes(names.checkpoint_peak, outcome.peak_bytes);
     Ok(image)
@@ -101,6 +103,31 @@ pub fn restart(bench: &Bench, gone: &Gone, names: &Names, image: &Path, figures:
     Ok(gone.is_back())
 }
 
+/// `ckpt checkpoint --json` of a job and all that descends from it, Returns its report.
+pub fn checkpoint_tree(bench: &Bench, job: &Job, image: &Path, after: &str) -> Result<Value> {
+    let (_, outcome) = run(bench, &mut |command| {
+        command.args(["checkpoint", &job.pid().to_string(), "--after", after, "--json", "-o"]).arg(image);
+    })?;
+    Ok(outcome.json())
+}
+
+/// A job and all that descends from it, checkpointed, killed, and brought back. Returns the report of the checkpoint and how long the restart took.
+pub fn kill_and_restart(bench: &Bench, mut job: Job, image: &Path) -> Result<(Value, Duration, Job)> {
+    let family = process::descendants(job.pid());
+    let report = checkpoint_tree(bench, &job, image, "kill")?;
+    job.is_killed();
+    process::bury(&family);
+    let (time, _) = run(bench, &mut |command| {
+        command.args(["restart", "--detach"]).arg(image);
+    })?;
+    Ok((report, time, Job::adopt(job.pid(), job.folder())))
+}
+
+/// A time in the report of a checkpoint, or of its phases.
+pub fn time(report: &Value, key: &str) -> Result<Duration> {
+    report[key].as_u64().map(Duration::from_micros).with_context(|| format!("the report of a checkpoint has no {key}"))
+}
+
 /// So many rounds, each with a process of that size of its own.
 pub fn rounds(bench: &Bench, mebibytes: u64, runs: u32) -> Result<super::Outcome> {
     let scratch = match scratch(mebibytes)? {
@@ -110,7 +137,7 @@ pub fn rounds(bench: &Bench, mebibytes: u64, runs: u32) -> Result<super::Outcome
     let mut figures = Figures::default();
     for round in 1..=runs {
         eprintln!("  round {round} of {runs}");
-        let target = Target::start(&bench.programs, scratch.path(), mebibytes, true)?;
+        let target = Target::start(&bench.programs, scratch.jobs(), mebibytes, true)?;
         self::round(bench, target, scratch.path(), &mut figures)?;
     }
     Ok(super::Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios: Vec::new() })
@@ -129,10 +156,15 @@ pub fn round(bench: &Bench, target: Target, folder: &Path, figures: &mut Figures
 
 /// A place for the images of [`round`], or why there is none.
 pub fn scratch(mebibytes: u64) -> Result<std::result::Result<Scratch, String>> {
+    // The process, its image, and its image with half of it compressed are there at once.
+    scratch_for(mebibytes, mebibytes * 7 / 4)
+}
+
+/// A place for so many MiB of images of processes of so many MiB, or why there is none.
+pub fn scratch_for(mebibytes: u64, images: u64) -> Result<std::result::Result<Scratch, String>> {
     const GIB: f64 = (1u64 << 30) as f64;
-    // The process, its image, and its image with half of it compressed are there at once; and something is left for others.
-    let (images, rest) = (mebibytes * 7 / 4, mebibytes + 512);
-    let (needed, available) = ((images + rest) << 20, machine::available_bytes()?);
+    // Something is left for others.
+    let (needed, available) = ((mebibytes + images + 512) << 20, machine::available_bytes()?);
     if available < needed {
         let (needed, available) = (needed as f64 / GIB, available as f64 / GIB);
         return Ok(Err(format!("it needs {needed:.1} GiB of memory, and {available:.1} GiB are available")));

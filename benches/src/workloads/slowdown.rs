@@ -6,8 +6,8 @@ use anyhow::Result;
 use ckpt_tests::watched::Watch;
 
 use super::{Bench, Outcome, Workload, saving};
-use crate::figure::Figures;
-use crate::writer::Writer;
+use crate::figure::{Figures, Unit};
+use crate::writer::{Contents, Writer};
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -34,11 +34,11 @@ fn run(bench: &Bench) -> Result<Outcome> {
         Err(reason) => return Ok(Outcome::Skipped(reason)),
     };
     let mut figures = Figures::default();
-    let mut writer = Writer::start(&bench.programs, scratch.path(), MEBIBYTES)?;
+    let mut writer = Writer::start(&bench.programs, scratch.jobs(), MEBIBYTES, Contents::Noise)?;
     for round in 1..=bench.runs {
         eprintln!("  round {round} of {}", bench.runs);
         let worked = writer.work(SECONDS, EACH_NS)?;
-        figures.steps(ALONE, worked.steps as f64 / SECONDS as f64);
+        figures.rate(ALONE, Unit::Steps, worked.steps as f64 / SECONDS as f64);
         figures.time("longest gap, not watched", Duration::from_micros(worked.gap_us));
         for &(interval, steps, gap) in WATCHES {
             let dir = scratch.path().join("images");
@@ -47,7 +47,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
             let worked = writer.work(SECONDS, EACH_NS)?;
             watch.end();
             std::fs::remove_dir_all(&dir)?;
-            figures.steps(steps, worked.steps as f64 / SECONDS as f64);
+            figures.rate(steps, Unit::Steps, worked.steps as f64 / SECONDS as f64);
             figures.time(gap, Duration::from_micros(worked.gap_us));
         }
     }

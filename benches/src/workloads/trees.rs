@@ -1,15 +1,11 @@
 //! How freeze, total time and restart grow with the number of processes, and with that of descriptors.
 
-use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
-use ckpt_tests::job::Job;
-use ckpt_tests::{ckpt, process, python};
+use anyhow::Result;
+use ckpt_tests::python;
 
 use super::{Bench, Outcome, Workload, saving};
 use crate::figure::Figures;
+use crate::scratch::Scratch;
 
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
@@ -42,7 +38,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     for (count, names) in PROCESSES {
         eprintln!("  {}", names[0]);
         let script = format!("for n in range({}):\n    if os.fork() == 0:\n        while True: signal.pause()\n", count - 1);
-        measure(bench, scratch.path(), &script, names, &mut figures)?;
+        measure(bench, &scratch, &script, names, &mut figures)?;
     }
     for (count, names) in DESCRIPTORS {
         eprintln!("  {}", names[0]);
@@ -51,7 +47,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
              for r, w in pipes: os.write(w, b'0123456789')\n",
             count / 2
         );
-        measure(bench, scratch.path(), &script, names, &mut figures)?;
+        measure(bench, &scratch, &script, names, &mut figures)?;
     }
     let of = |names: &'static [Names], part: usize| names.windows(2).map(move |two| (two[1].1[part], two[0].1[part]));
     let pairs = (0..3).flat_map(|part| of(PROCESSES, part).chain(of(DESCRIPTORS, part)));
@@ -59,26 +55,15 @@ fn run(bench: &Bench) -> Result<Outcome> {
     Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios })
 }
 
-fn measure(bench: &Bench, folder: &Path, script: &str, names: &[&'static str; 3], figures: &mut Figures) -> Result<()> {
-    let mut job = python::rest_after(folder, script).map_err(anyhow::Error::msg)?;
-    let image = folder.join("image");
+fn measure(bench: &Bench, scratch: &Scratch, script: &str, names: &[&'static str; 3], figures: &mut Figures) -> Result<()> {
+    let mut job = python::rest_after(scratch.jobs(), script).map_err(anyhow::Error::msg)?;
+    let image = scratch.path().join("image");
     for _ in 0..bench.runs {
-        let family = process::descendants(job.pid());
-        let mut command = Command::new(bench.programs.ckpt());
-        command.args(["checkpoint", &job.pid().to_string(), "--after", "kill", "--json", "-o"]).arg(&image);
-        let outcome = ckpt::run(&mut command);
-        ensure!(outcome.status.success(), "{}", outcome.stderr);
-        let report = outcome.json();
-        let time = |key: &str| report[key].as_u64().map(Duration::from_micros).context("a report without times");
-        figures.time(names[0], time("pause_us")?);
-        figures.time(names[1], time("total_us")?);
-        job.is_killed();
-        process::bury(&family);
-        let began = Instant::now();
-        let outcome = ckpt::run(Command::new(bench.programs.ckpt()).args(["restart", "--detach"]).arg(&image));
-        figures.time(names[2], began.elapsed());
-        ensure!(outcome.status.success(), "{}", outcome.stderr);
-        job = Job::adopt(job.pid(), folder);
+        let (report, restart, back) = saving::kill_and_restart(bench, job, &image)?;
+        figures.time(names[0], saving::time(&report, "pause_us")?);
+        figures.time(names[1], saving::time(&report, "total_us")?);
+        figures.time(names[2], restart);
+        job = back;
     }
     job.kill();
     Ok(())
