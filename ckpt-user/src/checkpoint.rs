@@ -243,7 +243,9 @@ impl Target {
             }
             other => Ok((other?, not_tried)),
         });
-        self.looked_at.close();
+        if saved.is_err() {
+            self.looked_at.close();
+        }
         let (saved, live_fallback) = saved?;
         if live && live_fallback.is_none() {
             self.trust.win();
@@ -372,8 +374,10 @@ impl Target {
             mapped.insert(pid, self.mappings.complete(pid, mappings, inspector)?);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let mut cut =
-            collect(&mut frozen, injectors, &mut mapped, (&self.options, &self.looked_at), &mut self.since, (armed, early))?;
+        let (looked_at, since) = (&self.looked_at, &mut self.since);
+        let cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), since, (armed, early));
+        self.looked_at.close();
+        let mut cut = cut?;
         self.programs.cut_writes();
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);

@@ -18,14 +18,14 @@ use crate::scratch::Scratch;
 pub const WORKLOAD: Workload = Workload {
     name: "redis",
     about: "redis-server with 1 GiB of data (or less, if memory is short) under redis-benchmark (SET, then GET, of random keys, values of 1000 \
-            bytes, 16 in a pipeline), on its own and under `ckpt watch --tcp-close`",
+            bytes; 8 clients, each of which asks one thing at a time, or 16), on its own and under `ckpt watch --tcp-close`",
     run,
 };
 
 /// Data, and keys that make as much of it.
 const SIZES: &[(u64, u64)] = &[(1024, 800_000), (512, 400_000), (256, 200_000)];
-/// So many of each kind in a run.
-const REQUESTS: u64 = 1_500_000;
+/// How many things a client asks at a time, and so many of each kind in a run.
+const ASKED: [(u64, u64); 2] = [(1, 300_000), (16, 1_500_000)];
 const ALONE: &str = "not watched";
 const INTERVALS: [&str; 2] = ["100ms", "10ms"];
 
@@ -42,9 +42,9 @@ fn run(bench: &Bench) -> Result<Outcome> {
             Ok(scratch) => {
                 let mut notes = vec![scratch.describe(), format!("{mebibytes} MiB of data")];
                 let figures = measure(bench, &scratch, keys, &mut notes)?;
-                let kinds = ["SET", "GET"].into_iter();
+                let kinds = ASKED.iter().flat_map(|&(at_once, _)| ["SET", "GET"].map(|kind| named(kind, at_once)));
                 let pairs = kinds
-                    .flat_map(|kind| INTERVALS.map(|interval| (throughput(kind, &watched(interval)), throughput(kind, ALONE))));
+                    .flat_map(|kind| INTERVALS.map(|interval| (throughput(&kind, &watched(interval)), throughput(&kind, ALONE))));
                 let ratios = pairs.filter_map(|(of, to)| figures.ratio(&of, &to)).collect();
                 return Ok(Outcome::Measured { notes, figures: figures.into_vec(), ratios });
             }
@@ -52,6 +52,10 @@ fn run(bench: &Bench) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Skipped(why))
+}
+
+fn named(kind: &str, at_once: u64) -> String {
+    format!("{kind}, {at_once} at a time")
 }
 
 fn throughput(kind: &str, how: &str) -> String {
@@ -77,7 +81,7 @@ fn measure(bench: &Bench, scratch: &Scratch, keys: u64, notes: &mut Vec<String>)
     let clients = Clients { folder: folder("clients")?, port, keys };
     eprintln!("  filling it");
     // At random, so 19 of 20 keys are there then.
-    clients.ask("set", 3 * keys)?;
+    clients.ask("set", 3 * keys, 16)?;
     let mut figures = Figures::default();
     for round in 1..=bench.runs {
         eprintln!("  round {round} of {}", bench.runs);
@@ -122,8 +126,16 @@ struct Answered {
 
 impl Clients {
     fn measure(&self, how: &str, figures: &mut Figures) -> Result<()> {
-        for answered in self.ask("set,get", REQUESTS)? {
+        for (at_once, requests) in ASKED {
+            self.measure_at(at_once, requests, how, figures)?;
+        }
+        Ok(())
+    }
+
+    fn measure_at(&self, at_once: u64, requests: u64, how: &str, figures: &mut Figures) -> Result<()> {
+        for answered in self.ask("set,get", requests, at_once)? {
             let Answered { kind, in_a_second, p99_ms, longest_ms } = answered;
+            let kind = named(&kind, at_once);
             figures.rate(&throughput(&kind, how), Unit::Requests, in_a_second);
             figures.time(&format!("latency of {kind}, p99, {how}"), Duration::from_secs_f64(p99_ms / 1e3));
             figures.time(&format!("latency of {kind}, longest, {how}"), Duration::from_secs_f64(longest_ms / 1e3));
@@ -132,9 +144,9 @@ impl Clients {
     }
 
     /// It goes on for ever when its server is gone, so it is a job, which has a deadline.
-    fn ask(&self, tests: &str, requests: u64) -> Result<Vec<Answered>> {
+    fn ask(&self, tests: &str, requests: u64, at_once: u64) -> Result<Vec<Answered>> {
         let mut command = Command::new("redis-benchmark");
-        command.args(["-p", &self.port.to_string(), "-c", "8", "-P", "16", "-d", "1000", "-t", tests, "--csv"]);
+        command.args(["-p", &self.port.to_string(), "-c", "8", "-P", &at_once.to_string(), "-d", "1000", "-t", tests, "--csv"]);
         command.args(["-r", &self.keys.to_string(), "-n", &requests.to_string()]);
         let output = Job::start(&self.folder, &mut command).succeed();
         let answered: Vec<Answered> = output.lines().filter_map(parse).collect();
