@@ -106,8 +106,37 @@ import socket
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 at_nine(s.detach())
 ";
-    a_file_of_a_process: ["descriptor 9 (/proc/", "status", "close it"], "
-at_nine(os.open('/proc/self/status', os.O_RDONLY))
+    a_file_of_another_process: ["descriptor 9 (/proc/1/status)", "looks into pid 1", "close it"], "
+at_nine(os.open('/proc/1/status', os.O_RDONLY))
+";
+    a_folder_of_another_process: ["descriptor 9 (/proc/1/task)", "looks into pid 1", "close it"], "
+at_nine(os.open('/proc/1/task', os.O_RDONLY | os.O_DIRECTORY))
+";
+    a_file_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "status", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/status', os.O_RDONLY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    the_descriptors_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "/fd", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/fd', os.O_RDONLY | os.O_DIRECTORY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    a_file_of_a_process_whose_number_another_has: ["descriptor 9 (/proc/", "stat", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/stat', os.O_RDONLY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+number = ctypes.c_int(child)
+# struct clone_args, with set_tid.
+arguments = struct.pack('QQQQQQQQQQQ', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(number), 1, 0)
+if call('clone3', 435, arguments, len(arguments)) == 0:
+    while True: signal.pause()
 ";
     a_handle_of_another_process: ["descriptor 9 ", "a handle on pid 1", "close it"], "
 at_nine(call('pidfd_open', 434, 1, 0))
@@ -208,11 +237,11 @@ fn all_reasons_together() {
     needs_root!();
     let folder = tempdir().unwrap();
     let script = "
-first = os.open('/proc/self/status', os.O_RDONLY)
-second = os.open('/proc/self/maps', os.O_RDONLY)
+first = os.open('/proc/1/status', os.O_RDONLY)
+second = os.open('/proc/1/comm', os.O_RDONLY)
 r, w = os.pipe()
 if os.fork() == 0:
-    third = os.open('/proc/self/stat', os.O_RDONLY)
+    third = os.open('/proc/1/stat', os.O_RDONLY)
     os.write(w, b'x')
     while True: signal.pause()
 os.read(r, 1)

@@ -2,8 +2,8 @@
 
 use super::file::FileKindEntry;
 use super::{
-    content, device, directory, epoll, eventfd, external, fifo, inotify, mqueue, netlink, pidfd, pipe, pty, regular, signalfd,
-    socket, tcp, timerfd, udp, unix, view,
+    content, device, directory, epoll, eventfd, external, fifo, inotify, mqueue, netlink, pidfd, pipe, process_file, pty,
+    regular, signalfd, socket, tcp, timerfd, udp, unix, view,
 };
 
 /// See the module. A descriptor that no kind claims is refused by name.
@@ -12,6 +12,7 @@ pub const FILE_KINDS: &[FileKindEntry] = &[
     FileKindEntry::of::<external::External>(),
     FileKindEntry::of::<device::Device>(),
     FileKindEntry::of::<mqueue::Mqueue>(),
+    FileKindEntry::of::<process_file::ProcessFile>(),
     FileKindEntry::of::<content::Memfd>(),
     FileKindEntry::of::<content::Deleted>(),
     FileKindEntry::of::<view::View>(),
