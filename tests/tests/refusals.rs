@@ -98,8 +98,26 @@ at_nine(call('perf_event_open', 298, attributes, 0, -1, -1, 0))
     userfaultfd: ["descriptor 9 ", "userfaultfd", "close it"], "
 at_nine(call('userfaultfd', 323, 1))
 ";
-    fanotify: ["descriptor 9 ", "fanotify", "close it"], "
-at_nine(call('fanotify_init', 300, 0, 0))
+    fanotify_that_others_wait_for: ["descriptor 9 ", "fanotify", "decides what other programs may open", "close it"], "
+open('asked', 'w').close()
+group = call('fanotify_init', 300, 4, 0)
+call('fanotify_mark', 301, group, 1, ctypes.c_uint64(0x10000), ctypes.c_int64(-100), b'asked')
+at_nine(group)
+";
+    fanotify_with_events: ["descriptor 9 ", "fanotify", "has events", "read them"], "
+open('watched', 'w').close()
+group = call('fanotify_init', 300, 0, 0)
+call('fanotify_mark', 301, group, 1, ctypes.c_uint64(0x20), ctypes.c_int64(-100), b'watched')
+open('watched').close()
+at_nine(group)
+";
+    a_network_device_that_goes_with_the_program: ["descriptor 9 (the network device ckpt", "goes away with the program", "make it persistent"], "
+import fcntl
+try:
+    fd = os.open('/dev/net/tun', os.O_RDWR)
+    fcntl.ioctl(fd, 0x400454ca, struct.pack('16sH22x', b'ckpt%d', 0x1002))
+except OSError as error: absent(f'no network devices of programs: {error}')
+at_nine(fd)
 ";
     packet_socket: ["descriptor 9 ", "packet", "socket", "close it"], "
 import socket

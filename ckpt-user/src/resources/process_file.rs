@@ -21,7 +21,7 @@ use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::{Collector, Restorer, fd_table, file_system, named_file, placeholder};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::procfs;
+use crate::sys::{directory, procfs};
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -202,7 +202,8 @@ fn state(d: &Descriptor<'_>, path: &Path) -> io::Result<State> {
 fn look_into(d: &Descriptor<'_>) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", d.own.as_raw_fd());
     if kind(d) == SFlag::S_IFDIR {
-        return fs::read_dir(own)?.next().transpose().map(drop);
+        // Not by readdir(3), which takes the error for the end.
+        return directory::read_once(File::open(own)?.as_fd());
     }
     File::open(own)?.read(&mut [0; 8]).map(drop)
 }
