@@ -137,6 +137,12 @@ at_nine(os.open(f'/proc/{child}/status', os.O_RDONLY))
 os.kill(child, 9)
 os.waitpid(child, 0)
 ";
+    memory_from_before_an_exec: ["descriptor 9 (/proc/", "maps", "before it executed another program", "close it"], "
+if 'AGAIN' not in os.environ:
+    os.environ['AGAIN'] = 'yes'
+    at_nine(os.open('/proc/self/maps', os.O_RDONLY))
+    os.execv(sys.orig_argv[0], sys.orig_argv)
+";
     the_descriptors_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "/fd", "has ended", "ESRCH", "close it"], "
 child = os.fork()
 if child == 0: signal.pause()
