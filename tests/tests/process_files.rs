@@ -84,7 +84,10 @@ os.lseek(files['child'], 3, 0)
 os.lseek(files['maps'], 7, 0)
 watch = select.epoll()
 watch.register(files['mounts'], select.EPOLLPRI)
-marked = ctypes.create_string_buffer(b'marked')
+def watched():
+    # Number and events. (What it reports depends on what others mount meanwhile.)
+    text = open(f'/proc/self/fdinfo/{watch.fileno()}').read()
+    return [line.split()[:4] for line in text.splitlines() if line.startswith('tfd')]
 def look():
     f = files
     offsets = {name: (os.lseek(fd, 0, 1), os.get_inheritable(fd)) for name, fd in f.items() if name != 'program'}
@@ -97,7 +100,7 @@ def look():
         os.readlink('', dir_fd=f['program']), start, os.pread(f['environment'], 200, 0),
         field(f['mounts'], '')[:1], os.pread(f['net'], 30, 0), os.pread(f['machine'], 3, 0),
         str(os.getpid()) in entries(f['all']), os.pread(f['kernel'], 99, 0), entries(f['kernel folder']),
-        watch.poll(0),
+        watched(),
     )
 look()
 first = look()
