@@ -4,8 +4,9 @@
 //! wait for the program to permit: a group that asks for permission events is refused.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +76,11 @@ enum Of {
     FileSystem((u64, u64)),
 }
 
+const LINK: &str = "anon_inode:[fanotify]";
+/// Why a group that asks for permission events is refused, and what can be done.
+pub const ASKS: &str = "decides what other programs may open, and who waits for its answer cannot be seen";
+/// See above.
+pub const CLOSE: &str = "let the program close it first";
 /// linux/fanotify.h.
 const FAN_MARK_ADD: u32 = 0x1;
 const FAN_MARK_DONT_FOLLOW: u32 = 0x4;
@@ -97,14 +103,14 @@ impl FileKind for Fanotify {
     type Record = FanotifyRecord;
 
     fn matches(d: &Descriptor<'_>) -> bool {
-        d.link == "anon_inode:[fanotify]"
+        d.link == LINK
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<FanotifyRecord> {
-        let name = || format!("descriptor {} (fanotify)", d.fd);
+        let name = || name(d.fd);
         if procfs::status(d.pid, d.pid.leader())?.capeff & (1 << CAP_SYS_ADMIN) == 0 {
             let reason = "belongs to a program without CAP_SYS_ADMIN, and would tell more than before if ckpt made it";
-            return cx.refuse(d.pid, name(), reason, "let the program close it first");
+            return cx.refuse(d.pid, name(), reason, CLOSE);
         }
         let marks = d.info.lines.iter().filter_map(|line| line.strip_prefix("fanotify "));
         let (group, marks): (Vec<&str>, Vec<&str>) = marks.partition(|line| line.starts_with("flags:"));
@@ -125,9 +131,8 @@ impl FileKind for Fanotify {
                 }
             }
         }
-        if seen.iter().any(|mark| (mark.mask | mark.ignored) & PERMISSION_EVENTS != 0) {
-            let reason = "decides what other programs may open, and who waits for its answer cannot be seen";
-            return cx.refuse(d.pid, name(), reason, "let the program close it first");
+        if seen.iter().any(Seen::asks) {
+            return cx.refuse(d.pid, name(), ASKS, CLOSE);
         }
         let marks = with_names(cx, d, seen)?;
         // In the end: what ckpt itself did was seen as well.
@@ -164,6 +169,10 @@ fn number(line: &str, key: &str) -> Option<u32> {
 }
 
 impl Seen {
+    fn asks(&self) -> bool {
+        (self.mask | self.ignored) & PERMISSION_EVENTS != 0
+    }
+
     /// "ino:98c0b4 sdev:fe00000 mflags:0 mask:8000002 ignored_mask:0 fhandle-bytes:8 ...", "mnt_id:1b mflags:0 ..." or "sdev:fe00000 mflags:0 ..."
     fn parse(line: &str) -> Option<Seen> {
         let of = match line.split(':').next()? {
@@ -176,6 +185,35 @@ impl Seen {
         let flags = number(line, "mflags").filter(|flags| flags & !known == 0)?;
         Some(Seen { of, mask: number(line, "mask")?, ignored: number(line, "ignored_mask")?, flags })
     }
+}
+
+/// How a group is called in refusals.
+pub fn name(fd: RawFd) -> String {
+    format!("descriptor {fd} (fanotify)")
+}
+
+/// The groups of a process that others may wait for. To be known before it is stopped: ckpt might wait for them, too.
+pub fn that_ask(pid: Pid) -> Result<Vec<RawFd>> {
+    let doing = || format!("cannot list the descriptors of pid {pid}");
+    let mut groups = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
+        let entry = entry.doing(doing)?;
+        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
+        let text = match fs::read_link(entry.path()) {
+            Ok(link) if link.as_os_str() == LINK => fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")),
+            other => other.map(|_| String::new()),
+        };
+        match text {
+            Ok(text) => {
+                let mut marks = text.lines().filter_map(|line| line.strip_prefix("fanotify ")).filter_map(Seen::parse);
+                groups.extend(marks.any(|mark| mark.asks()).then_some(fd));
+            }
+            // Closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).doing(|| format!("cannot look at descriptor {fd} of pid {pid}")),
+        }
+    }
+    Ok(groups)
 }
 
 /// By which names the marks can be set again.
@@ -200,7 +238,7 @@ fn with_names(cx: &Collector<'_>, d: &Descriptor<'_>, seen: Vec<Seen>) -> Result
             let reason = format!("marks {what}, for which no name can be found");
             let advice =
                 "let the program remove that mark if the file was deleted or unmounted; else list its directory, and try again";
-            return cx.refuse(d.pid, format!("descriptor {} (fanotify)", d.fd), reason, advice);
+            return cx.refuse(d.pid, name(d.fd), reason, advice);
         };
         marks.push(Mark { on, path: path.into_os_string().into_vec(), mask, ignored, flags });
     }
@@ -262,109 +300,4 @@ impl Mark {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, File};
-    use std::os::fd::{AsFd, AsRawFd};
-
-    use super::super::fd_trial::{collect, flags};
-    use super::*;
-
-    const CLOEXEC_NONBLOCK: u32 = 0x3;
-    const OPEN: u64 = 0x20;
-    const MODIFY: u64 = 0x2;
-    const ON_CHILDREN: u64 = 0x0800_0000;
-
-    fn lines(fd: &OwnedFd) -> Vec<String> {
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
-        let mut lines: Vec<String> = text.lines().filter(|line| line.starts_with("fanotify")).map(str::to_owned).collect();
-        lines.sort();
-        lines
-    }
-
-    /// A group, or `None` where this is not allowed.
-    fn group(flags: u32) -> Option<OwnedFd> {
-        let made = fanotify::create(flags, (libc::O_RDWR | libc::O_NOATIME | libc::O_CLOEXEC) as u32);
-        made.map_err(|error| eprintln!("skipped: no fanotify here: {error}")).ok()
-    }
-
-    #[test]
-    fn marks_come_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("a file");
-        fs::write(&file, "").unwrap();
-        // FAN_CLASS_CONTENT; FAN_REPORT_DFID_NAME.
-        for class in [0, 0x4, 0xc00] {
-            let Some(old) = group(CLOEXEC_NONBLOCK | class) else { return };
-            let mark = |flags, mask, path: &Path| fanotify::mark(old.as_fd(), FAN_MARK_ADD | flags, mask, path).unwrap();
-            mark(0, MODIFY | ON_CHILDREN | 0x4000_0000, folder.path());
-            mark(0, OPEN, &file);
-            mark(FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, 0x10, &file);
-            mark(FAN_MARK_IGNORED_MASK, 0x10, folder.path());
-            let shm = Path::new("/dev/shm");
-            if is_mount_point(shm).unwrap() {
-                // FAN_OPEN_EXEC: others use it, too.
-                mark(FAN_MARK_FILESYSTEM, 0x1000, shm);
-                mark(FAN_MARK_MOUNT, 0x1000, shm);
-                mark(FAN_MARK_MOUNT | FAN_MARK_IGNORE | FAN_MARK_IGNORED_SURV_MODIFY, OPEN, shm);
-            }
-            let [new] = collect(&[old.as_fd()]).unwrap().restore().unwrap().try_into().unwrap();
-            assert_eq!(flags(&new), flags(&old));
-            assert_eq!(lines(&new), lines(&old));
-            assert_eq!(queue::readable(new.as_fd()).unwrap(), 0);
-            File::open(&file).unwrap();
-            assert_ne!(queue::readable(new.as_fd()).unwrap(), 0);
-        }
-    }
-
-    #[test]
-    fn events_that_wait_and_permissions_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (waits, asks) = (folder.path().join("waits"), folder.path().join("asks"));
-        fs::write(&waits, "").unwrap();
-        fs::write(&asks, "").unwrap();
-        let Some(fd) = group(CLOEXEC_NONBLOCK | 0x4) else { return };
-        fanotify::mark(fd.as_fd(), FAN_MARK_ADD, OPEN, &waits).unwrap();
-        File::open(&waits).unwrap();
-        let refused = || collect(&[fd.as_fd()]).map(drop).unwrap_err().to_string();
-        assert!(refused().contains("events") && refused().contains("try again"), "{}", refused());
-        match fanotify::mark(fd.as_fd(), FAN_MARK_ADD, 0x10000, &asks) {
-            Ok(()) => assert!(refused().contains("decides what other programs may open"), "{}", refused()),
-            Err(error) => eprintln!("skipped: no permission events here: {error}"),
-        }
-    }
-
-    #[test]
-    fn a_deleted_file_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
-        let file = File::create(&path).unwrap();
-        let Some(fd) = group(CLOEXEC_NONBLOCK) else { return };
-        fanotify::mark(fd.as_fd(), FAN_MARK_ADD, OPEN, &path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let refused = collect(&[fd.as_fd()]).map(drop).unwrap_err().to_string();
-        assert!(refused.contains("no name can be found"), "{refused}");
-        drop(file);
-    }
-
-    #[test]
-    fn hostile_records_are_errors() {
-        let options = super::super::restorer::RestoreOptions::default();
-        let mut cx = Restorer::new(&options, Vec::new());
-        let mark = |on, path: &[u8], mask| Mark { on, path: path.to_vec(), mask, ignored: 0, flags: 0 };
-        let Some(_) = group(0) else { return };
-        for marks in [
-            vec![mark(On::Inode, b"/no/such/file", 2)],
-            vec![mark(On::Inode, b"/no\0name", 2)],
-            vec![mark(On::Mount, b"/usr/bin", 2)],
-            vec![mark(On::FileSystem, b"/usr/bin", 2)],
-            vec![mark(On::Inode, b"/", 0x8000_0000)],
-        ] {
-            let record = FanotifyRecord { marks, ..FanotifyRecord::default() };
-            let made = Fanotify::restore(&mut cx, &OpenFile::default(), &record);
-            assert!(made.and_then(|fd| Fanotify::finish(&mut cx, fd.as_fd(), &record)).is_err(), "{record:?}");
-        }
-        assert!(
-            Fanotify::restore(&mut cx, &OpenFile::default(), &FanotifyRecord { flags: !0, ..FanotifyRecord::default() }).is_err()
-        );
-    }
-}
+mod tests;
