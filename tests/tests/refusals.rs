@@ -98,16 +98,69 @@ at_nine(call('perf_event_open', 298, attributes, 0, -1, -1, 0))
     userfaultfd: ["descriptor 9 ", "userfaultfd", "close it"], "
 at_nine(call('userfaultfd', 323, 1))
 ";
-    fanotify: ["descriptor 9 ", "fanotify", "close it"], "
-at_nine(call('fanotify_init', 300, 0, 0))
+    fanotify_that_others_wait_for: ["descriptor 9 ", "fanotify", "decides what other programs may open", "close it"], "
+open('asked', 'w').close()
+group = call('fanotify_init', 300, 4, 0)
+call('fanotify_mark', 301, group, 1, ctypes.c_uint64(0x10000), ctypes.c_int64(-100), b'asked')
+at_nine(group)
+";
+    fanotify_with_events: ["descriptor 9 ", "fanotify", "has events", "read them"], "
+open('watched', 'w').close()
+group = call('fanotify_init', 300, 0, 0)
+call('fanotify_mark', 301, group, 1, ctypes.c_uint64(0x20), ctypes.c_int64(-100), b'watched')
+open('watched').close()
+at_nine(group)
+";
+    a_network_device_that_goes_with_the_program: ["descriptor 9 (the network device ckpt", "goes away with the program", "make it persistent"], "
+import fcntl
+try:
+    fd = os.open('/dev/net/tun', os.O_RDWR)
+    fcntl.ioctl(fd, 0x400454ca, struct.pack('16sH22x', b'ckpt%d', 0x1002))
+except OSError as error: absent(f'no network devices of programs: {error}')
+at_nine(fd)
 ";
     packet_socket: ["descriptor 9 ", "packet", "socket", "close it"], "
 import socket
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 at_nine(s.detach())
 ";
-    a_file_of_a_process: ["descriptor 9 (/proc/", "status", "close it"], "
-at_nine(os.open('/proc/self/status', os.O_RDONLY))
+    a_file_of_another_process: ["descriptor 9 (/proc/1/status)", "looks into pid 1", "close it"], "
+at_nine(os.open('/proc/1/status', os.O_RDONLY))
+";
+    a_folder_of_another_process: ["descriptor 9 (/proc/1/task)", "looks into pid 1", "close it"], "
+at_nine(os.open('/proc/1/task', os.O_RDONLY | os.O_DIRECTORY))
+";
+    a_file_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "status", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/status', os.O_RDONLY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    memory_from_before_an_exec: ["descriptor 9 (/proc/", "maps", "before it executed another program", "close it"], "
+if 'AGAIN' not in os.environ:
+    os.environ['AGAIN'] = 'yes'
+    at_nine(os.open('/proc/self/maps', os.O_RDONLY))
+    os.execv(sys.orig_argv[0], sys.orig_argv)
+";
+    the_descriptors_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "/fd", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/fd', os.O_RDONLY | os.O_DIRECTORY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    a_file_of_a_process_whose_number_another_has: ["descriptor 9 (/proc/", "stat", "has ended", "ESRCH", "close it"], "
+child = os.fork()
+if child == 0: signal.pause()
+at_nine(os.open(f'/proc/{child}/stat', os.O_RDONLY))
+os.kill(child, 9)
+os.waitpid(child, 0)
+number = ctypes.c_int(child)
+# struct clone_args, with set_tid.
+arguments = struct.pack('QQQQQQQQQQQ', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(number), 1, 0)
+if call('clone3', 435, arguments, len(arguments)) == 0:
+    while True: signal.pause()
 ";
     a_handle_of_another_process: ["descriptor 9 ", "a handle on pid 1", "close it"], "
 at_nine(call('pidfd_open', 434, 1, 0))
@@ -208,11 +261,11 @@ fn all_reasons_together() {
     needs_root!();
     let folder = tempdir().unwrap();
     let script = "
-first = os.open('/proc/self/status', os.O_RDONLY)
-second = os.open('/proc/self/maps', os.O_RDONLY)
+first = os.open('/proc/1/status', os.O_RDONLY)
+second = os.open('/proc/1/comm', os.O_RDONLY)
 r, w = os.pipe()
 if os.fork() == 0:
-    third = os.open('/proc/self/stat', os.O_RDONLY)
+    third = os.open('/proc/1/stat', os.O_RDONLY)
     os.write(w, b'x')
     while True: signal.pause()
 os.read(r, 1)

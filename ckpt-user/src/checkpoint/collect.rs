@@ -106,7 +106,9 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
             }
         })
     })?;
-    refusals.extend_from_slice(cx.refusals());
+    // Some are found both from outside and on the way.
+    let others: Vec<Refusal> = cx.refusals().iter().filter(|refusal| !refusals.contains(refusal)).cloned().collect();
+    refusals.extend(others);
     Ok(refusals)
 }
 

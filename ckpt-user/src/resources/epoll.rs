@@ -15,7 +15,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use nix::sys::epoll::{Epoll as NixEpoll, EpollCreateFlags};
 use serde::{Deserialize, Serialize};
 
-use super::file::{Descriptor, FileKind, OpenFile};
+use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
@@ -139,7 +139,8 @@ impl FileKind for Epoll {
         Ok(NixEpoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing(|| "cannot make an epoll")?.0)
     }
 
-    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &EpollRecord) -> Result<()> {
+    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &EpollRecord) -> Result<()> {
+        let fd = at.fd;
         // These first: having one reported must not have another one reported.
         for interest in record.interests.iter().filter(|i| i.is_spent()) {
             under_number(task, fd, interest, |task, epoll| register_spent(task, epoll, interest))?;
@@ -444,7 +445,8 @@ mod tests {
             }
             let numbers = numbers_of(new.pid()).unwrap();
             let wishes = RestoreOptions::default();
-            Epoll::attach(&mut Restorer::new(&wishes, Vec::new()), &mut new.task(), 0, &record).unwrap();
+            let at = Place { objref: crate::ids::ObjRef(1), fd: 0, common: &OpenFile::default() };
+            Epoll::attach(&mut Restorer::new(&wishes, Vec::new()), &mut new.task(), &at, &record).unwrap();
             assert_eq!(numbers_of(new.pid()).unwrap(), numbers);
             assert_eq!(ready(&again), []);
             write(&kept, &1u64.to_ne_bytes()).unwrap();

@@ -5,10 +5,12 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::stat::fstat;
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::collector::ObjectKey;
 use super::file::{self, Descriptor, FdInfo, OpenFile};
 use super::lock::{self, Lock};
-use super::{Collector, Restorer, external};
+use super::{Collector, Restorer, external, process_file};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
@@ -113,7 +115,9 @@ pub struct Descriptions {
 impl Descriptions {
     /// The first descriptor with the same description as this one of `pid`, which is itself if it is new.
     fn first_of(&mut self, pid: Pid, seen: &Seen) -> Result<(Pid, RawFd)> {
-        let look = (seen.link.clone(), seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id);
+        // Names below /proc/PID/net are lost as soon as somebody else uses them.
+        let link = without_deleted(&seen.link).to_owned();
+        let look = (link, seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id);
         let candidates = self.by_look.entry(look).or_default();
         let (mut low, mut high) = (0, candidates.len());
         while low < high {
@@ -156,7 +160,12 @@ fn collect_one(
         }
     }
     let own = pidfd::get_fd(process, seen.fd).doing(doing)?;
-    let stat = fstat(&own).doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?;
+    let stat = match fstat(&own) {
+        Err(Errno::ENOENT) if process_file::names_a_process(&seen.link) => {
+            return process_file::refuse_gone(cx, pid, seen.fd, &seen.link);
+        }
+        other => other.doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?,
+    };
     let d = Descriptor { pid, fd: seen.fd, link: &seen.link, info: &seen.info, stat: &stat, own: own.as_fd() };
     let file = cx.intern(ObjectKey::File(pid, seen.fd), |cx, objref| {
         let section = file::collect(cx, &d, common(&d)?)?;
@@ -166,6 +175,11 @@ fn collect_one(
         Ok(section)
     })?;
     Ok((file, pid))
+}
+
+/// The path in what /proc/PID/fd/N points to.
+pub fn without_deleted(link: &OsStr) -> &OsStr {
+    OsStr::from_bytes(link.as_bytes().strip_suffix(b" (deleted)").unwrap_or(link.as_bytes()))
 }
 
 fn common(d: &Descriptor<'_>) -> Result<OpenFile> {
@@ -265,7 +279,7 @@ pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
 }
 
 /// Flags that fcntl can set, and the offset.
-fn set_common(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
+pub fn set_common(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
     if common.flags & libc::O_PATH != 0 {
         return Ok(());
     }
@@ -277,7 +291,11 @@ fn set_common(fd: BorrowedFd<'_>, common: &OpenFile) -> Result<()> {
         fcntl(fd, FcntlArg::F_SETFL(wanted)).doing(doing)?;
     }
     if common.pos != 0 {
-        own::seek_to(fd, common.pos).doing(|| format!("cannot set the offset of {}", common.link))?;
+        match own::seek_to(fd, common.pos) {
+            // Some devices count what was read; nobody can ask them.
+            Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => {}
+            other => other.doing(|| format!("cannot set the offset of {}", common.link))?,
+        }
     }
     Ok(())
 }
@@ -363,7 +381,7 @@ pub fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, table: &FdTable)
         let kind = file::kind_of(&section)?;
         let is_first = cx.is_first_to_attach(objref);
         if is_first || kind.attaches_in_each {
-            (kind.attach)(cx, task, fd, &section)?;
+            (kind.attach)(cx, task, objref, fd, &section)?;
         }
         if is_first {
             here.insert(objref, fd);

@@ -123,7 +123,7 @@ impl Cut {
         let options = RestoreOptions::default();
         let mut cx = Restorer::new(&options, self.objects.clone());
         let section = cx.section(self.files[n])?;
-        (file::kind_of(&section)?.attach)(&mut cx, task, fd, &section)
+        (file::kind_of(&section)?.attach)(&mut cx, task, self.files[n], fd, &section)
     }
 }
 

@@ -11,7 +11,7 @@ use super::lock::Lock;
 use super::registry::FILE_KINDS;
 use super::{Collector, Restorer};
 use crate::error::Result;
-use crate::ids::Pid;
+use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
 use crate::tracee::remote::RemoteTask;
 
@@ -90,6 +90,17 @@ pub struct OpenFile {
     pub locks: Vec<Lock>,
 }
 
+/// Where an open file is in a process of the restart.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The open file.
+    pub objref: ObjRef,
+    /// The first number that it has there.
+    pub fd: RawFd,
+    /// What belongs to every open file.
+    pub common: &'a OpenFile,
+}
+
 /// A kind of open file. Recognise it, read it from a frozen task, make it again.
 pub trait FileKind {
     /// The name of the kind in images.
@@ -111,10 +122,10 @@ pub trait FileKind {
     /// afterwards by the caller from `common`; what only open can set (access mode, O_PATH, ...) is for the kind.
     fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &Self::Record) -> Result<OwnedFd>;
 
-    /// What only a task that has the descriptor in its place (`fd`) can do: epoll_ctl, record locks. Called once per
+    /// What only a task that has the descriptor in its place (`at`) can do: epoll_ctl, record locks. Called once per
     /// description, in the first process that has it, after all its descriptors are placed.
-    fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &Self::Record) -> Result<()> {
-        let _ = (cx, task, fd, record);
+    fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &Self::Record) -> Result<()> {
+        let _ = (cx, task, at, record);
         Ok(())
     }
 
@@ -148,7 +159,7 @@ pub struct FileKindEntry {
     /// [`FileKind::ATTACHES_IN_EACH`].
     pub attaches_in_each: bool,
     /// [`FileKind::attach`], decoded.
-    pub attach: fn(&mut Restorer<'_>, &mut RemoteTask<'_>, RawFd, &Section) -> Result<()>,
+    pub attach: fn(&mut Restorer<'_>, &mut RemoteTask<'_>, ObjRef, RawFd, &Section) -> Result<()>,
     /// [`FileKind::finish`], decoded.
     pub finish: fn(&mut Restorer<'_>, BorrowedFd<'_>, &Section) -> Result<()>,
 }
@@ -174,7 +185,10 @@ impl FileKindEntry {
                 Ok((K::restore(cx, &body.common, &body.record)?, body.common))
             },
             attaches_in_each: K::ATTACHES_IN_EACH,
-            attach: |cx, task, fd, section| K::attach(cx, task, fd, &section.decode::<FileBody<K::Record>>()?.record),
+            attach: |cx, task, objref, fd, section| {
+                let body: FileBody<K::Record> = section.decode()?;
+                K::attach(cx, task, &Place { objref, fd, common: &body.common }, &body.record)
+            },
             finish: |cx, fd, section| K::finish(cx, fd.as_fd(), &section.decode::<FileBody<K::Record>>()?.record),
         }
     }

@@ -1,16 +1,15 @@
 //! pidfd_open(2): a handle on a process of the cut. Until that process is there, something else keeps the descriptor's place.
 
-use std::fs::{self, File};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{Descriptor, FileKind, OpenFile};
-use super::{Collector, Restorer};
-use crate::error::{Doing, Error, Result};
+use super::file::{Descriptor, FileKind, OpenFile, Place};
+use super::{Collector, Restorer, placeholder};
+use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::{kcmp, procfs};
+use crate::sys::procfs;
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -65,41 +64,24 @@ impl FileKind for PidFd {
     }
 
     fn restore(_cx: &mut Restorer<'_>, _common: &OpenFile, _record: &PidFdRecord) -> Result<OwnedFd> {
-        Ok(File::open("/dev/null").doing(|| "cannot open /dev/null")?.into())
+        placeholder::open()
     }
 
-    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &PidFdRecord) -> Result<()> {
+    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &PidFdRecord) -> Result<()> {
         let doing = format!("cannot make a pidfd of {}", record.id);
         let handle = task.call(&doing, libc::SYS_pidfd_open, [record.id.into(), (record.flags & FLAGS).into()])?;
-        for number in same_file(task.pid(), fd)? {
-            let flags = task.call(&doing, libc::SYS_fcntl, [number.into(), libc::F_GETFD.into()])?;
-            let cloexec = if flags & libc::FD_CLOEXEC as u64 != 0 { libc::O_CLOEXEC } else { 0 };
-            task.call(&doing, libc::SYS_dup3, [handle.into(), number.into(), cloexec.into()])?;
-        }
-        task.call(&doing, libc::SYS_close, [handle.into()]).map(drop)
+        placeholder::replace(task, at.fd, handle, &doing)
     }
-}
-
-/// Every descriptor of the task that leads to the same open file as `fd`.
-fn same_file(pid: Pid, fd: RawFd) -> Result<Vec<RawFd>> {
-    let doing = || format!("cannot look at the descriptors of pid {pid}");
-    let mut same = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-        let number = entry.doing(doing)?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        if let Some(number) = number
-            && kcmp::files(pid, fd, pid, number).doing(doing)?.is_eq()
-        {
-            same.push(number);
-        }
-    }
-    Ok(same)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+
     use super::super::collector::CollectOptions;
     use super::super::fd_trial::{Heir, collect_with};
     use super::*;
+    use crate::sys::kcmp;
 
     fn files() -> [OwnedFd; 3] {
         [(); 3].map(|()| File::open("/dev/null").unwrap().into())

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::task::Subject;
-use super::{Collector, cpu, fs_state, machine, task_registry, terminals};
+use super::{Collector, cpu, fanotify, fs_state, machine, task_registry, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::procfs::Status;
@@ -96,6 +96,8 @@ fn process(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<bool> {
     program(pid, refusals)?;
     tracers(pid, refusals)?;
     namespaces(pid, refusals)?;
+    let asking = fanotify::that_ask(pid)?.into_iter();
+    refusals.extend(asking.map(|fd| refusal(pid, fanotify::name(fd), fanotify::ASKS, fanotify::CLOSE)));
     Ok(true)
 }
 

@@ -3,7 +3,7 @@
 //! A connection to a program outside of the cut is refused by name, unless it is standard input, output or error: those are taken from
 //! whoever runs the restart.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::poll::PollFlags;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
 use super::external::{self, ExternalRecord};
-use super::file::{Descriptor, FileKind, OpenFile};
+use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::holders::{self, Holder, Holders};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
@@ -133,8 +133,9 @@ impl FileKind for Unix {
     }
 
     /// Listens and connects as the task itself: whoever connects to it asks with SO_PEERCRED who it is.
-    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, fd: RawFd, record: &UnixRecord) -> Result<()> {
+    fn attach(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &UnixRecord) -> Result<()> {
         let UnixRecord::Alone(alone) = record else { return Ok(()) };
+        let fd = at.fd;
         if let Some(backlog) = alone.backlog {
             task.call("cannot listen on a unix socket again", libc::SYS_listen, [fd.into(), backlog.into()])?;
         }

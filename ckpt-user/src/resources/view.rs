@@ -1,7 +1,6 @@
-//! Files of /proc, /sys and their like: opened again by name, whatever their size and times say.
+//! Files of /proc (but for those of processes), /sys and their like: opened again by name, whatever their size and times say.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 
 use super::file::{Descriptor, FileKind, OpenFile};
 use super::named_file::NamedFile;
@@ -20,18 +19,7 @@ impl FileKind for View {
         regular::is_regular(d) && file_system::is_pseudo(d.own)
     }
 
-    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NamedFile> {
-        // "/proc/4242/...": whatever process has this number when we open it again.
-        let of_process =
-            d.link.as_bytes().strip_prefix(b"/proc/").is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit));
-        if of_process {
-            return cx.refuse(
-                d.pid,
-                format!("descriptor {} ({})", d.fd, d.link.display()),
-                "looks into a process, which ckpt cannot open again before that process is there",
-                "let the program close it first",
-            );
-        }
+    fn collect(_cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NamedFile> {
         Ok(NamedFile::new(d.link, d.stat, d.own))
     }
 
