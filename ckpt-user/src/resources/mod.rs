@@ -111,7 +111,7 @@ pub mod vma;
 pub mod written;
 
 #[cfg(test)]
-mod trial;
+pub(crate) mod trial;
 pub mod x86;
 
 pub use collector::Collector;

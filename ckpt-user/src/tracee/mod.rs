@@ -8,6 +8,7 @@ pub mod maps;
 pub mod memory;
 pub mod quiet;
 pub mod remote;
+pub mod run;
 pub mod spawn;
 pub mod stale;
 pub mod stub;

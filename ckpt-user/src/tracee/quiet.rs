@@ -1,6 +1,7 @@
 //! A signal that a thread can send itself without the program ever noticing: what ends a run of remote calls. Whoever traces the thread sees it; if nobody
 //! traces it any more, the kernel drops it.
 
+use super::batch::Arg;
 use crate::sys::procfs::Status;
 
 /// See the module.
@@ -12,6 +13,13 @@ pub struct Quiet {
     pub tid: i32,
     /// The signal.
     pub signal: i32,
+}
+
+impl Quiet {
+    /// What tgkill(2) is passed.
+    pub(super) fn call(self) -> [Arg; 6] {
+        [self.tgid.into(), self.tid.into(), self.signal.into(), Arg::Num(0), Arg::Num(0), Arg::Num(0)]
+    }
 }
 
 /// Those that do nothing where no handler is set.

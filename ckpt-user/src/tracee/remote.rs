@@ -11,12 +11,11 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 
-use super::batch::{Answers, Arg, Batch, Call, Slot};
+use super::batch::{Answers, Arg, Batch, Slot};
 use super::cave::{self, Cave};
 use super::maps::Mapping;
 use super::memory::ProcessMemory;
-use super::quiet::Quiet;
-use super::stub::{self, PlannedCall, Saved, Workspace};
+use super::stub::{self, Saved, Workspace};
 use super::thread::{StoppedThread, gone_or};
 use crate::error::{Error, Result};
 use crate::ids::{Addr, PAGE_SIZE, PageRange, Pid, Tid};
@@ -24,7 +23,7 @@ use crate::sys::deadline::Deadline;
 use crate::sys::ptrace::{self, Regs, Stop};
 
 /// Every signal but the two that cannot be blocked.
-const ALL_SIGNALS: u64 = !0;
+pub(super) const ALL_SIGNALS: u64 = !0;
 
 /// What ckpt has planted in one address space.
 #[derive(Debug)]
@@ -67,13 +66,13 @@ impl Injector {
         (self.cave.0..self.cave.0 + stub::planted_len() as u64).contains(&rip)
     }
 
-    fn plant(&self, thread: &StoppedThread) -> Result<()> {
+    pub(super) fn plant(&self, thread: &StoppedThread) -> Result<()> {
         let mut bytes = bytemuck::bytes_of(&Saved::new(&thread.regs, thread.sigmask, self.workspace)).to_vec();
         bytes.extend_from_slice(stub::code());
         self.memory.write(self.cave, &bytes)
     }
 
-    fn entry(&self) -> Addr {
+    pub(super) fn entry(&self) -> Addr {
         self.cave.offset(size_of::<Saved>() as u64)
     }
 
@@ -113,8 +112,8 @@ impl Injector {
 /// A stopped thread in which system calls can be made.
 #[derive(Debug)]
 pub struct RemoteTask<'a> {
-    injector: &'a mut Injector,
-    thread: &'a mut StoppedThread,
+    pub(super) injector: &'a mut Injector,
+    pub(super) thread: &'a mut StoppedThread,
 }
 
 impl<'a> RemoteTask<'a> {
@@ -181,64 +180,6 @@ impl<'a> RemoteTask<'a> {
         Ok(answers)
     }
 
-    /// The same for calls that change nothing in the task but the memory of the batch, all in one go: with a signal at its end that the program does not
-    /// notice. Without one, or if the thread is stopped by job control, which a signal might end, one after the other.
-    pub fn ask(&mut self, batch: Batch, quiet: Option<Quiet>) -> Result<Answers> {
-        let Some(quiet) = quiet.filter(|_| batch.calls.len() > 1 && self.thread.group_stop.is_none()) else {
-            return self.run(batch);
-        };
-        let lists_at = batch.data.len().next_multiple_of(16);
-        let base = self.room((lists_at + (batch.calls.len() + 1) * size_of::<PlannedCall>()) as u64)?;
-        let list = base.offset(lists_at as u64);
-        let plan = |call: &Call| PlannedCall { nr: call.nr, args: resolve(base, &call.args), returned: 0 };
-        let mut calls: Vec<PlannedCall> = batch.calls.iter().map(plan).collect();
-        let args = [quiet.tgid as u64, quiet.tid as u64, quiet.signal as u64, 0, 0, 0];
-        calls.push(PlannedCall { nr: libc::SYS_tgkill, args, returned: 0 });
-        self.injector.memory.write(base, &batch.data)?;
-        self.injector.memory.write(list, bytemuck::cast_slice(&calls))?;
-        self.go_through(list, calls.len(), quiet.signal)?;
-        calls.pop();
-        let mut answers = Answers { returned: Vec::new(), data: batch.data };
-        self.injector.memory.read(base, &mut answers.data)?;
-        self.injector.memory.read(list, bytemuck::cast_slice_mut(&mut calls))?;
-        answers.returned.extend(calls.iter().map(|call| call.returned));
-        Ok(answers)
-    }
-
-    /// Has the stub make the calls of a list, the last of which sends the thread this signal.
-    fn go_through(&mut self, list: Addr, count: usize, signal: i32) -> Result<()> {
-        let (pid, tid) = (self.pid(), self.thread.tid);
-        let doing = || format!("cannot make system calls in thread {tid}");
-        let (run, called) = stub::run_and_called();
-        let end = list.offset((count * size_of::<PlannedCall>()) as u64);
-        if !self.thread.in_stub {
-            self.injector.plant(self.thread)?;
-        }
-        let (rip, rbx, rbp) = (self.injector.entry().0 + run, list.0, end.0);
-        let regs = Regs { rip, rbx, rbp, orig_rax: u64::MAX, ..self.thread.regs };
-        gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
-        self.thread.in_stub = true;
-        // After the registers, as in `enter_at`.
-        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (signal - 1))), doing)?;
-        let deadline = self.thread.look_after()?;
-        loop {
-            gone_or(pid, ptrace::cont(tid, 0), doing)?;
-            match self.thread.wait(&deadline)? {
-                Stop::Signal(got) if got == signal => {
-                    let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
-                    // Before that it came from somewhere else, and would have done nothing to the program.
-                    if now.rip == self.injector.entry().0 + called && now.rbx == end.0 - size_of::<PlannedCall>() as u64 {
-                        break;
-                    }
-                }
-                Stop::Signal(signal) => self.thread.hold_back(signal)?,
-                Stop::Event(_) | Stop::Other(_) | Stop::Syscall => {}
-                Stop::Ended(_) => return Err(Error::Gone(pid)),
-            }
-        }
-        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS), doing)
-    }
-
     /// One system call that must succeed; `doing` says what failed otherwise.
     pub fn call<const N: usize>(&mut self, doing: &str, nr: libc::c_long, args: [Arg; N]) -> Result<u64> {
         let mut batch = Batch::new();
@@ -270,7 +211,7 @@ impl<'a> RemoteTask<'a> {
     }
 
     /// One system call of plain numbers that must succeed.
-    fn make(&mut self, doing: &str, nr: libc::c_long, args: [u64; 6]) -> Result<u64> {
+    pub(super) fn make(&mut self, doing: &str, nr: libc::c_long, args: [u64; 6]) -> Result<u64> {
         let value = self.raw(&self.thread.look_after()?, nr, args)?;
         if (-4095..0).contains(&value) {
             return Err(Error::os(format!("{doing} (in pid {})", self.pid()), io::Error::from_raw_os_error(-value as i32)));
@@ -279,7 +220,7 @@ impl<'a> RemoteTask<'a> {
     }
 
     /// Memory in the task of at least `len` bytes.
-    fn room(&mut self, len: u64) -> Result<Addr> {
+    pub(super) fn room(&mut self, len: u64) -> Result<Addr> {
         let old = self.injector.workspace;
         if old.len >= len {
             return Ok(Addr(old.addr));
@@ -440,7 +381,7 @@ fn random_place() -> u64 {
     0x2000_0000_0000 + (random % (1 << 30)) * PAGE_SIZE
 }
 
-fn resolve(base: Addr, args: &[Arg; 6]) -> [u64; 6] {
+pub(super) fn resolve(base: Addr, args: &[Arg; 6]) -> [u64; 6] {
     args.map(|arg| match arg {
         Arg::Num(n) => n,
         Arg::Ptr(slot) => base.0 + slot.at as u64,

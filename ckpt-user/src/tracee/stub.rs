@@ -121,7 +121,8 @@ core::arch::global_asm!(
     "mov r9, [rbx + 48]",
     "syscall",
     "ckpt_stub_called:",
-    "mov [rbx + 56], rax",
+    "mov r11, [rbx + 56]",
+    "mov [r11], rax",
     "add rbx, 64",
     "cmp rbx, rbp",
     "jb ckpt_stub_run",
@@ -145,8 +146,8 @@ pub struct PlannedCall {
     pub nr: i64,
     /// What is passed.
     pub args: [u64; 6],
-    /// What it has returned.
-    pub returned: i64,
+    /// Where what it returns is written: it can be what a later call is passed.
+    pub result: u64,
 }
 
 const _: () = assert!(size_of::<PlannedCall>() == 64);

@@ -1,0 +1,222 @@
+//! Runs of remote calls: the stub makes one after the other by itself, so that the thread need not be stopped at each.
+
+use std::io;
+
+use super::batch::{Answers, Batch, Call};
+use super::quiet::Quiet;
+use super::remote::{ALL_SIGNALS, RemoteTask, resolve};
+use super::stub::{self, PlannedCall};
+use super::thread::gone_or;
+use crate::error::{Error, Result};
+use crate::ids::Addr;
+use crate::sys::ptrace::{self, Regs, Stop};
+
+impl RemoteTask<'_> {
+    /// As [`RemoteTask::run`], for calls that change nothing in the task but the memory of the batch: all in one go, with a signal at its end that the program
+    /// does not notice. Without one, or if the thread is stopped by job control, which a signal might end, one after the other.
+    pub fn ask(&mut self, batch: Batch, quiet: Option<Quiet>) -> Result<Answers> {
+        let Some(quiet) = quiet.filter(|_| batch.calls.len() > 1 && self.thread.group_stop.is_none()) else {
+            return self.run(batch);
+        };
+        let count = batch.calls.len();
+        let results_at = batch.data.len().next_multiple_of(16);
+        let list_at = results_at + (count + 1) * size_of::<i64>();
+        let base = self.room((list_at + (count + 1) * size_of::<PlannedCall>()) as u64)?;
+        let (results, list) = (base.offset(results_at as u64), base.offset(list_at as u64));
+        let ends = std::iter::once(Call { nr: libc::SYS_tgkill, args: quiet.call() });
+        let result = |n: usize| results.offset((n * size_of::<i64>()) as u64).0;
+        let plan = |(n, call): (usize, Call)| PlannedCall { nr: call.nr, args: resolve(base, &call.args), result: result(n) };
+        let calls: Vec<PlannedCall> = batch.calls.into_iter().chain(ends).enumerate().map(plan).collect();
+        self.injector.memory().write(base, &batch.data)?;
+        let mut run = Run::begin(self, list, &calls, quiet)?;
+        run.to(self, count)?;
+        run.end(self)?;
+        let mut answers = Answers { returned: vec![0; count], data: batch.data };
+        self.injector.memory().read(base, &mut answers.data)?;
+        self.injector.memory().read(results, bytemuck::cast_slice_mut(&mut answers.returned))?;
+        Ok(answers)
+    }
+
+    /// A call that makes a descriptor, of which `take` makes what it wants; then the task closes it. It does so, too, if ckpt dies meanwhile: but for a program
+    /// that notices all signals of `quiet`'s kind.
+    pub fn with_descriptor<T>(
+        &mut self,
+        doing: &str,
+        (nr, args): (libc::c_long, [u64; 6]),
+        quiet: Option<Quiet>,
+        take: impl FnOnce(i32) -> Result<T>,
+    ) -> Result<T> {
+        let Some(quiet) = quiet.filter(|_| self.thread.group_stop.is_none()) else {
+            let fd = self.make(doing, nr, args)?;
+            let taken = take(fd as i32);
+            self.make("cannot close a descriptor of ckpt's own", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
+            return taken;
+        };
+        const CALLS: usize = 4;
+        let base = self.room((CALLS * size_of::<PlannedCall>() + size_of::<i64>()) as u64)?;
+        let nowhere = base.offset((CALLS * size_of::<PlannedCall>()) as u64).0;
+        // The argument of the third call.
+        let fd_at = base.offset((2 * size_of::<PlannedCall>() + std::mem::offset_of!(PlannedCall, args)) as u64);
+        let stop = PlannedCall { nr: libc::SYS_tgkill, args: resolve(base, &quiet.call()), result: nowhere };
+        let calls: [PlannedCall; CALLS] = [
+            PlannedCall { nr, args, result: fd_at.0 },
+            stop,
+            PlannedCall { nr: libc::SYS_close, args: [u64::MAX, 0, 0, 0, 0, 0], result: nowhere },
+            stop,
+        ];
+        let mut run = Run::begin(self, base, &calls, quiet)?;
+        run.to(self, 1)?;
+        let mut fd = [0i64];
+        self.injector.memory().read(fd_at, bytemuck::cast_slice_mut(&mut fd))?;
+        let taken = match fd[0] {
+            errno @ -4095..0 => {
+                Err(Error::os(format!("{doing} (in pid {})", self.pid()), io::Error::from_raw_os_error(-errno as i32)))
+            }
+            fd => take(fd as i32),
+        };
+        run.to(self, 3)?;
+        run.end(self)?;
+        taken
+    }
+}
+
+/// A run of calls that the stub makes by itself, from one call to the next of those that stop it.
+struct Run {
+    list: Addr,
+    signal: i32,
+}
+
+impl Run {
+    /// The calls are at `list` from then on; none is made yet. The last of them stops it.
+    fn begin(task: &mut RemoteTask<'_>, list: Addr, calls: &[PlannedCall], quiet: Quiet) -> Result<Run> {
+        let (pid, tid) = (task.pid(), task.tid());
+        let doing = || format!("cannot make system calls in thread {tid}");
+        task.injector.memory().write(list, bytemuck::cast_slice(calls))?;
+        if !task.thread.in_stub {
+            task.injector.plant(task.thread)?;
+        }
+        let run = Run { list, signal: quiet.signal };
+        let (rip, rbx, rbp) = (task.injector.entry().0 + stub::run_and_called().0, list.0, run.call(calls.len()));
+        let regs = Regs { rip, rbx, rbp, orig_rax: u64::MAX, ..task.thread.regs };
+        gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
+        task.thread.in_stub = true;
+        // After the registers, as in `enter_at`.
+        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (quiet.signal - 1))), doing)?;
+        Ok(run)
+    }
+
+    fn call(&self, n: usize) -> u64 {
+        self.list.offset((n * size_of::<PlannedCall>()) as u64).0
+    }
+
+    /// Returns when the call number `n`, which sends the signal, has stopped the thread.
+    fn to(&mut self, task: &mut RemoteTask<'_>, n: usize) -> Result<()> {
+        let (pid, tid) = (task.pid(), task.tid());
+        let doing = || format!("cannot make system calls in thread {tid}");
+        let called = task.injector.entry().0 + stub::run_and_called().1;
+        let deadline = task.thread.look_after()?;
+        loop {
+            gone_or(pid, ptrace::cont(tid, 0), doing)?;
+            match task.thread.wait(&deadline)? {
+                Stop::Signal(got) if got == self.signal => {
+                    let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
+                    // Elsewhere it came from somebody else, and would have done nothing to the program.
+                    if now.rip == called && now.rbx == self.call(n) {
+                        return Ok(());
+                    }
+                }
+                Stop::Signal(signal) => task.thread.hold_back(signal)?,
+                Stop::Event(_) | Stop::Other(_) | Stop::Syscall => {}
+                Stop::Ended(_) => return Err(Error::Gone(pid)),
+            }
+        }
+    }
+
+    /// The signal is blocked again, as all others are.
+    fn end(self, task: &RemoteTask<'_>) -> Result<()> {
+        let tid = task.tid();
+        gone_or(task.pid(), ptrace::set_sigmask(tid, ALL_SIGNALS), || format!("cannot block the signals of thread {tid}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::ids::{Pid, Tid};
+    use crate::resources::trial::Trial;
+    use crate::sys::procfs;
+
+    fn quiet(pid: Pid, tid: Tid) -> Option<Quiet> {
+        let quiet = Quiet::of(&procfs::status(pid, tid).unwrap());
+        assert!(quiet.is_some());
+        quiet
+    }
+
+    fn descriptors(pid: Pid) -> usize {
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    }
+
+    #[test]
+    fn a_run_answers_as_calls_one_by_one_do() {
+        let mut sleep = Trial::sleep();
+        let (pid, tid) = (sleep.pid(), sleep.tids()[0]);
+        let ask = || {
+            let mut batch = Batch::new();
+            let name = batch.room(16);
+            batch.call(libc::SYS_getppid, []);
+            batch.call(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()]);
+            batch.call(libc::SYS_close, [(-1).into()]);
+            batch.call(libc::SYS_getpid, []);
+            batch
+        };
+        let one_by_one = sleep.task().run(ask()).unwrap();
+        let before = procfs::status(pid, tid).unwrap();
+        let mut task = sleep.task();
+        let at_once = task.ask(ask(), quiet(pid, tid)).unwrap();
+        task.leave().unwrap();
+        assert_eq!((&at_once.returned, &at_once.data), (&one_by_one.returned, &one_by_one.data));
+        assert_eq!((at_once.returned[2], at_once.returned[3]), (-i64::from(libc::EBADF), i64::from(pid.0)));
+        let after = procfs::status(pid, tid).unwrap();
+        assert_eq!((after.sigpnd, after.shdpnd, after.sigblk), (before.sigpnd, before.shdpnd, before.sigblk));
+    }
+
+    #[test]
+    fn a_descriptor_is_there_as_long_as_it_is_wanted() {
+        let mut sleep = Trial::sleep();
+        let (pid, tid) = (sleep.pid(), sleep.tids()[0]);
+        let before = descriptors(pid);
+        for quiet in [quiet(pid, tid), None] {
+            let open = (libc::SYS_eventfd2, [0; 6]);
+            let there = sleep.task().with_descriptor("cannot make one", open, quiet, |fd| Ok((fd, descriptors(pid)))).unwrap();
+            assert_eq!((there.1, descriptors(pid)), (before + 1, before), "descriptor {}", there.0);
+            let fails = (libc::SYS_dup, [u64::MAX, 0, 0, 0, 0, 0]);
+            let error = sleep.task().with_descriptor("cannot make one", fails, quiet, |_| Ok(())).unwrap_err();
+            assert!(error.to_string().contains("cannot make one"), "{error}");
+        }
+    }
+
+    /// Whoever traces it is gone in the middle, as if killed: the thread closes the descriptor by itself, and goes on as if nothing had been.
+    #[test]
+    fn a_descriptor_is_closed_even_if_ckpt_dies() {
+        let mut sleep = Trial::sleep();
+        let (pid, tid) = (sleep.pid(), sleep.tids()[0]);
+        let before = descriptors(pid);
+        let mut task = sleep.task();
+        let open = (libc::SYS_eventfd2, [0; 6]);
+        let result = task.with_descriptor("cannot make one", open, quiet(pid, tid), |_| {
+            ptrace::detach(tid, 0).unwrap();
+            Ok(())
+        });
+        assert!(matches!(result, Err(Error::Gone(_))), "{result:?}");
+        let until = Instant::now() + Duration::from_secs(10);
+        while descriptors(pid) > before {
+            assert!(Instant::now() < until, "the descriptor is still there");
+            std::thread::yield_now();
+        }
+        // Nobody gets it back into its stub, or out of it.
+        std::mem::forget(task);
+        assert!(!procfs::has_died(pid, tid));
+    }
+}
