@@ -315,7 +315,10 @@ impl Target {
         match self.options.after {
             After::Continue => tree.thaw(),
             After::Stop => {
-                for pid in tree.pids() {
+                // What job control has stopped is stopped already, and stays so when the others are let run.
+                let running =
+                    tree.processes.iter().filter(|process| process.threads.iter().all(|thread| thread.group_stop.is_none()));
+                for pid in running.map(|process| process.pid) {
                     signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
                 }
                 tree.thaw()

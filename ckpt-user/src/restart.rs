@@ -182,13 +182,14 @@ pub fn restart(
     for task in plan.tasks.iter().rev() {
         give_state(&mut cx, &mut family, task)?;
         set_going(&mut family, &plan, task, workspace)?;
-        if !options.frozen && task.entry.stopped_by.is_some() && task.entry.pid != family.root() {
+        if was_stopped(task, &family) {
             family.stop(&task.entry)?;
         }
     }
     sysv::settle(&mut cx)?;
     mqueue::settle(&mut cx)?;
-    let frozen = plan.tasks.iter().filter(|task| options.frozen || is_stopped_root(task, &family));
+    // Those that were stopped before are by now, and `ckpt thaw` is to find them so.
+    let frozen = plan.tasks.iter().filter(|task| is_stopped_root(task, &family) || options.frozen && !was_stopped(task, &family));
     let frozen = frozen.map(|task| task.entry.pid).collect();
     let report = Report {
         pid: family.root(),
@@ -273,6 +274,11 @@ fn build(
 
 /// The one extended state that a process must ask for (XSTATE component 18).
 const AMX_TILE_DATA: u64 = 1 << 18;
+
+/// Was it stopped by job control, and is not the first of the tree?
+fn was_stopped(task: &Task, family: &Family) -> bool {
+    task.entry.stopped_by.is_some() && task.entry.pid != family.root()
+}
 
 fn is_stopped_root(task: &Task, family: &Family) -> bool {
     task.entry.pid == family.root() && task.entry.stopped_by.is_some()

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use ckpt_tests::ckpt;
 use ckpt_tests::job::{Job, adopt_orphans};
-use ckpt_tests::{needs_root, process, program};
+use ckpt_tests::{needs_root, process, program, python};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 
@@ -103,4 +103,38 @@ fn s5_frozen_until_thawed() {
     job.wait_until_stopped();
     ckpt::run(&mut ckpt::command(["thaw", &job.pid().to_string()])).success();
     end(job);
+}
+
+/// A process whose child was suspended by its terminal, so to speak; asked for a report, it tells the child's state.
+const SUSPENDED: &str = "
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    time.sleep(1000)
+os.waitpid(child, os.WUNTRACED)
+def report():
+    print('report', open(f'/proc/{child}/stat').read().rsplit(') ', 1)[1][0], flush=True)
+    print('done', flush=True)
+";
+
+/// Only what ckpt has stopped is thawed.
+#[test]
+fn what_job_control_has_stopped_is_not_thawed() {
+    needs_root!();
+    adopt_orphans();
+    let folder = tempdir().unwrap();
+    let mut job = python::rest_after(folder.path(), SUSPENDED).unwrap();
+    let image = folder.path().join("image");
+    ckpt::checkpoint(job.pid(), &image, &["--after", "stop"]);
+    job.wait_until_stopped();
+    let thaw = |job: &Job| ckpt::run(&mut ckpt::command(["thaw", &job.pid().to_string()])).success();
+    thaw(&job);
+    assert_eq!(job.report(), ["report T"]);
+    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+    ckpt::bury_family(job.pid(), &image);
+    let job = ckpt::restart(&job, &image, &["--frozen"]);
+    job.wait_until_stopped();
+    thaw(&job);
+    assert_eq!(job.report(), ["report T"]);
 }

@@ -9,7 +9,8 @@ use ckpt::tracee::tree::members;
 
 use super::{Failure, output, parse_pid};
 
-/// Let a process run that `ckpt restart --frozen` or `ckpt checkpoint --after stop` has left stopped, and what descends from it.
+/// Let a process run that `ckpt restart --frozen` or `ckpt checkpoint --after stop` has left stopped, and what descends from it. What job control had
+/// stopped before stays stopped.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The process
@@ -34,7 +35,9 @@ impl Args {
         }
         // The children first: their parent finds them running.
         for member in members(pid)?.into_iter().rev().filter(|member| !member.dead) {
-            if procfs::stat(member.pid).is_ok_and(|stat| stat.state == 'T') {
+            if procfs::stat(member.pid)
+                .is_ok_and(|stat| stat.state == 'T' && (member.pid == pid || !was_stopped_before(member.pid, &stat)))
+            {
                 let sent = signal::kill(member.pid, libc::SIGCONT);
                 sent.map_err(|error| Failure::file(format!("cannot thaw pid {}", member.pid), error))?;
             }
@@ -42,4 +45,11 @@ impl Args {
         output::print(&format!("pid {pid} runs on\n"))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Was the stopped process stopped by somebody else, before? In the place of an exit code the kernel tells the signal until the parent has been told of it, which
+/// for what ckpt has stopped cannot be: its parent stands still as well. It tells that only to who may trace the process.
+fn was_stopped_before(pid: Pid, stat: &procfs::Stat) -> bool {
+    let may_see = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    may_see && stat.exit_code != Some(libc::SIGSTOP)
 }

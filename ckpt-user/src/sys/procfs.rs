@@ -1,12 +1,12 @@
 //! What /proc tells of a process, through the `procfs` crate where it knows, by our own parsers where it does not.
 
-pub use procfs::process::Status;
+pub use procfs::process::{Stat, Status};
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use procfs::process::{Process, Stat};
+use procfs::process::Process;
 use procfs::{FromBufRead, FromRead};
 
 use super::task_file;
