@@ -159,3 +159,25 @@ threading.Thread(target=work, daemon=True).start()
         ckpt::checkpoint(job.pid(), &folder.path().join("image"), &[]);
     }
 }
+
+/// Servers whose socket files are gone, one with its folder and the one above: as Python's multiprocessing leaves them at its end.
+const GONE: &str = "
+import socket
+os.makedirs('over/under')
+names = [os.path.abspath('over/under/server'), os.path.abspath('alone')]
+servers = [socket.socket(socket.AF_UNIX) for _ in names]
+for server, name in zip(servers, names):
+    server.bind(name)
+    server.listen(3)
+    os.unlink(name)
+os.removedirs('over/under')
+def report():
+    print(*[server.getsockname() == name for server, name in zip(servers, names)], os.path.exists('over'), os.path.exists('alone'))
+    print('done', flush=True)
+";
+
+#[test]
+fn a_socket_whose_folder_is_gone() {
+    needs_root!();
+    reports(GONE, &["True True False False"]);
+}

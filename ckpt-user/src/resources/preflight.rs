@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::task::Subject;
 use super::{Collector, cpu, fanotify, fs_state, machine, task_registry, terminals};
@@ -106,6 +107,9 @@ fn only_dead_threads(pid: Pid) -> Result<bool> {
     Ok(freeze::threads(pid)?.into_iter().all(|tid| procfs::has_died(pid, tid)))
 }
 
+/// What the threads of a process that is killed take at most to end.
+const ENDING: Duration = Duration::from_millis(500);
+
 /// Does the work on a running process. If that fails because the process ends meanwhile, its end is what is told, not what it led to.
 pub fn while_it_lives<T>(pid: Pid, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let process = match pidfd::open(pid) {
@@ -113,7 +117,10 @@ pub fn while_it_lives<T>(pid: Pid, work: impl FnOnce() -> Result<T>) -> Result<T
         other => other.doing(|| format!("cannot get a handle of pid {pid}"))?,
     };
     work().map_err(|error| {
-        if pidfd::exists(process.as_fd()) && !procfs::is_ending(pid) {
+        let is_there = pidfd::exists(process.as_fd()) && !procfs::is_ending(pid);
+        // Of threads on their way from the signal that kills them to their end, nothing tells. If the main thread has ended, that may be why.
+        let ends = || pidfd::ends_within(process.as_fd(), ENDING).unwrap_or(false);
+        if is_there && !(procfs::has_died(pid, pid.leader()) && ends()) {
             return error;
         }
         tracing::debug!("pid {pid} has ended; what that led to: {error}");

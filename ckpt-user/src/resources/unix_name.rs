@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
@@ -108,8 +108,10 @@ impl UnixName {
             return refill(&self.address, kind, queue);
         };
         let path = path_from(&file.path);
-        make_way(&path)?;
         let made = path_from(&file.folder).join(path_in(&self.address).map(path_from).unwrap_or_default());
+        // A socket file may have been deleted with the folder that it was in (Python's multiprocessing does so at its end).
+        let _folders = if file.deleted { [&path, &made].map(|path| Folders::lead_to(path)) } else { Default::default() };
+        make_way(&path)?;
         make_way(&made)?;
         if file.folder.is_empty() {
             raw::bind(fd, &self.address).map_err(|error| socket::cannot_bind(&self.address, error))?;
@@ -129,6 +131,29 @@ impl UnixName {
             fs::remove_file(&path).doing(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// Folders that are there only for a moment.
+#[derive(Default)]
+struct Folders(Vec<PathBuf>);
+
+impl Folders {
+    /// Makes those that are missing on the way to a file. If that fails, whoever wants the file finds out.
+    fn lead_to(path: &Path) -> Folders {
+        let missing: Vec<&Path> = path.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
+        let made = missing.into_iter().rev().take_while(|folder| fs::DirBuilder::new().mode(0o700).create(folder).is_ok());
+        Folders(made.map(Path::to_owned).collect())
+    }
+}
+
+impl Drop for Folders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            if let Err(error) = fs::remove_dir(folder) {
+                tracing::warn!("{} was made for a moment, and cannot be removed: {error}", folder.display());
+            }
+        }
     }
 }
 

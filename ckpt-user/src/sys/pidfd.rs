@@ -38,6 +38,11 @@ pub fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
     wait(process, libc::POLLIN, Duration::ZERO)
 }
 
+/// The same, by then.
+pub fn ends_within(process: BorrowedFd<'_>, at_most: Duration) -> io::Result<bool> {
+    wait(process, libc::POLLIN, at_most)
+}
+
 /// Waits until a dead process was collected by its parent, or `at_most` has passed.
 pub fn wait_for_burial(process: BorrowedFd<'_>, at_most: Duration) -> io::Result<()> {
     // No events: a dead process is always readable, and POLLHUP needs not be asked for.
