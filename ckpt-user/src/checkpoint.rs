@@ -13,6 +13,7 @@ mod phases;
 mod prearm;
 mod precopy;
 mod since;
+mod spool;
 mod tracker;
 mod trackers;
 mod twins;

@@ -27,6 +27,17 @@ macro_rules! skip {
     }};
 }
 
+/// What is there, or returns from a test that cannot run here, and says why: the error.
+#[macro_export]
+macro_rules! or_skip {
+    ($there:expr) => {
+        match $there {
+            Ok(there) => there,
+            Err(why) => $crate::skip!("{why}"),
+        }
+    };
+}
+
 /// Is this process root? Returns from the test if not.
 #[macro_export]
 macro_rules! needs_root {

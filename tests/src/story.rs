@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::ckpt;
 use crate::job::Job;
 use crate::moments::Moments;
+use crate::process;
 
 /// How often each program is interrupted.
 pub const TIMES: u32 = 3;
@@ -37,6 +38,20 @@ pub fn survives<R: PartialEq + Debug>(start: impl Fn(&Path) -> Job, result: impl
         };
         assert!(found == expected, "the result differs: {found:?} instead of {expected:?}");
     }
+}
+
+/// A job goes on after a checkpoint as it was; and so it is after another one, by which it is killed, and a restart, `verify` says.
+pub fn stays_as_it_was(mut job: Job, image: &Path, verify: impl Fn(&Job)) -> Job {
+    let before = process::look(job.pid());
+    ckpt::checkpoint(job.pid(), image, &[]);
+    process::assert_same(&before, &process::look(job.pid()));
+    verify(&job);
+    std::fs::remove_file(image).expect("cannot remove the image");
+    ckpt::checkpoint_and_kill(&mut job, image, &[]);
+    let job = ckpt::restart(&job, image, &[]);
+    process::assert_same(&before, &process::look(job.pid()));
+    verify(&job);
+    job
 }
 
 /// Checkpoints and kills a job after a random part of `whole`, and restarts it. None if it has ended before.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use ckpt_tests::ckpt::{self, Outcome};
 use ckpt_tests::job::Job;
 use ckpt_tests::scratch_disk::ScratchDisk;
-use ckpt_tests::{needs_root, python, skip};
+use ckpt_tests::{needs_root, or_skip, python};
 use tempfile::{TempDir, tempdir};
 
 const BOUND: u64 = 128 << 20;
@@ -53,10 +53,7 @@ fn is_bounded(outcome: &Outcome) {
 #[test]
 fn a_checkpoint_of_4_gib() {
     needs_root!();
-    let (_folder, job) = match start(6 << 30) {
-        Ok(started) => started,
-        Err(why) => skip!("{why}"),
-    };
+    let (_folder, job) = or_skip!(start(6 << 30));
     for codec in ["raw", "lz4"] {
         let mut reader = Command::new("wc").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut command = ckpt::command(["checkpoint", &job.pid().to_string(), "--codec", codec, "-o", "-"]);
@@ -75,14 +72,8 @@ fn a_checkpoint_of_4_gib() {
 fn a_restart_of_4_gib() {
     needs_root!();
     // The image takes little more than 1 GiB.
-    let (folder, mut job) = match start(7 << 30) {
-        Ok(started) => started,
-        Err(why) => skip!("{why}"),
-    };
-    let disk = match ScratchDisk::new(2 << 30) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let (folder, mut job) = or_skip!(start(7 << 30));
+    let disk = or_skip!(ScratchDisk::new(2 << 30));
     let image = disk.path().join("image");
     let report = job.report();
     let mut checkpoint = ckpt::command(["checkpoint", &job.pid().to_string(), "--after", "kill", "-o"]);

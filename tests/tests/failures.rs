@@ -12,7 +12,7 @@ use ckpt_tests::ckpt;
 use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::scratch_disk::ScratchDisk;
-use ckpt_tests::{maps, needs_root, process, python, skip};
+use ckpt_tests::{maps, needs_root, or_skip, process, python};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -45,10 +45,7 @@ fn a_full_disk() {
     let job = python::rest_after(folder.path(), RANDOM).unwrap();
     // The disk is full in the middle of the pages, at their beginning, and from the start.
     for room in [16 << 20, 1 << 20, 4096] {
-        let disk = match ScratchDisk::new(room) {
-            Ok(disk) => disk,
-            Err(why) => skip!("{why}"),
-        };
+        let disk = or_skip!(ScratchDisk::new(room));
         let image = disk.path().join("image");
         checkpoint_fails(&job, &image, &[image.to_str().unwrap(), "No space left on device"]);
         assert_eq!(names(disk.path()), Vec::<String>::new());
@@ -62,10 +59,7 @@ fn a_full_disk() {
 fn a_full_disk_with_an_image_on_it() {
     needs_root!();
     let (folder, sleepers) = (tempdir().unwrap(), tempdir().unwrap());
-    let disk = match ScratchDisk::new(24 << 20) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let disk = or_skip!(ScratchDisk::new(24 << 20));
     let image = disk.path().join("image");
     let mut sleeper = Job::start(sleepers.path(), Command::new("sleep").arg("1000"));
     ckpt::checkpoint_and_kill(&mut sleeper, &image, &[]);
@@ -186,10 +180,7 @@ if call('clone3', 435, arguments, len(arguments)) == 0:
     while True: signal.pause()
 "
     );
-    let taker: Job = match python::rest_after(others.path(), &taker) {
-        Ok(taker) => taker,
-        Err(why) => skip!("{why}"),
-    };
+    let taker: Job = or_skip!(python::rest_after(others.path(), &taker));
     let said = ckpt::try_restart(&image, &["--detach"]).failure();
     assert_eq!(said, format!("ckpt: cannot restart: thread id {tid} is in use; end the process that has it first\n"));
     nothing_is_left(job.pid(), &said);

@@ -3,7 +3,7 @@
 use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::scratch_disk::ScratchDisk;
-use ckpt_tests::{ckpt, needs_root, process, python, skip, watched};
+use ckpt_tests::{needs_root, or_skip, python, story, watched};
 use tempfile::{TempDir, tempdir};
 
 /// Two groups: one whose events bring open files, and one whose events tell names. The program provokes events, and says what was reported.
@@ -74,30 +74,16 @@ fn start() -> Result<(Job, TempDir, ScratchDisk), String> {
 #[test]
 fn marks_and_what_they_report() {
     needs_root!();
-    let (mut job, folder, _disk) = match start() {
-        Ok(started) => started,
-        Err(why) => skip!("{why}"),
-    };
+    let (job, folder, _disk) = or_skip!(start());
     python::reports(&job, 1);
     let image = folder.path().join("image");
-    let before = process::look(job.pid());
-    ckpt::checkpoint(job.pid(), &image, &[]);
-    process::assert_same(&before, &process::look(job.pid()));
-    python::reports(&job, 1);
-    std::fs::remove_file(&image).unwrap();
-    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
-    let job = ckpt::restart(&job, &image, &[]);
-    process::assert_same(&before, &process::look(job.pid()));
-    python::reports(&job, 2);
+    story::stays_as_it_was(job, &image, |job| python::reports(job, 2));
 }
 
 #[test]
 fn under_a_watch() {
     needs_root!();
-    let (job, _folder, _disk) = match start() {
-        Ok(started) => started,
-        Err(why) => skip!("{why}"),
-    };
+    let (job, _folder, _disk) = or_skip!(start());
     let job = watched::survives_crashes(job, "20ms", 3, &Moments::new(), |job| python::reports(job, 1));
     python::reports(&job, 1);
 }

@@ -2,7 +2,7 @@
 
 use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
-use ckpt_tests::{ckpt, needs_root, process, python, skip, watched};
+use ckpt_tests::{ckpt, needs_root, or_skip, process, python, watched};
 use tempfile::tempdir;
 
 /// Messages go round in two queues, one of which is open twice, and has lost its name.
@@ -78,10 +78,7 @@ impl Drop for Named {
 fn messages() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let mut job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let mut job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     let named = Named::of(&job);
     let image = folder.path().join("image");
     let before = process::look(job.pid());
@@ -104,10 +101,7 @@ fn messages() {
 fn messages_under_a_watch() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     let _named = Named::of(&job);
     let job = watched::survives_crashes(job, "20ms", 3, &Moments::new(), verify);
     verify(&job);
@@ -120,10 +114,7 @@ fn a_listener_is_refused() {
     // SIGEV_SIGNAL, SIGUSR2.
     let script =
         format!("{SCRIPT}\nif c.mq_notify(lost, struct.pack('QiiQQQQQQQ', 0, 12, 0, *[0] * 7)) != 0: absent('mq_notify')\n");
-    let job = match python::rest_after(folder.path(), &script) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), &script));
     let _named = Named::of(&job);
     let said = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
     assert!(said.contains("the message queue /ckpt-test-") && said.contains("mq_notify"), "{said}");

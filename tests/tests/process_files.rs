@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
-use ckpt_tests::{ckpt, needs_root, process, python, skip, watched};
+use ckpt_tests::{ckpt, needs_root, or_skip, process, python, watched};
 use tempfile::tempdir;
 
 /// A parent, a child, and a grandchild that has inherited the child's files; a thread. Each tells what it reads, where its files are open.
@@ -131,10 +131,7 @@ fn look_at(pid: i32) -> BTreeMap<String, String> {
 fn they_look_into_the_same_processes() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let mut job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let mut job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     verify(&job);
     let image = folder.path().join("image");
     let family = process::descendants(job.pid());
@@ -160,10 +157,7 @@ fn they_look_into_the_same_processes() {
 fn under_a_watch() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     let job = watched::survives_crashes(job, "20ms", 3, &Moments::new(), verify);
     verify(&job);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ckpt_tests::ckpt::{self, Outcome};
 use ckpt_tests::job::Job;
-use ckpt_tests::{maps, needs_root, process, program, python, skip};
+use ckpt_tests::{maps, needs_root, or_skip, process, program, python, skip};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -131,11 +131,7 @@ at_nine(os.open('/proc/1/status', os.O_RDONLY))
 at_nine(os.open('/proc/1/task', os.O_RDONLY | os.O_DIRECTORY))
 ";
     a_file_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "status", "has ended", "ESRCH", "close it"], "
-child = os.fork()
-if child == 0: signal.pause()
-at_nine(os.open(f'/proc/{child}/status', os.O_RDONLY))
-os.kill(child, 9)
-os.waitpid(child, 0)
+at_nine_of_the_dead('status')
 ";
     memory_from_before_an_exec: ["descriptor 9 (/proc/", "maps", "before it executed another program", "close it"], "
 if 'AGAIN' not in os.environ:
@@ -144,18 +140,10 @@ if 'AGAIN' not in os.environ:
     os.execv(sys.orig_argv[0], sys.orig_argv)
 ";
     the_descriptors_of_a_process_that_is_gone: ["descriptor 9 (/proc/", "/fd", "has ended", "ESRCH", "close it"], "
-child = os.fork()
-if child == 0: signal.pause()
-at_nine(os.open(f'/proc/{child}/fd', os.O_RDONLY | os.O_DIRECTORY))
-os.kill(child, 9)
-os.waitpid(child, 0)
+at_nine_of_the_dead('fd', os.O_RDONLY | os.O_DIRECTORY)
 ";
     a_file_of_a_process_whose_number_another_has: ["descriptor 9 (/proc/", "stat", "has ended", "ESRCH", "close it"], "
-child = os.fork()
-if child == 0: signal.pause()
-at_nine(os.open(f'/proc/{child}/stat', os.O_RDONLY))
-os.kill(child, 9)
-os.waitpid(child, 0)
+child = at_nine_of_the_dead('stat')
 number = ctypes.c_int(child)
 # struct clone_args, with set_tid.
 arguments = struct.pack('QQQQQQQQQQQ', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(number), 1, 0)
@@ -293,10 +281,7 @@ fn a_traced_process() {
     let job = python::rest_after(folder.path(), "").unwrap();
     // PTRACE_SEIZE
     let script = format!("if c.ptrace(0x4206, {}, 0, 0) != 0: absent('ptrace does not work')", job.pid());
-    let tracer = match python::rest_after(tracers.path(), &script) {
-        Ok(tracer) => tracer,
-        Err(why) => skip!("{why}"),
-    };
+    let tracer = or_skip!(python::rest_after(tracers.path(), &script));
     stays_as_it_is(&job, &[&format!("thread {} ", job.pid()), &format!("traced by pid {}", tracer.pid()), "detach"]);
     drop(tracer);
     ckpt::checkpoint(job.pid(), &folder.path().join("image"), &[]);
@@ -327,10 +312,7 @@ fn another_pid_namespace() {
     let folder = tempdir().unwrap();
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", python::PYTHON, "-c", &python::resting("")]);
-    let outer = match python::start(folder.path(), &mut command) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let outer = or_skip!(python::start(folder.path(), &mut command));
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", outer.pid())).unwrap();
     let inner: i32 = children.trim().parse().expect("it has one child");
     let look = process::look(inner);
@@ -341,10 +323,7 @@ fn another_pid_namespace() {
 /// What only a stopped thread tells: `ckpt check` stops nothing, and so cannot know.
 fn stays_as_it_is_once_stopped(script: &str, words: &[&str]) {
     let folder = tempdir().unwrap();
-    let job = match python::rest_after(folder.path(), script) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), script));
     let (mappings, look) = (maps::read(job.pid()), process::look(job.pid()));
     let said = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
     assert!(said.starts_with(&format!("ckpt: cannot checkpoint pid {}: ", job.pid())), "{said}");

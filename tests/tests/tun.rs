@@ -2,7 +2,7 @@
 
 use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
-use ckpt_tests::{ckpt, needs_root, process, python, skip, watched};
+use ckpt_tests::{ckpt, needs_root, or_skip, python, story, watched};
 use tempfile::tempdir;
 
 /// Two devices, and a descriptor that is attached to none. A frame that another program sends through the device arrives.
@@ -87,22 +87,11 @@ for name, flags in [(sys.argv[1], 0x1002), (sys.argv[2], 0x101)]:
 fn attached_again() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let mut job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     let devices = Devices::of(&job);
     python::reports(&job, 2);
     let image = folder.path().join("image");
-    let before = process::look(job.pid());
-    ckpt::checkpoint(job.pid(), &image, &[]);
-    process::assert_same(&before, &process::look(job.pid()));
-    python::reports(&job, 1);
-    std::fs::remove_file(&image).unwrap();
-    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
-    let mut restarted = ckpt::restart(&job, &image, &[]);
-    process::assert_same(&before, &process::look(restarted.pid()));
-    python::reports(&restarted, 2);
+    let mut restarted = story::stays_as_it_was(job, &image, |job| python::reports(job, 2));
     restarted.kill();
     // A new one would have no addresses.
     let pid = restarted.pid();
@@ -115,10 +104,7 @@ fn attached_again() {
 fn under_a_watch() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let job = match python::rest_after(folder.path(), SCRIPT) {
-        Ok(job) => job,
-        Err(why) => skip!("{why}"),
-    };
+    let job = or_skip!(python::rest_after(folder.path(), SCRIPT));
     let _devices = Devices::of(&job);
     let mut job = watched::survives_crashes(job, "20ms", 3, &Moments::new(), |job| python::reports(job, 1));
     python::reports(&job, 1);

@@ -14,7 +14,7 @@ use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::scratch_disk::ScratchDisk;
 use ckpt_tests::watched::{self, Watch, is_increment};
-use ckpt_tests::{needs_root, process, program, skip};
+use ckpt_tests::{needs_root, or_skip, process, program};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 
@@ -145,10 +145,7 @@ fn end_of(mut watch: Watch) {
 #[test]
 fn a_full_disk() {
     needs_root!();
-    let disk = match ScratchDisk::new(24 << 20) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let disk = or_skip!(ScratchDisk::new(24 << 20));
     let (folder, mut job) = start("1024 store");
     let dir = disk.path().join("images");
     let watch = Watch::start(&job, &dir, "20ms", &[]);

@@ -7,7 +7,7 @@ use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::scratch_disk::ScratchDisk;
 use ckpt_tests::watched::{self, Watch, number};
-use ckpt_tests::{ckpt, needs_root, python, skip};
+use ckpt_tests::{ckpt, needs_root, or_skip, python};
 use tempfile::{TempDir, tempdir};
 
 /// A job that does one thing for each signal, under a watch that is driven by hand: checkpoints come so often that there is one after each.
@@ -190,10 +190,7 @@ def report():
 #[test]
 fn a_full_disk() {
     needs_root!();
-    let disk = match ScratchDisk::new(40 << 20) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let disk = or_skip!(ScratchDisk::new(40 << 20));
     let script = "
 random = open('/dev/urandom', 'rb')
 f = open('file', 'w+b', buffering=0)
@@ -247,10 +244,7 @@ def report():
 fn a_file_whose_blocks_can_be_shared() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let disk = match ScratchDisk::with_shared_blocks(&folder.path().join("disk")) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let disk = or_skip!(ScratchDisk::with_shared_blocks(&folder.path().join("disk")));
     let script = IN_STEP.replace("DISK", disk.path().to_str().unwrap());
     let mut job = python::rest_after(folder.path(), &script).unwrap();
     let moments = Moments::new();

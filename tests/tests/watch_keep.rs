@@ -12,7 +12,7 @@ use ckpt_tests::laps;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::scratch_disk::ScratchDisk;
 use ckpt_tests::watched::{self, Watch};
-use ckpt_tests::{needs_root, process, program, skip};
+use ckpt_tests::{needs_root, or_skip, process, program};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
@@ -257,10 +257,7 @@ fn a_damaged_image_is_not_merged() {
 #[test]
 fn a_disk_without_room_to_merge() {
     needs_root!();
-    let disk = match ScratchDisk::new(64 << 20) {
-        Ok(disk) => disk,
-        Err(why) => skip!("{why}"),
-    };
+    let disk = or_skip!(ScratchDisk::new(64 << 20));
     let (folder, mut job) = start("2048 slow");
     // What ckpt says goes elsewhere.
     let dir = folder.path().join("images");

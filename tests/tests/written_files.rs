@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use ckpt_tests::job::{DEADLINE, Job};
 use ckpt_tests::moments::{Moments, Span};
 use ckpt_tests::scratch_disk::ScratchDisk;
-use ckpt_tests::{ckpt, needs_root, process, python, skip};
+use ckpt_tests::{ckpt, needs_root, or_skip, process, python};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -203,10 +203,7 @@ fn nobody_would_find_the_job() {
 fn a_restart_that_fails_late_changes_no_file() {
     needs_root!();
     let disks = ScratchDisk::new(1 << 20).and_then(|one| Ok([one, ScratchDisk::new(1 << 20)?]));
-    let mut disks = match disks {
-        Ok(disks) => disks,
-        Err(why) => skip!("{why}"),
-    };
+    let mut disks = or_skip!(disks);
     // Files are changed in the order of their file systems.
     disks.sort_by_key(|disk| fs::metadata(disk.path()).unwrap().dev());
     let [log, full] = disks.each_ref().map(|disk| disk.path().join("file"));

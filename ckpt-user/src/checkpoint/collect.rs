@@ -28,7 +28,7 @@ use crate::sys::procfs::{self, Status};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
-use crate::tracee::maps::{self};
+use crate::tracee::maps;
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::quiet::Quiet;
 use crate::tracee::remote::{Injector, RemoteTask};

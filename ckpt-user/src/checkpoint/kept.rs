@@ -1,68 +1,48 @@
 //! Pages that were read while the target stood still, to be written once it runs on: as many as are read in no time.
 
-use crate::error::{Error, Result};
-use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use std::collections::HashMap;
+
+use super::spool::{self, AT_ONCE, Spool};
+use crate::error::Result;
+use crate::ids::{ObjRef, PageRange};
 use crate::pipeline::{Extent, ExtentKind, PageSource, pages_to_read};
 
 /// The most pages that are kept here (4 MiB): more are written at once.
 const MOST: u64 = 1024;
-/// Read at once, which is what a source gives.
-const AT_ONCE: u64 = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    /// In order, with the place of the first page in `bytes`.
-    pages: Vec<(ObjRef, PageRange, usize)>,
-    bytes: Vec<u8>,
-}
+pub(super) struct Kept(HashMap<ObjRef, Spool>);
 
 impl Kept {
     /// Reads what the plan has to be read. `None`: that is too much.
     pub(super) fn read(plan: &[Extent], source: &dyn PageSource) -> Result<Option<Kept>> {
-        let count = pages_to_read(plan);
-        if count > MOST {
+        if pages_to_read(plan) > MOST {
             return Ok(None);
         }
-        let mut kept = Kept { pages: Vec::new(), bytes: vec![0; (count * PAGE_SIZE) as usize] };
-        let mut at = 0;
+        let mut kept = Kept::default();
         for extent in plan.iter().filter(|extent| extent.kind == ExtentKind::Read) {
+            let spool = kept.0.entry(extent.owner).or_default();
             for start in extent.pages.numbers().step_by(AT_ONCE as usize) {
-                let pages = PageRange { start, count: AT_ONCE.min(extent.pages.end() - start) };
-                let end = at + pages.bytes() as usize;
-                source.read(extent.owner, &[pages], &mut kept.bytes[at..end])?;
-                kept.pages.push((extent.owner, pages, at));
-                at = end;
+                let pages = [PageRange { start, count: AT_ONCE.min(extent.pages.end() - start) }];
+                spool.add(&pages, |buf| source.read(extent.owner, &pages, buf))?;
             }
         }
-        kept.pages.sort_unstable_by_key(|(owner, pages, _)| (*owner, pages.start));
+        kept.0.values_mut().for_each(Spool::sort);
         Ok(Some(kept))
     }
 }
 
 impl PageSource for Kept {
-    fn read(&self, owner: ObjRef, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
-        for range in ranges {
-            let mut wanted = range.numbers();
-            while wanted.start < wanted.end {
-                let after = self.pages.partition_point(|(of, pages, _)| (*of, pages.start) <= (owner, wanted.start));
-                let there = self.pages[..after].last().filter(|(of, pages, _)| *of == owner && wanted.start < pages.end());
-                let missing = || Error::Unexpected(format!("page {} was not kept: this is an error in ckpt", wanted.start));
-                let (_, pages, at) = there.ok_or_else(missing)?;
-                let first = at + ((wanted.start - pages.start) * PAGE_SIZE) as usize;
-                let count = (pages.end() - wanted.start).min(wanted.end - wanted.start);
-                let (now, rest) = buf.split_at_mut((count * PAGE_SIZE) as usize);
-                now.copy_from_slice(&self.bytes[first..first + now.len()]);
-                (buf, wanted.start) = (rest, wanted.start + count);
-            }
-        }
-        Ok(())
+    fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
+        spool::of(owner, self.0.get(&owner))?.read(ranges, buf)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::PAGE_SIZE;
 
     /// Pages that hold their owner and their number.
     struct Numbered;

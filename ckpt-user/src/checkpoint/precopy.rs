@@ -10,14 +10,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rangemap::RangeSet;
-
 use super::Options;
 use super::collect::CutMemory;
 use super::freezer::Freezer;
 use super::live::Split;
 use super::mappings::Mappings;
 use super::since::Since;
+use super::spool::{self, AT_ONCE, Spool};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::{Extent, PageSource};
@@ -27,8 +26,6 @@ use crate::resources::vma::{self, SharedSeen};
 
 /// The most pages of a target that are held here at once; and no more than an eighth of the memory that is free.
 const MOST: u64 = (1 << 30) / PAGE_SIZE;
-/// Read at once.
-const AT_ONCE: u64 = 256;
 
 /// Copies of pages, by the process that each memory is seen through.
 #[derive(Debug, Default)]
@@ -66,7 +63,7 @@ impl Spools {
         let mut spools = Spools::default();
         let forked = planned.len() > 1;
         for (pid, pages) in planned {
-            match Spool::fill(pid, forked, &pages, room) {
+            match fill(pid, forked, &pages, room) {
                 Ok(spool) => {
                     room -= spool.pages();
                     spools.0.insert(pid, spool);
@@ -99,17 +96,8 @@ pub(super) struct Spooled<'a>(HashMap<ObjRef, &'a Spool>);
 
 impl PageSource for Spooled<'_> {
     fn read(&self, owner: ObjRef, ranges: &[PageRange], buf: &mut [u8]) -> Result<()> {
-        let spool = self.0.get(&owner).ok_or_else(|| Error::Unexpected(format!("nothing of object {owner} was copied")))?;
-        spool.read(ranges, buf)
+        spool::of(owner, self.0.get(&owner).copied())?.read(ranges, buf)
     }
-}
-
-/// Copies of pages of one memory.
-#[derive(Debug, Default)]
-struct Spool {
-    /// In order, with the place of the first page in `bytes`.
-    ranges: Vec<(PageRange, usize)>,
-    bytes: Vec<u8>,
 }
 
 /// How many pages may be held now.
@@ -117,75 +105,26 @@ fn room() -> u64 {
     MOST.min(crate::sys::procfs::available_memory().unwrap_or(0) / 8 / PAGE_SIZE)
 }
 
-impl Spool {
-    /// Copies pages of a process that runs, which may share some with others (`forked`), as many of the first as there is `room` for. What cannot be read any more is left out.
-    ///
-    /// Errors: the process is gone.
-    fn fill(pid: Pid, forked: bool, pages: &[PageRange], room: u64) -> Result<Spool> {
-        let owner = ObjRef(1);
-        let source = MemorySource::new([(owner, pid)], forked, Vec::new())?;
-        let mut spool = Spool::default();
-        let planned = pages.iter().map(|range| range.count).sum::<u64>().min(room);
-        if spool.bytes.try_reserve_exact((planned * PAGE_SIZE) as usize).is_err() {
-            return Ok(spool);
+/// Copies pages of a process that runs, which may share some with others (`forked`), as many of the first as there is `room` for. What cannot be read any more is left out.
+///
+/// Errors: the process is gone.
+fn fill(pid: Pid, forked: bool, pages: &[PageRange], room: u64) -> Result<Spool> {
+    let owner = ObjRef(1);
+    let source = MemorySource::new([(owner, pid)], forked, Vec::new())?;
+    let mut spool = Spool::default();
+    let planned = pages.iter().map(|range| range.count).sum::<u64>().min(room);
+    if !spool.reserve(planned) {
+        return Ok(spool);
+    }
+    for batch in batches(pages, room) {
+        match spool.add(&batch, |buf| source.read(owner, &batch, buf)) {
+            Ok(()) => {}
+            Err(Error::Gone(pid)) => return Err(Error::Gone(pid)),
+            Err(error) => tracing::debug!("pages of pid {pid} are left to the pause: {error}"),
         }
-        for batch in batches(pages, room) {
-            let start = spool.bytes.len();
-            spool.bytes.resize(start + batch.iter().map(|range| range.bytes() as usize).sum::<usize>(), 0);
-            match source.read(owner, &batch, &mut spool.bytes[start..]) {
-                Ok(()) => {
-                    let mut at = start;
-                    for range in batch {
-                        spool.ranges.push((range, at));
-                        at += range.bytes() as usize;
-                    }
-                }
-                Err(Error::Gone(pid)) => return Err(Error::Gone(pid)),
-                Err(error) => {
-                    tracing::debug!("pages of pid {pid} are left to the pause: {error}");
-                    spool.bytes.truncate(start);
-                }
-            }
-        }
-        spool.ranges.sort_unstable_by_key(|(range, _)| range.start);
-        Ok(spool)
     }
-
-    /// How many.
-    fn pages(&self) -> u64 {
-        self.ranges.iter().map(|(range, _)| range.count).sum()
-    }
-
-    /// Those that were not `written` since.
-    fn clean(&self, written: &RangeSet<u64>) -> Vec<PageRange> {
-        let clean = self.ranges.iter().flat_map(|(range, _)| written.gaps(&range.numbers()).collect::<Vec<_>>());
-        clean.map(PageRange::from).collect()
-    }
-
-    /// From this page on: the bytes of it and of those that follow it, here and in the memory.
-    fn from(&self, page: u64) -> Option<&[u8]> {
-        let after = self.ranges.partition_point(|(range, _)| range.start <= page);
-        let (range, at) = self.ranges[..after].last().filter(|(range, _)| page < range.end())?;
-        Some(&self.bytes[at + ((page - range.start) * PAGE_SIZE) as usize..at + range.bytes() as usize])
-    }
-}
-
-impl Spool {
-    fn read(&self, ranges: &[PageRange], mut buf: &mut [u8]) -> Result<()> {
-        for range in ranges {
-            let mut pages = range.numbers();
-            while pages.start < pages.end {
-                let missing = || Error::Unexpected(format!("page {} was not copied: this is an error in ckpt", pages.start));
-                let there = self.from(pages.start).ok_or_else(missing)?;
-                let count = (there.len() as u64 / PAGE_SIZE).min(pages.end - pages.start);
-                let (part, rest) = buf.split_at_mut((count * PAGE_SIZE) as usize);
-                part.copy_from_slice(&there[..part.len()]);
-                buf = rest;
-                pages.start += count;
-            }
-        }
-        Ok(())
-    }
+    spool.sort();
+    Ok(spool)
 }
 
 /// The first `room` pages, in batches of [`AT_ONCE`] at the most.
@@ -254,8 +193,8 @@ mod tests {
             let owner = ObjRef(3);
             let mut spool = Spool::default();
             for range in ranges(copied) {
-                spool.ranges.push((range, spool.bytes.len()));
-                range.numbers().for_each(|number| spool.bytes.extend(page(number, 0)));
+                let bytes: Vec<u8> = range.numbers().flat_map(|number| page(number, 0)).collect();
+                spool.add(&[range], |buf| { buf.copy_from_slice(&bytes); Ok(()) }).unwrap();
             }
             let at_the_cut = |number: u64| page(number, u8::from(written.contains(&number)));
             let plan: Vec<Extent> = ranges(planned).into_iter().map(|pages| Extent { owner, pages, kind: ExtentKind::Read }).collect();
@@ -273,13 +212,5 @@ mod tests {
                 prop_assert!(bytes == expected, "{extent:?}");
             }
         }
-    }
-
-    #[test]
-    fn what_was_not_copied_is_not_given() {
-        let spool = Spool { ranges: vec![(PageRange { start: 5, count: 1 }, 0)], bytes: page(5, 0) };
-        let mut bytes = vec![0; 2 * PAGE_SIZE as usize];
-        assert!(spool.read(&[PageRange { start: 5, count: 2 }], &mut bytes).is_err());
-        assert!(spool.read(&[PageRange { start: 4, count: 1 }], &mut bytes).is_err());
     }
 }

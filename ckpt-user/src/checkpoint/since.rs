@@ -9,7 +9,7 @@ use super::history::History;
 use super::live::Split;
 use super::mappings::Mapped;
 use super::trackers::Trackers;
-use super::twins;
+use super::twins::Shared;
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::image::Records;
@@ -140,14 +140,8 @@ impl Since {
     /// After a cut of these memories: what they share, which `plan` loses for all but the owners. `None`: it is not known, and must be found out.
     pub(super) fn still_shared(&self, memories: &[CutMemory], plan: &mut Vec<Extent>) -> Option<Vec<Same>> {
         let Since::Tracked(tracking) = self else { return None };
-        let (pids, runs) = tracking.shared.as_ref()?;
-        if !memories.iter().map(|memory| memory.pid).eq(pids.iter().copied()) {
-            return None;
-        }
-        let fresh: Vec<&RangeSet<u64>> =
-            pids.iter().map(|pid| Some(&tracking.memories.get(pid)?.fresh)).collect::<Option<_>>()?;
-        let owners: Vec<ObjRef> = memories.iter().map(|memory| memory.mm).collect();
-        Some(twins::left(runs, &fresh, &owners, plan))
+        let fresh = |pid| tracking.memories.get(&pid).map(|known| &known.fresh);
+        tracking.shared.as_ref()?.left(memories, fresh, plan)
     }
 
     /// After that: they share this now.
@@ -155,8 +149,7 @@ impl Since {
         let Since::Tracked(tracking) = self else { return };
         // Only where a tracker tells what is written from now on.
         let watched = memories.iter().all(|memory| tracking.trackers.presence(memory.pid).is_some());
-        let owners: Vec<ObjRef> = memories.iter().map(|memory| memory.mm).collect();
-        tracking.shared = watched.then(|| (memories.iter().map(|memory| memory.pid).collect(), twins::runs(&owners, same)));
+        tracking.shared = watched.then(|| Shared::of(memories, same));
         memories.iter().for_each(|memory| tracking.of(memory.pid).fresh.clear());
     }
 
@@ -254,8 +247,8 @@ pub(super) struct Tracking {
     memories: HashMap<Pid, Known>,
     /// What the parent holds of the contents of files, and of the memories.
     contents: History,
-    /// What the memories that are seen through these processes shared at the last cut.
-    shared: Option<(Vec<Pid>, Vec<twins::Run>)>,
+    /// What the memories shared at the last cut.
+    shared: Option<Shared>,
 }
 
 /// What is known of one memory.

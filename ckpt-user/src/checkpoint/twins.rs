@@ -28,7 +28,7 @@ const PART: u64 = 32 * 1024;
 /// Pages between two ranges that are read as one.
 const NEAR: u64 = 128;
 
-pub(super) use left::{Run, left, runs};
+pub(super) use left::Shared;
 
 /// A page, and where it is.
 type Placed = (u64, u64);
@@ -45,8 +45,12 @@ pub(super) fn find(memories: &[CutMemory], plan: &mut Vec<Extent>) -> Result<Vec
     }
     let maps = memories.iter().map(|memory| PageMap::open(memory.pid)).collect::<Result<Vec<_>>>()?;
     let read = |n: usize, ranges: &[PageRange]| places(&maps[n], ranges);
-    let owners: Vec<ObjRef> = memories.iter().map(|memory| memory.mm).collect();
-    share(&owners, plan, &read)
+    share(&names(memories), plan, &read)
+}
+
+/// As the image calls them.
+fn names(memories: &[CutMemory]) -> Vec<ObjRef> {
+    memories.iter().map(|memory| memory.mm).collect()
 }
 
 /// The kernel keeps the places of pages from who has no CAP_SYS_ADMIN.
@@ -128,17 +132,13 @@ fn share(owners: &[ObjRef], plan: &mut Vec<Extent>, read: Places<'_>) -> Result<
         for (page, place) in read(n, ranges)? {
             match first.get(&place) {
                 None => own.push((page, place)),
-                Some(&(of, there)) => match runs.last_mut() {
-                    Some((last, same))
-                        if *last == of as usize && same.pages.end() == page && same.first + same.pages.count == there =>
-                    {
-                        same.pages.count += 1;
+                Some(&(of, there)) => {
+                    let pages = PageRange { start: page, count: 1 };
+                    let same = Same { memory, pages, owner: owners[of as usize], first: there };
+                    if !runs.last_mut().is_some_and(|(_, last)| last.takes_in(&same)) {
+                        runs.push((of as usize, same));
                     }
-                    _ => {
-                        let pages = PageRange { start: page, count: 1 };
-                        runs.push((of as usize, Same { memory, pages, owner: owners[of as usize], first: there }));
-                    }
-                },
+                }
             }
         }
         for (page, place) in own {
@@ -260,6 +260,7 @@ mod tests {
     use proptest::prelude::*;
     use rangemap::RangeSet;
 
+    use super::left::{left, runs};
     use super::*;
     use crate::store::SamePages;
 

@@ -1,8 +1,9 @@
 //! For the tests of the kinds of open files: descriptors of the test's own process are collected, and made again in it.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,23 @@ pub fn this_process() -> Pid {
 /// Collects open files of this process.
 pub fn collect(fds: &[BorrowedFd<'_>]) -> Result<Cut> {
     collect_with(&CollectOptions::default(), this_process(), &fds.iter().map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())
+}
+
+/// Why an open file of this process is refused.
+pub fn refusal(fd: &impl AsFd) -> String {
+    collect(&[fd.as_fd()]).map(drop).unwrap_err().to_string()
+}
+
+/// Why one is refused that `mark` has made for a file, which is deleted since, though still open. `None`: it could not be made.
+pub fn refusal_for_a_deleted_file(mark: impl FnOnce(&Path) -> Option<OwnedFd>) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let file = File::create(&path).unwrap();
+    let fd = mark(&path)?;
+    fs::remove_file(&path).unwrap();
+    let refused = refusal(&fd);
+    drop(file);
+    Some(refused)
 }
 
 /// Collects descriptors of any process.

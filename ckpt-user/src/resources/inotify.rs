@@ -128,13 +128,13 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use std::fs;
     use std::os::fd::AsRawFd;
     use std::path::Path;
 
     use nix::unistd::read;
 
-    use super::super::fd_trial::{again, collect, flags};
+    use super::super::fd_trial::{again, flags, refusal, refusal_for_a_deleted_file};
     use super::*;
 
     const EVENTS: u32 = libc::IN_MODIFY | libc::IN_CREATE | libc::IN_ONESHOT | libc::IN_EXCL_UNLINK;
@@ -185,21 +185,18 @@ mod tests {
         let fd = inotify::create().unwrap();
         inotify::add_watch(fd.as_fd(), folder.path(), EVENTS).unwrap();
         fs::write(folder.path().join("x"), "").unwrap();
-        let refused = collect(&[fd.as_fd()]).map(|_| ()).unwrap_err().to_string();
+        let refused = refusal(&fd);
         assert!(refused.contains("events") && refused.contains("try again"), "{refused}");
     }
 
     #[test]
     fn a_deleted_file_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
-        let file = File::create(&path).unwrap();
-        let fd = inotify::create().unwrap();
-        inotify::add_watch(fd.as_fd(), &path, libc::IN_MODIFY).unwrap();
-        fs::remove_file(&path).unwrap();
-        let refused = collect(&[fd.as_fd()]).map(|_| ()).unwrap_err().to_string();
-        assert!(refused.contains("no name can be found"), "{refused}");
-        drop(file);
+        let refused = refusal_for_a_deleted_file(|path| {
+            let fd = inotify::create().unwrap();
+            inotify::add_watch(fd.as_fd(), path, libc::IN_MODIFY).unwrap();
+            Some(fd)
+        });
+        assert!(refused.as_ref().is_some_and(|refused| refused.contains("no name can be found")), "{refused:?}");
     }
 
     #[test]

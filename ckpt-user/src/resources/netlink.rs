@@ -121,7 +121,7 @@ fn groups(d: &Descriptor<'_>) -> Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fd_trial::collect;
+    use super::super::fd_trial::{collect, refusal};
     use super::*;
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
         assert!(cut.restore().is_err());
         let address = Address { family: libc::AF_NETLINK as u16, pad: 0, port: 0, groups: 0 };
         raw::bind(audit.as_fd(), bytemuck::bytes_of(&address)).unwrap();
-        let refused = collect(&[audit.as_fd()]).map(|_| ()).unwrap_err().to_string();
+        let refused = refusal(&audit);
         assert!(refused.contains("a netlink raw socket (protocol 9)"), "{refused}");
     }
 }

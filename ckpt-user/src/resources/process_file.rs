@@ -18,7 +18,7 @@ use nix::sys::uio::pread;
 use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile, Place};
-use super::{Collector, Restorer, fd_table, file_system, named_file, placeholder};
+use super::{Collector, Restorer, fd_table, file_system, named_file, placeholder, regular};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::sys::{directory, procfs};
@@ -171,7 +171,7 @@ fn have_it_written_anew(file: &OwnedFd, common: &OpenFile) {
 
 fn is_file_of(d: &Descriptor<'_>, what: &[u8]) -> bool {
     let last = Path::new(fd_table::without_deleted(d.link)).file_name().map(OsStr::as_bytes);
-    last == Some(what) && d.info.flags & libc::O_PATH == 0 && kind(d) == SFlag::S_IFREG
+    last == Some(what) && regular::is_regular(d)
 }
 
 fn kind(d: &Descriptor<'_>) -> SFlag {
@@ -242,7 +242,7 @@ fn gives(beginning: &Beginning) -> bool {
 mod tests {
     use std::process::{Child, Command, Stdio};
 
-    use super::super::fd_trial::{collect, with_descriptor};
+    use super::super::fd_trial::{collect, refusal, with_descriptor};
     use super::*;
 
     fn program() -> Child {
@@ -283,10 +283,10 @@ mod tests {
     fn another_process_is_refused() {
         let child = program();
         let file = File::open(format!("/proc/{}/status", child.id())).unwrap();
-        let refused = collect(&[file.as_fd()]).map(drop).unwrap_err().to_string();
+        let refused = refusal(&file);
         assert!(refused.contains(&format!("looks into pid {}, which", child.id())), "{refused}");
         ended(child);
-        let refused = collect(&[file.as_fd()]).map(drop).unwrap_err().to_string();
+        let refused = refusal(&file);
         assert!(refused.contains("that has ended") && refused.contains("ESRCH"), "{refused}");
     }
 

@@ -195,7 +195,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::collector::CollectOptions;
-    use super::super::fd_trial::{collect, collect_with, flags, this_process, wait_for};
+    use super::super::fd_trial::{collect, collect_with, flags, refusal, this_process, wait_for};
     use super::*;
 
     fn collect_closing(fds: &[BorrowedFd<'_>]) -> super::super::fd_trial::Cut {
@@ -222,7 +222,7 @@ mod tests {
             let new = TcpListener::from(new);
             let mut client = TcpStream::connect(address).unwrap();
             wait_for(&new, PollFlags::POLLIN);
-            let refused = collect(&[new.as_fd()]).map(|_| ()).unwrap_err().to_string();
+            let refused = refusal(&new);
             assert!(refused.contains("not accepted"), "{refused}");
             new.set_nonblocking(false).unwrap();
             new.accept().unwrap().0.write_all(b"hello").unwrap();
@@ -271,7 +271,7 @@ mod tests {
         let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
         let (accepted, _) = server.accept().unwrap();
         client.set_nodelay(true).unwrap();
-        let refused = collect(&[client.as_fd()]).map(|_| ()).unwrap_err().to_string();
+        let refused = refusal(&client);
         assert!(refused.contains("--tcp-close") && refused.contains(&server.local_addr().unwrap().to_string()), "{refused}");
         let new = collect_closing(&[client.as_fd()]).restore().unwrap().remove(0);
         wait_for(&new, PollFlags::POLLIN | PollFlags::POLLHUP);

@@ -9,7 +9,7 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{read, write};
 
-use super::fd_trial::{Heir, again, collect, flags, this_process, wait_for};
+use super::fd_trial::{Heir, again, collect, flags, refusal, this_process, wait_for};
 use super::socket::SocketType;
 use super::socket_options::SocketOptions;
 use super::unix::{Alone, UnixRecord};
@@ -19,10 +19,6 @@ use crate::sys::queue;
 use crate::sys::socket as raw;
 
 const UNIX: i32 = libc::AF_UNIX;
-
-fn refusal(fd: &impl AsFd) -> String {
-    collect(&[fd.as_fd()]).map(|_| ()).unwrap_err().to_string()
-}
 
 #[test]
 fn a_stream_with_contents_both_ways() {

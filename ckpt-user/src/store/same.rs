@@ -32,6 +32,16 @@ pub struct Same {
     pub first: u64,
 }
 
+impl Same {
+    /// Takes in `next`, if its pages follow on these, in both memories.
+    pub fn takes_in(&mut self, next: &Same) -> bool {
+        let of_the_same = (self.memory, self.owner) == (next.memory, next.owner);
+        let follows = of_the_same && self.pages.end() == next.pages.start && self.first + self.pages.count == next.first;
+        self.pages.count += if follows { next.pages.count } else { 0 };
+        follows
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

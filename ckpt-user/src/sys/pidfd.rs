@@ -35,7 +35,7 @@ pub fn exists(process: BorrowedFd<'_>) -> bool {
 
 /// Has the process ended, all of it?
 pub fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
-    wait(process, libc::POLLIN, Duration::ZERO)
+    ends_within(process, Duration::ZERO)
 }
 
 /// The same, by then.

@@ -15,13 +15,6 @@ pub struct Quiet {
     pub signal: i32,
 }
 
-impl Quiet {
-    /// What tgkill(2) is passed.
-    pub(super) fn call(self) -> [Arg; 6] {
-        [self.tgid.into(), self.tid.into(), self.signal.into(), Arg::Num(0), Arg::Num(0), Arg::Num(0)]
-    }
-}
-
 /// Those that do nothing where no handler is set.
 const SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 
@@ -31,6 +24,11 @@ impl Quiet {
         let noticed = status.sigcgt | status.sigblk | status.sigpnd | status.shdpnd;
         let signal = SIGNALS.into_iter().find(|signal| noticed & 1 << (signal - 1) == 0)?;
         Some(Quiet { tgid: *status.nstgid.as_ref()?.last()?, tid: *status.nspid.as_ref()?.last()?, signal })
+    }
+
+    /// What tgkill(2) is passed.
+    pub(super) fn call(self) -> [Arg; 6] {
+        [self.tgid.into(), self.tid.into(), self.signal.into(), Arg::Num(0), Arg::Num(0), Arg::Num(0)]
     }
 }
 

@@ -1,6 +1,8 @@
 //! What is there of a memory, kept from one cut to the next: what was touched since is looked at again, and nothing else. To ask the kernel for all of it
 //! each time would take longer than anything else that is done while a process stands still.
 
+use rangemap::RangeSet;
+
 use crate::ids::PageRange;
 use crate::sys::pagemap::Page;
 
@@ -41,8 +43,8 @@ pub type Run = (PageRange, Content);
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Presence {
-    /// Of these pages everything is known. In order.
-    seen: Vec<PageRange>,
+    /// Of these pages everything is known.
+    seen: RangeSet<u64>,
     /// In order; no two that touch are alike.
     runs: Vec<Run>,
 }
@@ -50,12 +52,12 @@ pub struct Presence {
 impl Presence {
     /// Is everything known of these pages?
     pub fn covers(&self, pages: PageRange) -> bool {
-        gaps(&self.seen, pages).next().is_none()
+        self.seen.gaps(&pages.numbers()).next().is_none()
     }
 
-    /// Those of `pages` of which not everything is known.
-    pub fn unseen(&self, pages: PageRange) -> impl Iterator<Item = PageRange> + '_ {
-        gaps(&self.seen, pages)
+    /// Of these pages everything is known.
+    pub fn seen(&self) -> &RangeSet<u64> {
+        &self.seen
     }
 
     /// What is there of `pages`, in order.
@@ -65,32 +67,13 @@ impl Presence {
         inside.map(move |&(run, content)| (PageRange::from(run.start.max(pages.start)..run.end().min(pages.end())), content))
     }
 
-    /// From now on `seen` is what is known, in order; of that, `touched` is as `there` says, and the rest as it was. Both in order, and `there` within
-    /// `touched`.
-    pub fn update(&mut self, seen: Vec<PageRange>, touched: &[PageRange], there: &[Run]) {
-        let outside: Vec<PageRange> = gaps(&seen, PageRange::from(0..u64::MAX)).collect();
+    /// From now on `seen` is what is known; of that, `touched` is as `there` says, and the rest as it was. Both in order, and `there` within `touched`.
+    pub fn update(&mut self, seen: RangeSet<u64>, touched: &[PageRange], there: &[Run]) {
+        let outside: Vec<PageRange> = seen.gaps(&(0..u64::MAX)).map(PageRange::from).collect();
         let kept = without(&without(&self.runs, &outside), touched);
         self.runs = merged(&kept, there);
         self.seen = seen;
     }
-}
-
-/// The parts of `pages` that lie in none of `ranges`, which are in order.
-fn gaps(ranges: &[PageRange], pages: PageRange) -> impl Iterator<Item = PageRange> + '_ {
-    let first = ranges.partition_point(|range| range.end() <= pages.start);
-    let mut inside = ranges[first..].iter();
-    let mut at = pages.start;
-    std::iter::from_fn(move || {
-        while at < pages.end() {
-            let (start, end) = inside.next().map_or((pages.end(), pages.end()), |range| (range.start, range.end()));
-            let gap = PageRange::from(at..start.min(pages.end()).max(at));
-            at = end.max(at);
-            if gap.count > 0 {
-                return Some(gap);
-            }
-        }
-        None
-    })
 }
 
 /// What is left of `runs` without `taken`, both in order.
@@ -165,29 +148,29 @@ mod tests {
     }
 
     proptest! {
-        /// However it is updated, it says of each page what it was told last.
-        #[test]
-        fn it_is_a_map_of_pages(steps in prop::collection::vec((ranges(), ranges(), prop::collection::vec(0..4u8, 64)), 1..6)) {
-            let mut presence = Presence::default();
-            let mut model: BTreeMap<u64, u8> = BTreeMap::new();
-            for (seen, touched, contents) in steps {
-                let is_in = |ranges: &[PageRange], page: u64| ranges.iter().any(|range| range.numbers().contains(&page));
-                let there: Vec<Run> = touched
-                    .iter()
-                    .flat_map(|range| range.numbers())
-                    .filter(|&page| is_in(&seen, page))
-                    .filter_map(|page| Some((range(page, 1), [Content::Data, Content::Zero, Content::Guard].get(contents[page as usize] as usize).copied()?)))
-                    .collect();
-                model.retain(|&page, _| is_in(&seen, page) && !is_in(&touched, page));
-                model.extend(pages(there.iter().copied()));
-                presence.update(seen.clone(), &touched, &there);
-                prop_assert_eq!(pages(presence.within(range(0, 1000))), model.clone());
-                prop_assert!(presence.runs.windows(2).all(|two| two[0].0.end() < two[1].0.start || two[0].1 != two[1].1));
-                for page in 0..64 {
-                    prop_assert_eq!(presence.covers(range(page, 1)), is_in(&seen, page));
-                    prop_assert_eq!(presence.unseen(range(page, 2)).map(|gap| gap.count).sum::<u64>(), (page..page + 2).filter(|&page| !is_in(&seen, page)).count() as u64);
+            /// However it is updated, it says of each page what it was told last.
+            #[test]
+            fn it_is_a_map_of_pages(steps in prop::collection::vec((ranges(), ranges(), prop::collection::vec(0..4u8, 64)), 1..6)) {
+                let mut presence = Presence::default();
+                let mut model: BTreeMap<u64, u8> = BTreeMap::new();
+                for (seen, touched, contents) in steps {
+                    let is_in = |ranges: &[PageRange], page: u64| ranges.iter().any(|range| range.numbers().contains(&page));
+                    let there: Vec<Run> = touched
+                        .iter()
+                        .flat_map(|range| range.numbers())
+                        .filter(|&page| is_in(&seen, page))
+                        .filter_map(|page| Some((range(page, 1), [Content::Data, Content::Zero, Content::Guard].get(contents[page as usize] as usize).copied()?)))
+                        .collect();
+                    model.retain(|&page, _| is_in(&seen, page) && !is_in(&touched, page));
+                    model.extend(pages(there.iter().copied()));
+                    presence.update(seen.iter().map(|range| range.numbers()).collect(), &touched, &there);
+                    prop_assert_eq!(pages(presence.within(range(0, 1000))), model.clone());
+                    prop_assert!(presence.runs.windows(2).all(|two| two[0].0.end() < two[1].0.start || two[0].1 != two[1].1));
+                    for page in 0..64 {
+                        prop_assert_eq!(presence.covers(range(page, 1)), is_in(&seen, page));
+    prop_assert_eq!(presence.covers(range(page, 2)), is_in(&seen, page) && is_in(&seen, page + 1));
+                    }
                 }
             }
         }
-    }
 }

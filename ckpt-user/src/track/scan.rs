@@ -180,19 +180,20 @@ impl ScanTracker {
 
 /// Keeps what is known of the memory up to date: `touched` pages are as `there` says.
 fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[PageRange], there: &[Run]) -> Result<()> {
-    let seen: Vec<PageRange> = scan.stretches.iter().map(|(pages, _)| *pages).collect();
+    let seen: RangeSet<u64> = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
     // Registered already, but not looked at the last time: the scan has told only what was written there.
-    let is_fresh = |unseen: &PageRange| scan.fresh.iter().any(|fresh| fresh.start <= unseen.start && unseen.end() <= fresh.end());
-    let mut unseen = Vec::new();
-    for &(pages, of_file) in &scan.stretches {
-        unseen.extend(presence.unseen(pages).filter(|unseen| !is_fresh(unseen)).map(|unseen| (unseen, of_file)));
-    }
+    let mut told = presence.seen().clone();
+    told.extend(scan.fresh.iter().map(|fresh| fresh.numbers()));
+    let untold = |(pages, of_file): &(PageRange, bool)| {
+        told.gaps(&pages.numbers()).map(|gap| (PageRange::from(gap), *of_file)).collect::<Vec<_>>()
+    };
+    let untold: Vec<(PageRange, bool)> = scan.stretches.iter().flat_map(untold).collect();
     let numbers = |range: &PageRange| range.numbers();
     let touched = union(touched.iter().map(numbers), there.iter().map(|(run, _)| run.numbers()));
     let touched: Vec<PageRange> =
         union(touched.into_iter(), scan.fresh.iter().map(numbers)).into_iter().map(PageRange::from).collect();
     presence.update(seen.clone(), &touched, there);
-    for (pages, of_file) in unseen {
+    for (pages, of_file) in untold {
         let mut there = Vec::new();
         page_map.walk(pages, Content::asked(of_file), |run, page| {
             there.extend(Content::of(page, of_file).map(|content| (run, content)))

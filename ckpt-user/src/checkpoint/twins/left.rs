@@ -6,14 +6,45 @@ use std::ops::Range;
 
 use rangemap::RangeSet;
 
-use super::take_out;
-use crate::ids::{ObjRef, PageRange, common};
-use crate::pipeline::{Extent, ExtentKind};
+use super::{names, take_out};
+use crate::checkpoint::collect::CutMemory;
+use crate::ids::{ObjRef, PageRange, Pid, common};
+use crate::pipeline::{Extent, pages_by_owner};
 use crate::store::same::Same;
+
+/// What the memories of a tree have of each other.
+#[derive(Debug)]
+pub(in super::super) struct Shared {
+    /// The processes that they are seen through.
+    pids: Vec<Pid>,
+    runs: Vec<Run>,
+}
+
+impl Shared {
+    /// At a cut, of which that was found out.
+    pub(in super::super) fn of(memories: &[CutMemory], same: &[Same]) -> Shared {
+        Shared { pids: memories.iter().map(|memory| memory.pid).collect(), runs: runs(&names(memories), same) }
+    }
+
+    /// What is left of it at the next one, and `plan`, that of a whole image, loses for all but the owners. `written` since, by the process that a memory is seen
+    /// through. `None`: there are other memories now, or of one it is not known.
+    pub(in super::super) fn left<'a>(
+        &self,
+        memories: &[CutMemory],
+        written: impl Fn(Pid) -> Option<&'a RangeSet<u64>>,
+        plan: &mut Vec<Extent>,
+    ) -> Option<Vec<Same>> {
+        if !memories.iter().map(|memory| memory.pid).eq(self.pids.iter().copied()) {
+            return None;
+        }
+        let written: Vec<&RangeSet<u64>> = self.pids.iter().map(|pid| written(*pid)).collect::<Option<_>>()?;
+        Some(left(&self.runs, &written, &names(memories), plan))
+    }
+}
 
 /// Pages that a memory had of another one: by their places in a list of memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) struct Run {
+pub(super) struct Run {
     memory: usize,
     pages: PageRange,
     owner: usize,
@@ -21,7 +52,7 @@ pub(in super::super) struct Run {
 }
 
 /// The same for a later cut, in which the memories may have other names. In order of the list, and of the pages of each.
-pub(in super::super) fn runs(owners: &[ObjRef], same: &[Same]) -> Vec<Run> {
+pub(super) fn runs(owners: &[ObjRef], same: &[Same]) -> Vec<Run> {
     let places: HashMap<ObjRef, usize> = owners.iter().enumerate().map(|(n, owner)| (*owner, n)).collect();
     let run = |same: &Same| {
         let (memory, owner) = (*places.get(&same.memory)?, *places.get(&same.owner)?);
@@ -34,8 +65,9 @@ pub(in super::super) fn runs(owners: &[ObjRef], same: &[Same]) -> Vec<Run> {
 
 /// What is left of `last` for these memories, called `owners` now, of which these pages were `touched` since. `plan`, that of a whole image, loses it for all
 /// but the owners. A page whose owner has touched it, or dropped it, goes to the first of the others that still have it.
-pub(in super::super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &[ObjRef], plan: &mut Vec<Extent>) -> Vec<Same> {
-    let there = there(owners, plan);
+pub(super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &[ObjRef], plan: &mut Vec<Extent>) -> Vec<Same> {
+    let mut there = pages_by_owner(plan);
+    let there: Vec<RangeSet<u64>> = owners.iter().map(|owner| there.remove(owner).unwrap_or_default()).collect();
     let untouched = |memory: usize, pages: PageRange| -> Vec<Range<u64>> {
         let pages = pages.numbers();
         let gaps = touched[memory].gaps(&pages);
@@ -44,16 +76,9 @@ pub(in super::super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &
     let mut heirs: HashMap<(usize, u64), (usize, u64)> = HashMap::new();
     let mut all: Vec<Same> = Vec::new();
     let mut push = |memory: usize, start: u64, count: u64, owner: usize, first: u64| {
-        let (memory, owner) = (owners[memory], owners[owner]);
-        match all.last_mut() {
-            Some(last)
-                if (last.memory, last.owner) == (memory, owner)
-                    && last.pages.end() == start
-                    && last.first + last.pages.count == first =>
-            {
-                last.pages.count += count;
-            }
-            _ => all.push(Same { memory, pages: PageRange { start, count }, owner, first }),
+        let same = Same { memory: owners[memory], pages: PageRange { start, count }, owner: owners[owner], first };
+        if !all.last_mut().is_some_and(|last| last.takes_in(&same)) {
+            all.push(same);
         }
     };
     for &Run { memory, pages, owner, first } in last {
@@ -78,13 +103,4 @@ pub(in super::super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &
     }
     take_out(owners, plan, &all);
     all
-}
-
-/// The pages of each memory that the plan has read.
-fn there(owners: &[ObjRef], plan: &[Extent]) -> Vec<RangeSet<u64>> {
-    let mut there: HashMap<ObjRef, RangeSet<u64>> = HashMap::new();
-    for extent in plan.iter().filter(|extent| extent.kind == ExtentKind::Read && extent.pages.count > 0) {
-        there.entry(extent.owner).or_default().insert(extent.pages.numbers());
-    }
-    owners.iter().map(|owner| there.remove(owner).unwrap_or_default()).collect()
 }
