@@ -26,6 +26,12 @@ pub fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Does an error in a file or folder of /proc/PID say that the process, thread or descriptor has gone? Who looks a name up there meets ESRCH once the
+/// process has ended, ENOENT once its entry has gone, too.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
 /// /proc/PID/task/TID/status.
 pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
     // A thread's name, in the first line, may hold any bytes.
@@ -38,7 +44,7 @@ pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
 pub fn stat(pid: Pid) -> Result<Stat> {
     let doing = || format!("cannot read the state of pid {pid}");
     let bytes = match read(format!("/proc/{pid}/stat")) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Err(Error::Gone(pid)),
+        Err(error) if is_gone(&error) => return Err(Error::Gone(pid)),
         other => other.doing(doing)?,
     };
     Stat::from_read(bytes.as_slice()).map_err(|error| from_procfs(pid, error, doing))
@@ -103,6 +109,7 @@ fn from_procfs(pid: Pid, error: procfs::ProcError, doing: impl FnOnce() -> Strin
     match error {
         procfs::ProcError::NotFound(_) => Error::Gone(pid),
         procfs::ProcError::PermissionDenied(_) => Error::os(doing(), std::io::Error::from_raw_os_error(libc::EACCES)),
+        procfs::ProcError::Io(source, _) if is_gone(&source) => Error::Gone(pid),
         procfs::ProcError::Io(source, _) => Error::os(doing(), source),
         other => Error::Unexpected(format!("{}: {other}", doing())),
     }

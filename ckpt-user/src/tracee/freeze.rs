@@ -209,13 +209,12 @@ pub fn main_thread_has_ended(pid: Pid) -> Error {
 
 /// The threads of a process, as /proc lists them now.
 pub fn threads(pid: Pid) -> Result<Vec<Tid>> {
-    let entries = match fs::read_dir(format!("/proc/{pid}/task")) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::Gone(pid)),
-        other => other.doing(|| format!("cannot list the threads of pid {pid}"))?,
+    let gone_or = |error| {
+        if procfs::is_gone(&error) { Error::Gone(pid) } else { Error::os(format!("cannot list the threads of pid {pid}"), error) }
     };
     let mut tids = Vec::new();
-    for entry in entries {
-        let entry = entry.doing(|| format!("cannot list the threads of pid {pid}"))?;
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).map_err(gone_or)? {
+        let entry = entry.map_err(gone_or)?;
         let number = entry.file_name().to_str().and_then(|s| s.parse().ok());
         tids.push(Tid(number.ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/task holds {:?}", entry.file_name())))?));
     }

@@ -45,7 +45,7 @@ fn children(pid: Pid) -> Result<Vec<Pid>> {
     for tid in threads(pid)? {
         let list = match procfs::read_text(format!("/proc/{pid}/task/{tid}/children")) {
             // The thread has ended meanwhile.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            Err(e) if procfs::is_gone(&e) => continue,
             other => other.doing(|| format!("cannot list the children of pid {pid}"))?,
         };
         children.extend(list.split_whitespace().filter_map(|child| child.parse().ok()).map(Pid));
