@@ -149,7 +149,7 @@ pub enum Tally {
     Saved = 0,
     /// Pages for which it had no room.
     Full = 1,
-    /// Pages that could not be read, or were found changed when they had been.
+    /// Pages that could not be read.
     Failed = 2,
     /// Nanoseconds that the process has lost to it: the time that it took to save pages.
     Nanoseconds = 3,

@@ -109,18 +109,20 @@ impl Current {
             count(Tally::Failed);
             return None;
         }
+        // Before it is claimed: another thread that finds it claimed lets it be written at once.
+        if !self.is_protected(page) {
+            // Another thread was faster, and its page was saved; or it was written through no fault, which user space finds.
+            entry.discard(BPF_RB_NO_WAKEUP.into());
+            return None;
+        }
         // SAFETY: as in `save`.
         let before = unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(claimed, mask) };
         if before & mask != 0 {
             // Somebody was faster.
             entry.discard(BPF_RB_NO_WAKEUP.into());
-        } else if self.is_protected(page) {
+        } else {
             entry.submit(wake_up().into());
             count(Tally::Saved);
-        } else {
-            // Written while it was copied, through no fault: it is claimed, and there are no contents for it.
-            entry.discard(BPF_RB_NO_WAKEUP.into());
-            count(Tally::Failed);
         }
         Some(())
     }

@@ -1,6 +1,7 @@
 //! Reading a tree that stands still: everything that an image holds of it but the contents of its pages.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
 
 use super::Options;
 use super::freezer::{Frozen, Injectors};
@@ -24,7 +25,8 @@ use crate::resources::vma::{self, SharedSeen, VmaRecord};
 use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, sysv, task_registry, written};
 use crate::store::{SamePages, past, same};
 use crate::sys::kcmp::Shared;
-use crate::sys::procfs::{self, Status};
+use crate::sys::procfs;
+use crate::sys::status::Status;
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
@@ -95,7 +97,7 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
         pids.iter().try_for_each(|&pid| {
             let looked = maps::read_with_flags(pid).and_then(|mappings| {
                 let mapped = Mapped { mappings, as_left: false };
-                outside(&mut cx, pid, &sharing, &mapped, &mut met, &mut Stopwatch::start())?;
+                outside(&mut cx, pid, &sharing, &mapped, &mut met, &mut Stopwatch::from(Instant::now()))?;
                 preflight::directories(&mut cx, pid)
             });
             match looked {

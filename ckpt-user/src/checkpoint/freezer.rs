@@ -66,8 +66,8 @@ impl Freezer<'_> {
     pub(super) fn freeze(&self) -> Result<(Frozen, Injectors)> {
         let mut waits = WaitTimes::read(&all_threads(self.root)?);
         let cgroups = machine::cgroups(self.root)?;
-        let (since, mut watch) = (Instant::now(), Stopwatch::start());
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
+        let (since, mut watch) = (tree.since, Stopwatch::from(tree.since));
         if let Some(inspector) = self.inspector.loaded() {
             tree.processes.iter().for_each(|process| waits.learn(sleeps(inspector, process.pid)));
         }

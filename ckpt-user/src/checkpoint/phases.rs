@@ -37,8 +37,9 @@ pub(super) struct Stopwatch {
 }
 
 impl Stopwatch {
-    pub(super) fn start() -> Stopwatch {
-        Stopwatch { last: Instant::now(), phases: Phases::default() }
+    /// Started at that instant.
+    pub(super) fn from(start: Instant) -> Stopwatch {
+        Stopwatch { last: start, phases: Phases::default() }
     }
 
     /// A part has ended, and the next begins.

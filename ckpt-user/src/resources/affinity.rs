@@ -43,6 +43,10 @@ fn parse_list(text: &str) -> Option<Vec<u32>> {
 /// Beyond what any kernel can be built for (CONFIG_NR_CPUS is at most 8192).
 const MAX_PROCESSOR: u32 = 8191;
 
+/// The processors that are running.
+#[derive(Debug)]
+struct Online(Vec<u32>);
+
 fn online() -> Result<Vec<u32>> {
     const PATH: &str = "/sys/devices/system/cpu/online";
     let text = fs::read_to_string(PATH).doing(|| format!("cannot read {PATH}"))?;
@@ -58,9 +62,10 @@ impl TaskResource for Affinity {
         Ok(())
     }
 
-    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<AffinityRecord> {
+    fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<AffinityRecord> {
         let allowed = sched::processors(who.tid).doing(|| format!("cannot read the processors of thread {}", who.tid))?;
-        let is_bound = online()?.iter().any(|cpu| !allowed.contains(cpu));
+        let online = cx.fact(|_| online().map(Online))?;
+        let is_bound = online.0.iter().any(|cpu| !allowed.contains(cpu));
         Ok(AffinityRecord { processors: is_bound.then_some(allowed) })
     }
 

@@ -6,7 +6,6 @@ use serde_bytes::ByteBuf;
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
-use crate::sys::task_file;
 use crate::tracee::batch::{Answers, Batch};
 use crate::tracee::remote::RemoteTask;
 
@@ -35,13 +34,7 @@ impl TaskResource for Comm {
     }
 
     fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<CommRecord> {
-        // Not from the status file, which writes some bytes in another way.
-        let mut name = task_file::read(who.pid, who.tid, "comm")?
-            .ok_or_else(|| Error::Unexpected(format!("thread {} of pid {} has no comm file", who.tid, who.pid)))?;
-        if name.last() == Some(&b'\n') {
-            name.pop();
-        }
-        Ok(CommRecord { name: ByteBuf::from(name) })
+        Ok(CommRecord { name: ByteBuf::from(who.status.name.clone()) })
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &CommRecord) -> Result<()> {

@@ -9,7 +9,8 @@ use super::capabilities::{CAP_SETPCAP, members, names};
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer, dumpable};
 use crate::error::{Doing, Error, Result};
-use crate::sys::procfs::{self, Status};
+use crate::sys::procfs;
+use crate::sys::status::Status;
 use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::remote::RemoteTask;
 
@@ -57,14 +58,20 @@ pub struct Ids {
     pub fs: u32,
 }
 
+impl From<[u32; 4]> for Ids {
+    fn from([real, effective, saved, fs]: [u32; 4]) -> Ids {
+        Ids { real, effective, saved, fs }
+    }
+}
+
 /// struct __user_cap_header_struct, version 3.
 const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
 
 impl CredentialsRecord {
     fn new(status: &Status, securebits: u32) -> CredentialsRecord {
         CredentialsRecord {
-            uids: Ids { real: status.ruid, effective: status.euid, saved: status.suid, fs: status.fuid },
-            gids: Ids { real: status.rgid, effective: status.egid, saved: status.sgid, fs: status.fgid },
+            uids: Ids::from(status.uids),
+            gids: Ids::from(status.gids),
             groups: status.groups.clone(),
             inheritable: status.capinh,
             permitted: status.capprm,

@@ -9,14 +9,13 @@
 //! is not ready at the restart, it differs from what it was in that a hang-up would still be reported.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::epoll::{Epoll as NixEpoll, EpollCreateFlags};
 use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile, Place};
-use super::{Collector, Restorer};
+use super::{Collector, Restorer, descriptors};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::sys::kcmp;
@@ -164,12 +163,7 @@ impl FileKind for Epoll {
 
 /// The descriptors of a process.
 fn numbers_of(pid: Pid) -> Result<Vec<RawFd>> {
-    let doing = || format!("cannot list the descriptors of pid {pid}");
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-        numbers.extend(entry.doing(doing)?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
-    }
-    Ok(numbers)
+    descriptors::numbers(pid).doing(|| format!("cannot list the descriptors of pid {pid}"))
 }
 
 /// Another process that has the watched file, and its number there.

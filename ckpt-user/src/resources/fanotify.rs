@@ -4,7 +4,6 @@
 //! wait for the program to permit: a group that asks for permission events is refused.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile};
 use super::inode_name::{self, Inode};
-use super::{Collector, Restorer};
+use super::{Collector, Restorer, descriptors};
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::sys::{fanotify, mounts, procfs, queue};
@@ -194,23 +193,20 @@ pub fn name(fd: RawFd) -> String {
 
 /// The groups of a process that others may wait for. To be known before it is stopped: ckpt might wait for them, too.
 pub fn that_ask(pid: Pid) -> Result<Vec<RawFd>> {
-    let doing = || format!("cannot list the descriptors of pid {pid}");
+    let doing = || format!("cannot look at the descriptors of pid {pid}");
     let mut groups = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-        let entry = entry.doing(doing)?;
-        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
-        let text = match fs::read_link(entry.path()) {
-            Ok(link) if link.as_os_str() == LINK => fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")),
-            other => other.map(|_| String::new()),
-        };
-        match text {
+    for fd in descriptors::numbers(pid).doing(doing)? {
+        if descriptors::link(pid, fd).doing(doing)?.is_none_or(|link| link.as_os_str() != LINK) {
+            continue;
+        }
+        match procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}")) {
             Ok(text) => {
                 let mut marks = text.lines().filter_map(|line| line.strip_prefix("fanotify ")).filter_map(Seen::parse);
                 groups.extend(marks.any(|mark| mark.asks()).then_some(fd));
             }
             // Closed meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).doing(|| format!("cannot look at descriptor {fd} of pid {pid}")),
+            Err(error) if procfs::is_gone(&error) => {}
+            Err(error) => return Err(error).doing(doing),
         }
     }
     Ok(groups)

@@ -6,7 +6,6 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -17,14 +16,14 @@ use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
-use super::file::{self, Descriptor, FdInfo, OpenFile};
+use super::descriptors::{Descriptors, Seen};
+use super::file::{self, Descriptor, OpenFile};
 use super::lock::{self, Lock};
 use super::{Collector, Restorer, external, process_file};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
-use crate::sys::procfs;
-use crate::sys::{fcntl as own, kcmp, pidfd};
+use crate::sys::{fcntl as own, kcmp};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
@@ -53,27 +52,19 @@ pub struct FdSlot {
     pub locks: Vec<Lock>,
 }
 
-/// What is known of a descriptor without a duplicate.
-struct Seen {
-    fd: RawFd,
-    link: OsString,
-    info: FdInfo,
-}
-
 /// Collects the descriptor table of a process. `descriptions`: the open files met so far in the cut.
 pub fn collect(cx: &mut Collector<'_>, pid: Pid, descriptions: &mut Descriptions) -> Result<ObjRef> {
     let key = ObjectKey::Task(KIND, pid);
     if let Some(known) = cx.lookup(&key) {
         return Ok(known);
     }
-    let seen = list(pid)?;
-    let process = pidfd::open(pid).doing(|| format!("cannot open pid {pid}"))?;
+    let all = Descriptors::of(cx)?;
     cx.intern(key, |cx, _| {
         let mut slots = Vec::new();
         // An epoll instance refers to other files, which must stand before it.
-        let (last, first): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| s.link == "anon_inode:[eventpoll]");
+        let (last, first): (Vec<&Seen>, Vec<&Seen>) = all.get(pid)?.iter().partition(|s| s.link == "anon_inode:[eventpoll]");
         for seen in first.into_iter().chain(last) {
-            let found = cx.attempt(|cx| collect_one(cx, descriptions, pid, process.as_fd(), seen))?;
+            let found = cx.attempt(|cx| collect_one(cx, descriptions, pid, &all, seen))?;
             let Some((file, from)) = found else { continue };
             let locks = if from == pid { Vec::new() } else { lock::of_process(lock::parse(&seen.info)?) };
             slots.push(FdSlot { fd: seen.fd, file, cloexec: seen.info.flags & libc::O_CLOEXEC != 0, locks });
@@ -81,25 +72,6 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, descriptions: &mut Descriptions
         slots.sort_by_key(|slot| slot.fd);
         Ok(Section::encode(KIND, &FdTable { slots })?)
     })
-}
-
-fn list(pid: Pid) -> Result<Vec<Seen>> {
-    let doing = || format!("cannot list the descriptors of pid {pid}");
-    let mut seen = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-        let name = entry.doing(doing)?.file_name();
-        let Some(fd) = name.to_str().and_then(|n| n.parse().ok()) else { continue };
-        let link = match fs::read_link(format!("/proc/{pid}/fd/{fd}")) {
-            // Closed meanwhile: the process runs (`ckpt check`).
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.doing(doing)?.into_os_string(),
-        };
-        let text = procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}")).doing(doing)?;
-        let info = FdInfo::parse(&text).ok_or_else(|| Error::Unexpected(format!("cannot understand /proc/{pid}/fdinfo/{fd}")))?;
-        seen.push(Seen { fd, link, info });
-    }
-    seen.sort_by_key(|s| s.fd);
-    Ok(seen)
 }
 
 /// Two descriptors that differ in this cannot share one open file description.
@@ -139,10 +111,9 @@ fn collect_one(
     cx: &mut Collector<'_>,
     found: &mut Descriptions,
     pid: Pid,
-    process: BorrowedFd<'_>,
+    all: &Descriptors,
     seen: &Seen,
 ) -> Result<(ObjRef, Pid)> {
-    let doing = || format!("cannot duplicate descriptor {} of pid {pid}", seen.fd);
     let first = found.first_of(pid, seen)?;
     if first != (pid, seen.fd)
         && let Some(known) = cx.lookup(&ObjectKey::File(first.0, first.1))
@@ -159,14 +130,14 @@ fn collect_one(
             return Ok((known, of));
         }
     }
-    let own = pidfd::get_fd(process, seen.fd).doing(doing)?;
+    let own = all.duplicate(pid, seen.fd)?;
     let stat = match fstat(&own) {
         Err(Errno::ENOENT) if process_file::names_a_process(&seen.link) => {
             return process_file::refuse_gone(cx, pid, seen.fd, &seen.link);
         }
         other => other.doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?,
     };
-    let d = Descriptor { pid, fd: seen.fd, link: &seen.link, info: &seen.info, stat: &stat, own: own.as_fd() };
+    let d = Descriptor::new((pid, seen.fd), &seen.link, &seen.info, &stat, own.as_fd());
     let file = cx.intern(ObjectKey::File(pid, seen.fd), |cx, objref| {
         let section = file::collect(cx, &d, common(&d)?)?;
         if section.kind == external::KIND {

@@ -82,7 +82,7 @@ pub fn look_at<T>(pid: Pid, fd: i32, see: impl FnOnce(&Descriptor<'_>) -> T) -> 
     let link: OsString = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap().into();
     let info = FdInfo::parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()).unwrap();
     let stat = fstat(&own).unwrap();
-    see(&Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: own.as_fd() })
+    see(&Descriptor::new((pid, fd), &link, &info, &stat, own.as_fd()))
 }
 
 /// A descriptor of this process as the kinds see it.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::stat::FileStat;
 use serde::de::DeserializeOwned;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::Lock;
 use super::registry::FILE_KINDS;
+use super::socket::SocketType;
 use super::{Collector, Restorer};
 use crate::error::Result;
 use crate::ids::{ObjRef, Pid};
@@ -31,6 +33,23 @@ pub struct Descriptor<'a> {
     /// Our own duplicate: the same open file description. Reading, seeking or setting flags through it would change the
     /// target, so only calls that change nothing may be made on it. `None` for an O_PATH descriptor where none could be had.
     pub own: BorrowedFd<'a>,
+    /// What sort of socket it is. `None`: it is none.
+    pub socket: Option<SocketType>,
+}
+
+impl<'a> Descriptor<'a> {
+    /// Of `own`, a duplicate of the descriptor `fd` of `pid`.
+    pub fn new(
+        (pid, fd): (Pid, RawFd),
+        link: &'a OsString,
+        info: &'a FdInfo,
+        stat: &'a FileStat,
+        own: BorrowedFd<'a>,
+    ) -> Descriptor<'a> {
+        let is_socket = link.as_bytes().starts_with(b"socket:[") && info.flags & libc::O_PATH == 0;
+        let socket = if is_socket { SocketType::of(own) } else { None };
+        Descriptor { pid, fd, link, info, stat, own, socket }
+    }
 }
 
 /// /proc/PID/fdinfo/N.

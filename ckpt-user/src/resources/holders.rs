@@ -1,22 +1,20 @@
-//! Who in the cut holds which pipe, FIFO or socket: read once from /proc/PID/fd of every process. Decides whether the other end of
+//! Who in the cut holds which pipe, FIFO or socket. Decides whether the other end of
 //! something is inside the cut or outside of it, and finds a descriptor to look at the other end through.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use nix::sys::stat::{SFlag, stat};
+use nix::sys::stat::SFlag;
 
 use super::Collector;
 use super::collector::ObjectKey;
+use super::descriptors::Descriptors;
 use super::external::{self, ExternalRecord};
-use super::file::{Descriptor, FdInfo};
-use crate::error::{Doing, Error, Result};
+use super::file::Descriptor;
+use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::sys::pidfd;
-use crate::sys::procfs;
 
 /// One descriptor in the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +56,8 @@ pub struct Holders {
 impl Holders {
     /// The holders in the cut of `cx`.
     pub fn of(cx: &mut Collector<'_>) -> Result<Arc<Holders>> {
-        cx.fact(Holders::find)
+        let all = Descriptors::of(cx)?;
+        cx.fact(|_| Ok(Holders::among(&all)))
     }
 
     /// Who holds the inode `ino` of device `dev`.
@@ -71,43 +70,17 @@ impl Holders {
         self.by_inode.keys().filter(move |(dev, _)| *dev == device).map(|(_, inode)| *inode)
     }
 
-    fn find(pids: &[Pid]) -> Result<Holders> {
+    fn among(all: &Descriptors) -> Holders {
         let mut holders = Holders::default();
-        for &pid in pids {
-            holders.add(pid)?;
-        }
-        Ok(holders)
-    }
-
-    fn add(&mut self, pid: Pid) -> Result<()> {
-        let doing = || format!("cannot list the descriptors of pid {pid}");
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-            let entry = entry.doing(doing)?;
-            let fd = entry.file_name().to_str().and_then(|s| s.parse::<RawFd>().ok());
-            let fd = fd.ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/fd holds {:?}", entry.file_name())))?;
-            match look(pid, fd) {
-                Ok(None) => {}
-                Ok(Some((inode, holder))) => self.by_inode.entry(inode).or_default().push(holder),
-                // Closed meanwhile: `ckpt check` looks at running processes.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).doing(|| format!("cannot look at descriptor {fd} of pid {pid}")),
+        for (pid, seen) in all.iter() {
+            let with_ends = seen.inode.filter(|inode| inode.kind == SFlag::S_IFIFO || inode.kind == SFlag::S_IFSOCK);
+            if let Some(inode) = with_ends {
+                let holder = Holder { pid, fd: seen.fd, flags: seen.info.flags };
+                holders.by_inode.entry((inode.device, inode.number)).or_default().push(holder);
             }
         }
-        Ok(())
+        holders
     }
-}
-
-/// Device, inode and holder, if the descriptor is of a kind that has another end.
-fn look(pid: Pid, fd: RawFd) -> io::Result<Option<((u64, u64), Holder)>> {
-    let link = format!("/proc/{pid}/fd/{fd}");
-    let stat = stat(link.as_str())?;
-    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    if kind != SFlag::S_IFIFO && kind != SFlag::S_IFSOCK {
-        return Ok(None);
-    }
-    let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}"))?);
-    let flags = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?.flags;
-    Ok(Some(((stat.st_dev, stat.st_ino), Holder { pid, fd, flags })))
 }
 
 /// Hands a descriptor of class `class` ("pipe", ...), whose other end is outside of the cut, over to whoever restarts.
@@ -132,7 +105,7 @@ mod tests {
     fn both_ends_are_found() {
         let me = Pid(std::process::id() as i32);
         let (read, write) = pipe().unwrap();
-        let holders = Holders::find(&[me]).unwrap();
+        let holders = Holders::among(&Descriptors::read(&[me]).unwrap());
         let stat = fstat(&read).unwrap();
         let mine = holders.get(stat.st_dev, stat.st_ino);
         let find = |fd: &OwnedFd| mine.iter().find(|h| h.fd == fd.as_raw_fd()).copied().unwrap();

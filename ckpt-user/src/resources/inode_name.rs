@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::makedev;
 
+use super::descriptors;
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::sys::{handle, mounts};
@@ -110,9 +111,8 @@ fn places<'a>(pid: Pid, watched: impl Iterator<Item = &'a PathBuf>) -> Vec<PathB
     let mut places: Vec<PathBuf> =
         watched.flat_map(|path| [Some(path.clone()), path.parent().map(Path::to_owned)]).flatten().collect();
     places.extend(fs::read_link(format!("/proc/{pid}/cwd")));
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links =
-        open.filter_map(|entry| fs::read_link(entry.path()).ok()).filter(|link| link.as_os_str().as_bytes().starts_with(b"/"));
+    let open = descriptors::numbers(pid).into_iter().flatten().filter_map(|fd| descriptors::link(pid, fd).ok()?);
+    let links = open.filter(|link| link.as_os_str().as_bytes().starts_with(b"/"));
     places.extend(links.filter_map(|link| link.parent().map(Path::to_owned)));
     places
 }

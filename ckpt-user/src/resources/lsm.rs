@@ -25,6 +25,12 @@ pub struct SecurityLabelRecord {
     pub label: Option<ByteBuf>,
 }
 
+/// Does a module of this kernel have labels?
+#[derive(Debug)]
+struct Labels {
+    there_are: bool,
+}
+
 /// AppArmor's word for a thread that it does not confine.
 const UNCONFINED: &[u8] = b"unconfined";
 
@@ -61,8 +67,10 @@ impl TaskResource for SecurityLabel {
         Ok(())
     }
 
-    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<SecurityLabelRecord> {
-        Ok(SecurityLabelRecord { label: read(who.pid, who.tid)? })
+    fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<SecurityLabelRecord> {
+        // All threads have one or none has: that is for the kernel's modules to say.
+        let labels = cx.fact(|_| Ok(Labels { there_are: read(who.pid, who.tid)?.is_some() }))?;
+        Ok(SecurityLabelRecord { label: if labels.there_are { read(who.pid, who.tid)? } else { None } })
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &SecurityLabelRecord) -> Result<()> {

@@ -52,7 +52,7 @@ pub fn intern_file(
         let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
         let info = FdInfo { flags, ..FdInfo::default() };
         let fd: RawFd = -1;
-        let d = Descriptor { pid, fd, link: &link, info: &info, stat: &stat, own: opened.as_fd() };
+        let d = Descriptor::new((pid, fd), &link, &info, &stat, opened.as_fd());
         let common = OpenFile { flags, link: link.to_string_lossy().into_owned(), ..OpenFile::default() };
         file::collect(cx, &d, common)
     })

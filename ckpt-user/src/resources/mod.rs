@@ -20,6 +20,7 @@ pub mod controlling;
 pub mod coredump_filter;
 pub mod cpu;
 pub mod credentials;
+pub mod descriptors;
 pub mod device;
 pub mod directory;
 pub mod dumpable;

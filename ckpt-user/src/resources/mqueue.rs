@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
 use super::file::{Descriptor, FileKind, OpenFile};
-use super::{Collector, Restorer, named_file};
+use super::{Collector, Restorer, named_file, regular};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::Section;
@@ -187,7 +187,7 @@ impl FileKind for Mqueue {
     type Record = MqueueRecord;
 
     fn matches(d: &Descriptor<'_>) -> bool {
-        d.info.flags & libc::O_PATH == 0 && mqueue::is_queue(d.own) && !d.link.as_bytes().ends_with(b"/")
+        regular::is_regular(d) && mqueue::is_queue(d.own) && !d.link.as_bytes().ends_with(b"/")
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<MqueueRecord> {

@@ -55,12 +55,11 @@ impl FileKind for Netlink {
     type Record = NetlinkRecord;
 
     fn matches(d: &Descriptor<'_>) -> bool {
-        SocketType::of(d).is_some_and(|s| s.domain == libc::AF_NETLINK)
+        d.socket.is_some_and(|s| s.domain == libc::AF_NETLINK)
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<NetlinkRecord> {
-        let socket =
-            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
         if queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN) {
             let reason = "has messages of the kernel that the program has not read yet";

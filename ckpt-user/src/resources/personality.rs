@@ -4,10 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
-use crate::error::{Error, Result};
-use crate::ids::{Pid, Tid};
-use crate::sys::task_file;
-use crate::tracee::batch::{Answers, Batch};
+use crate::error::{Doing, Result};
+use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -22,26 +20,26 @@ pub struct PersonalityRecord {
     pub persona: u32,
 }
 
-fn read(pid: Pid, tid: Tid) -> Result<u32> {
-    let text = task_file::read_line(pid, tid, "personality")?;
-    u32::from_str_radix(&text, 16).map_err(|_| Error::Unexpected(format!("the personality of thread {tid} is {text:?}")))
-}
+/// As a persona: tell what there is.
+const ASK: u32 = u32::MAX;
 
 impl TaskResource for Personality {
     const KIND: &'static str = "personality";
     type Record = PersonalityRecord;
-    type Asked = ();
+    type Asked = CallId;
 
-    fn ask(_who: &Subject<'_>, _batch: &mut Batch) -> Result<()> {
-        Ok(())
+    fn ask(_who: &Subject<'_>, batch: &mut Batch) -> Result<CallId> {
+        Ok(batch.call(libc::SYS_personality, [ASK.into()]))
     }
 
-    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<PersonalityRecord> {
-        Ok(PersonalityRecord { persona: read(who.pid, who.tid)? })
+    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, asked: CallId, answers: &Answers) -> Result<PersonalityRecord> {
+        let persona = answers.ret(asked).doing(|| format!("cannot read the personality of thread {}", who.tid))?;
+        Ok(PersonalityRecord { persona: persona as u32 })
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &PersonalityRecord) -> Result<()> {
-        if read(task.pid(), task.tid())? == record.persona {
+        let now = task.call("cannot read the personality", libc::SYS_personality, [ASK.into()])?;
+        if now as u32 == record.persona {
             return Ok(());
         }
         task.call("cannot set the personality", libc::SYS_personality, [record.persona.into()]).map(drop)

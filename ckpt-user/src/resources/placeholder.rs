@@ -1,8 +1,9 @@
 //! Open files that can be had only once the processes are there: until then, something else keeps the places of their descriptors.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 
+use super::descriptors;
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::sys::kcmp;
@@ -27,11 +28,8 @@ pub fn replace(task: &mut RemoteTask<'_>, fd: RawFd, handle: u64, doing: &str) -
 fn same_file(pid: Pid, fd: RawFd) -> Result<Vec<RawFd>> {
     let doing = || format!("cannot look at the descriptors of pid {pid}");
     let mut same = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-        let number = entry.doing(doing)?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        if let Some(number) = number
-            && kcmp::files(pid, fd, pid, number).doing(doing)?.is_eq()
-        {
+    for number in descriptors::numbers(pid).doing(doing)? {
+        if kcmp::files(pid, fd, pid, number).doing(doing)?.is_eq() {
             same.push(number);
         }
     }

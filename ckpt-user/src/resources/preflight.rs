@@ -9,7 +9,7 @@ use super::task::Subject;
 use super::{Collector, cpu, fanotify, fs_state, machine, task_registry, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
-use crate::sys::procfs::Status;
+use crate::sys::status::Status;
 use crate::sys::{pidfd, procfs, ptrace};
 use crate::tracee::freeze::{self, FrozenProcess};
 use crate::tracee::tree::{FrozenTree, members};

@@ -3,13 +3,13 @@
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile};
-use super::socket_options::FreshSocket;
+use super::socket_options::{FreshSocket, namespace_of};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::sys::socket;
@@ -30,12 +30,9 @@ pub struct SocketType {
 }
 
 impl SocketType {
-    /// What sort of socket a descriptor is. `None`: it is none.
-    pub fn of(d: &Descriptor<'_>) -> Option<SocketType> {
-        if !d.link.as_bytes().starts_with(b"socket:[") || d.info.flags & libc::O_PATH != 0 {
-            return None;
-        }
-        let get = |name| socket::int_option(d.own, libc::SOL_SOCKET, name).ok();
+    /// What sort of socket a descriptor of our own is. `None`: it is none.
+    pub fn of(fd: BorrowedFd<'_>) -> Option<SocketType> {
+        let get = |name| socket::int_option(fd, libc::SOL_SOCKET, name).ok();
         Some(SocketType { domain: get(libc::SO_DOMAIN)?, kind: get(libc::SO_TYPE)?, protocol: get(libc::SO_PROTOCOL)? })
     }
 
@@ -91,11 +88,10 @@ pub fn looking(d: &Descriptor<'_>) -> String {
 
 /// Refuses a socket of a network namespace that is not ours: it would be made again in the wrong one.
 pub fn check_namespace(cx: &mut Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<()> {
-    // Linux 5.14; older kernels cannot tell, and the network namespace of the process decides.
-    let cookie = |fd: BorrowedFd<'_>| socket::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 8).ok();
+    // Where a socket cannot tell, the network namespace of the process decides.
     let ours = FreshSocket::of(cx, kind)?;
-    let same = match (cookie(d.own), cookie(ours.as_fd())) {
-        (Some(theirs), Some(ours)) => theirs == ours,
+    let same = match (namespace_of(d.own), &ours.namespace) {
+        (Some(theirs), Some(ours)) => theirs == *ours,
         _ => {
             let read = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).doing(|| looking(d));
             read(&d.pid.to_string())? == read("self")?
@@ -161,7 +157,7 @@ impl FileKind for OtherSocket {
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<Never> {
-        let what = SocketType::of(d).map_or("a socket".to_owned(), |kind| kind.to_string());
+        let what = d.socket.map_or("a socket".to_owned(), |kind| kind.to_string());
         cx.refuse(d.pid, name(d), format!("is {what}, which ckpt cannot save"), "let the program close it first")
     }
 

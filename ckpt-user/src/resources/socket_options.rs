@@ -91,6 +91,8 @@ pub struct FreshSocket {
     fd: OwnedFd,
     /// Every option of the table that it has.
     options: Vec<(Known, Vec<u8>)>,
+    /// Its network namespace. `None`: this kernel does not tell (before Linux 5.14).
+    pub namespace: Option<Vec<u8>>,
 }
 
 /// A new socket of every sort that was met.
@@ -116,16 +118,16 @@ impl FreshSocket {
                 options.push((option, value));
             }
         }
-        let fresh = Arc::new(FreshSocket { fd, options });
+        let namespace = namespace_of(fd.as_fd());
+        let fresh = Arc::new(FreshSocket { fd, options, namespace });
         by_type.insert(kind, fresh.clone());
         Ok(fresh)
     }
 }
 
-impl AsFd for FreshSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
+/// What tells the network namespace of a socket from others. `None`: this kernel does not tell (before Linux 5.14).
+pub fn namespace_of(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    raw::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, size_of::<u64>()).ok()
 }
 
 impl SocketOptions {
@@ -142,11 +144,13 @@ impl SocketOptions {
         let locks = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();
         for (name, lock) in [(libc::SO_SNDBUF, SNDBUF_LOCK), (libc::SO_RCVBUF, RCVBUF_LOCK)] {
             let size = |fd| raw::int_option(fd, libc::SOL_SOCKET, name).doing(|| socket::looking(d));
-            let size_now = size(d.own)?;
-            // Before Linux 5.14: whoever has another size than usual has probably asked for it.
-            let chosen = locks.map_or(size_now != size(fresh.as_fd())?, |locks| locks & lock != 0);
+            let chosen = match locks {
+                Some(locks) => locks & lock != 0,
+                // Before Linux 5.14: whoever has another size than usual has probably asked for it.
+                None => size(d.own)? != size(fresh.fd.as_fd())?,
+            };
             if chosen {
-                add(libc::SOL_SOCKET, name, size_now.to_ne_bytes().to_vec());
+                add(libc::SOL_SOCKET, name, size(d.own)?.to_ne_bytes().to_vec());
             }
         }
         options.filter = match raw::filter(d.own) {

@@ -10,7 +10,7 @@ use super::{Collector, Restorer};
 use crate::error::Result;
 use crate::ids::{Pid, Tid};
 use crate::image::model::Section;
-use crate::sys::procfs::Status;
+use crate::sys::status::Status;
 use crate::tracee::batch::{Answers, Batch};
 use crate::tracee::remote::RemoteTask;
 

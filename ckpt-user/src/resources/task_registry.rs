@@ -156,7 +156,10 @@ mod tests {
         after.thaw();
         assert_eq!(after.child().try_wait().unwrap(), None, "it sleeps on");
         let status = procfs::status(after.pid(), after.pid().leader()).unwrap();
-        assert_eq!((status.ruid, status.egid, status.groups, status.capeff, status.nonewprivs), (1000, 1000, vec![], 0, Some(1)));
+        assert_eq!(
+            (status.uids[0], status.gids[1], status.groups, status.capeff, status.nonewprivs),
+            (1000, 1000, vec![], 0, Some(1))
+        );
         // It was let go a moment ago, and needs one to fall asleep.
         let began = std::time::Instant::now();
         while procfs::thread_state(after.pid(), after.pid().leader()) != Some('S') {

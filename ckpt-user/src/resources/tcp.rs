@@ -95,12 +95,11 @@ impl FileKind for Tcp {
 
     fn matches(d: &Descriptor<'_>) -> bool {
         let tcp = [libc::IPPROTO_TCP, libc::IPPROTO_MPTCP];
-        SocketType::of(d).is_some_and(|s| s.is_inet() && s.kind == libc::SOCK_STREAM && tcp.contains(&s.protocol))
+        d.socket.is_some_and(|s| s.is_inet() && s.kind == libc::SOCK_STREAM && tcp.contains(&s.protocol))
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpRecord> {
-        let socket =
-            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
         let info = info(d)?;
         let state = match info.state {

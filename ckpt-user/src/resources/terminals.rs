@@ -1,5 +1,4 @@
-//! Who in the cut holds which pseudoterminal: read once from /proc/PID/fd of every process. Decides whether the other side of one is
-//! inside the cut.
+//! Who in the cut holds which pseudoterminal. Decides whether the other side of one is inside the cut.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,9 +10,10 @@ use std::sync::Arc;
 use nix::sys::stat::{FileStat, SFlag, major, minor, stat};
 
 use super::Collector;
+use super::descriptors::{self, Descriptors, Inode, Seen};
 use super::file::FdInfo;
 use super::holders::Holder;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::sys::procfs;
 use crate::track::ebpf::prepare_for_ptys;
@@ -41,6 +41,10 @@ impl Part {
         Part::of_device(major(stat.st_rdev), minor(stat.st_rdev))
     }
 
+    fn of_inode(inode: &Inode) -> Option<Part> {
+        if inode.kind == SFlag::S_IFCHR { Part::of_device(major(inode.special), minor(inode.special)) } else { None }
+    }
+
     /// The same by device number.
     pub fn of_device(major: u64, minor: u64) -> Option<Part> {
         match (major, minor) {
@@ -62,7 +66,8 @@ pub struct Terminals {
 impl Terminals {
     /// Those in the cut of `cx`.
     pub fn of(cx: &mut Collector<'_>) -> Result<Arc<Terminals>> {
-        cx.fact(Terminals::find)
+        let all = Descriptors::of(cx)?;
+        cx.fact(|pids| Terminals::among(&all, pids))
     }
 
     /// Who holds the master, if nobody outside of the cut does.
@@ -75,21 +80,10 @@ impl Terminals {
         self.slaves.contains_key(&id)
     }
 
-    fn find(pids: &[Pid]) -> Result<Terminals> {
+    fn among(all: &Descriptors, pids: &[Pid]) -> Result<Terminals> {
         let mut found = Terminals::default();
-        for &pid in pids {
-            let doing = || format!("cannot list the descriptors of pid {pid}");
-            for entry in fs::read_dir(format!("/proc/{pid}/fd")).doing(doing)? {
-                let entry = entry.doing(doing)?;
-                let fd = entry.file_name().to_str().and_then(|s| s.parse::<RawFd>().ok());
-                let fd = fd.ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/fd holds {:?}", entry.file_name())))?;
-                match found.look(pid, fd) {
-                    Ok(()) => {}
-                    // Closed meanwhile: `ckpt check` looks at running processes.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error).doing(|| format!("cannot look at descriptor {fd} of pid {pid}")),
-                }
-            }
+        for (pid, seen) in all.iter().filter(|(_, seen)| seen.info.flags & libc::O_PATH == 0) {
+            found.note(pid, seen).doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?;
         }
         if !found.masters.is_empty() {
             found.forget_masters_of_others(pids).doing(|| "cannot list the processes")?;
@@ -106,32 +100,23 @@ impl Terminals {
                 continue;
             }
             // Of what has ended, and of what we may not look at, nothing can be said.
-            for fd in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-                if let Some(id) = master_at(pid, &fd.file_name().to_string_lossy()) {
-                    self.masters.remove(&id);
-                }
+            for id in descriptors::numbers(pid).into_iter().flatten().filter_map(|fd| master_at(pid, fd)) {
+                self.masters.remove(&id);
             }
         }
         Ok(())
     }
 
-    fn look(&mut self, pid: Pid, fd: RawFd) -> io::Result<()> {
-        let link = format!("/proc/{pid}/fd/{fd}");
-        let seen = stat(link.as_str())?;
-        let Some(part) = Part::of(&seen) else { return Ok(()) };
-        let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}"))?);
-        let info = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?;
-        if info.flags & libc::O_PATH != 0 {
-            return Ok(());
-        }
+    fn note(&mut self, pid: Pid, seen: &Seen) -> io::Result<()> {
+        let Some((inode, part)) = seen.inode.and_then(|inode| Some((inode, Part::of_inode(&inode)?))) else { return Ok(()) };
         match part {
             Part::Master => {
-                let number = info.get("tty-index").and_then(|number| number.parse().ok());
+                let number = index(&seen.info);
                 let number = number.ok_or_else(|| io::Error::other("its fdinfo does not tell which pseudoterminal it is"))?;
-                let id = (file_system_of(&fs::read_link(&link)?, seen.st_dev)?, number);
-                self.masters.entry(id).or_insert(Holder { pid, fd, flags: info.flags });
+                let id = (file_system_of(Path::new(&seen.link), inode.device)?, number);
+                self.masters.entry(id).or_insert(Holder { pid, fd: seen.fd, flags: seen.info.flags });
             }
-            Part::Slave(number) => *self.slaves.entry((seen.st_dev, number)).or_default() += 1,
+            Part::Slave(number) => *self.slaves.entry((inode.device, number)).or_default() += 1,
             // It is open as long as its session has it, and that is by another descriptor, or none.
             Part::Controlling => {}
         }
@@ -139,11 +124,16 @@ impl Terminals {
     }
 }
 
+/// The number of the pseudoterminal that a master is of.
+fn index(info: &FdInfo) -> Option<u32> {
+    info.get("tty-index")?.parse().ok()
+}
+
 /// Has what looks into pseudoterminals loaded, if the process has a master, so that a freeze need not wait for it.
 pub fn prepare(pid: Pid) {
     // What cannot be looked at is told when it is collected.
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
-    let mut links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let numbers = descriptors::numbers(pid).into_iter().flatten();
+    let mut links = numbers.filter_map(|fd| descriptors::link(pid, fd).ok()?);
     if links.any(|link| link.ends_with("ptmx"))
         && let Err(error) = prepare_for_ptys()
     {
@@ -152,12 +142,11 @@ pub fn prepare(pid: Pid) {
 }
 
 /// Which master the descriptor is, if it is one and still open.
-fn master_at(pid: Pid, fd: &str) -> Option<PtyId> {
-    let link = format!("/proc/{pid}/fd/{fd}");
-    let path = fs::read_link(&link).ok().filter(|path| path.ends_with("ptmx"))?;
-    let seen = stat(link.as_str()).ok().filter(|seen| Part::of(seen) == Some(Part::Master))?;
+fn master_at(pid: Pid, fd: RawFd) -> Option<PtyId> {
+    let path = descriptors::link(pid, fd).ok()?.filter(|path| path.ends_with("ptmx"))?;
+    let seen = stat(format!("/proc/{pid}/fd/{fd}").as_str()).ok().filter(|seen| Part::of(seen) == Some(Part::Master))?;
     let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}")).ok()?)?;
-    Some((file_system_of(&path, seen.st_dev).ok()?, info.get("tty-index")?.parse().ok()?))
+    Some((file_system_of(&path, seen.st_dev).ok()?, index(&info)?))
 }
 
 /// The devpts that a master opened as `path`, on the device `device`, belongs to (devpts_acquire() in the kernel): the one that the file is in, or
@@ -183,7 +172,7 @@ mod tests {
         let pair = openpty(None, None).unwrap();
         let slave = fstat(&pair.slave).unwrap();
         let Some(Part::Slave(number)) = Part::of(&slave) else { panic!("{slave:?}") };
-        let found = Terminals::find(&[me]).unwrap();
+        let found = Terminals::among(&Descriptors::read(&[me]).unwrap(), &[me]).unwrap();
         assert_eq!(found.master((slave.st_dev, number)).unwrap().fd, pair.master.as_raw_fd());
         assert!(found.has_slave((slave.st_dev, number)));
         assert!(!found.has_slave((slave.st_dev, u32::MAX)));

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Result};
-use crate::sys::procfs;
 use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::remote::RemoteTask;
 
@@ -23,34 +22,17 @@ pub struct TimerSlackRecord {
     pub ns: u64,
 }
 
-/// The value, where it can be had from outside; else a call.
-#[derive(Debug, Clone, Copy)]
-pub enum Slack {
-    /// Nanoseconds.
-    Known(u64),
-    /// PR_GET_TIMERSLACK.
-    Asked(CallId),
-}
-
 impl TaskResource for TimerSlack {
     const KIND: &'static str = "timer-slack";
     type Record = TimerSlackRecord;
-    type Asked = Slack;
+    type Asked = CallId;
 
-    fn ask(who: &Subject<'_>, batch: &mut Batch) -> Result<Self::Asked> {
-        // Exists for threads too, but only there. Needs CAP_SYS_NICE.
-        let outside = procfs::read_text(format!("/proc/{}/timerslack_ns", who.tid));
-        Ok(match outside.ok().and_then(|text| text.trim().parse().ok()) {
-            Some(ns) => Slack::Known(ns),
-            None => Slack::Asked(batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()])),
-        })
+    fn ask(_who: &Subject<'_>, batch: &mut Batch) -> Result<Self::Asked> {
+        Ok(batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]))
     }
 
     fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<TimerSlackRecord> {
-        let ns = match asked {
-            Slack::Known(ns) => ns,
-            Slack::Asked(id) => answers.ret(id).doing(|| format!("cannot read the timer slack of thread {}", who.tid))?,
-        };
+        let ns = answers.ret(asked).doing(|| format!("cannot read the timer slack of thread {}", who.tid))?;
         Ok(TimerSlackRecord { ns })
     }
 

@@ -43,12 +43,11 @@ impl FileKind for Udp {
 
     fn matches(d: &Descriptor<'_>) -> bool {
         let udp = [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE];
-        SocketType::of(d).is_some_and(|s| s.is_inet() && s.kind == libc::SOCK_DGRAM && udp.contains(&s.protocol))
+        d.socket.is_some_and(|s| s.is_inet() && s.kind == libc::SOCK_DGRAM && udp.contains(&s.protocol))
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<UdpRecord> {
-        let socket =
-            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
         let local = raw::local_address(d.own).doing(|| socket::looking(d))?;
         if queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN) {

@@ -92,12 +92,11 @@ impl FileKind for Unix {
     type Record = UnixRecord;
 
     fn matches(d: &Descriptor<'_>) -> bool {
-        SocketType::of(d).is_some_and(|s| s.domain == libc::AF_UNIX)
+        d.socket.is_some_and(|s| s.domain == libc::AF_UNIX)
     }
 
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<UnixRecord> {
-        let socket =
-            SocketType::of(d).ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
         let diag = diag(cx)?;
         let seen = look(&diag, d, d.stat.st_ino)?;

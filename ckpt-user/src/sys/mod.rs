@@ -29,6 +29,7 @@ pub mod signalfd;
 pub mod socket;
 pub mod soft_dirty;
 pub mod sparse;
+pub mod status;
 pub mod sysv;
 pub mod task_file;
 pub mod timerfd;

@@ -1,14 +1,18 @@
 //! What /proc tells of a process, through the `procfs` crate where it knows, by our own parsers where it does not.
 
-pub use procfs::process::{Stat, Status};
+pub use procfs::process::Stat;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use procfs::FromRead;
 use procfs::process::Process;
-use procfs::{FromBufRead, FromRead};
 
+use super::status::Status;
 use super::task_file;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
@@ -16,14 +20,28 @@ use crate::ids::{Pid, Tid};
 /// A file of /proc, whole. As [`std::fs::read`], but with room from the beginning: such files do not tell their size, and each read has the kernel write them
 /// anew.
 pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(8 << 10);
-    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    read_whole(File::open(path)?)
 }
 
 /// The same of a file that holds text.
 pub fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
-    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    text(read(path)?)
+}
+
+/// The same of a file in an open folder.
+pub fn read_text_in(folder: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    let file = openat(folder, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    text(read_whole(file.into())?)
+}
+
+fn read_whole(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(8 << 10);
+    file.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Does an error in a file or folder of /proc/PID say that the process, thread or descriptor has gone? Who looks a name up there meets ESRCH once the
@@ -34,10 +52,8 @@ pub fn is_gone(error: &io::Error) -> bool {
 
 /// /proc/PID/task/TID/status.
 pub fn status(pid: Pid, tid: Tid) -> Result<Status> {
-    // A thread's name, in the first line, may hold any bytes.
     let bytes = task_file::read(pid, tid, "status")?.ok_or(Error::Gone(pid))?;
-    let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());
-    status.map_err(|error| from_procfs(pid, error, || format!("cannot read the status of thread {tid} of pid {pid}")))
+    Status::parse(&bytes).ok_or_else(|| Error::Unexpected(format!("the status of thread {tid} of pid {pid} makes no sense")))
 }
 
 /// /proc/PID/stat.

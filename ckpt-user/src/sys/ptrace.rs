@@ -74,11 +74,17 @@ pub fn set_regs(tid: Tid, regs: &Regs) -> io::Result<()> {
 
 /// The extended state (x87, SSE, AVX, ..., in the XSAVE layout) of a stopped thread.
 pub fn get_xstate(tid: Tid) -> io::Result<Vec<u8>> {
-    let mut area = vec![0u8; XSTATE_MAX];
-    let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
-    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE as usize as *mut c_void, (&raw mut iov).cast())?;
-    area.truncate(iov.iov_len);
-    Ok(area)
+    // Enough for AVX-512. What has no room is left out, so if all of it was taken, there may be more.
+    let mut area = vec![0u8; 4096];
+    loop {
+        let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
+        request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE as usize as *mut c_void, (&raw mut iov).cast())?;
+        if iov.iov_len < area.len() || area.len() >= XSTATE_MAX {
+            area.truncate(iov.iov_len);
+            return Ok(area);
+        }
+        area.resize(area.len() * 2, 0);
+    }
 }
 
 /// Sets the extended state of a stopped thread. The kernel checks it whole; its length must be what this processor uses.

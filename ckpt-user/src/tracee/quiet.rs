@@ -2,7 +2,7 @@
 //! traces it any more, the kernel drops it.
 
 use super::batch::Arg;
-use crate::sys::procfs::Status;
+use crate::sys::status::Status;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

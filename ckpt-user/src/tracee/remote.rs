@@ -301,6 +301,7 @@ impl<'a> RemoteTask<'a> {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         let doing = || format!("cannot make system call {nr} in thread {tid}");
         gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
+        self.thread.at_signals = false;
         if !self.thread.in_stub {
             self.thread.in_stub = true;
             // After the registers: should ckpt die between the two, the stub puts the mask back that never changed.
@@ -329,8 +330,7 @@ impl<'a> RemoteTask<'a> {
     }
 
     /// Begins the one call of `batch` and interrupts it at once: what it returned, as the kernel's way out sees it. A call that waits
-    /// gives -ERESTART_RESTARTBLOCK, and the kernel remembers how long it still has to. The thread is then at an event stop, where
-    /// [`RemoteTask::leave_with`] must follow.
+    /// gives -ERESTART_RESTARTBLOCK, and the kernel remembers how long it still has to. [`RemoteTask::leave_with`] must follow.
     pub fn run_interrupted(&mut self, batch: Batch) -> Result<i64> {
         let [call] = batch.calls.as_slice() else {
             return Err(Error::Unexpected("one call at a time can be interrupted".to_owned()));
@@ -362,7 +362,7 @@ impl<'a> RemoteTask<'a> {
     pub fn leave_with(&mut self, regs: &Regs, sigmask: u64) -> Result<()> {
         let (pid, tid) = (self.pid(), self.thread.tid);
         if self.thread.in_stub {
-            self.thread.reach_event_stop()?;
+            self.thread.reach_signals()?;
         }
         let doing = || format!("cannot set the registers of thread {tid}");
         gone_or(pid, ptrace::set_sigmask(tid, sigmask), doing)?;

@@ -99,7 +99,7 @@ impl Run {
         let (rip, rbx, rbp) = (task.injector.entry().0 + stub::run_and_called().0, list.0, run.call(calls.len()));
         let regs = Regs { rip, rbx, rbp, orig_rax: u64::MAX, ..task.thread.regs };
         gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
-        task.thread.in_stub = true;
+        (task.thread.in_stub, task.thread.at_signals) = (true, false);
         // After the registers, as in `enter_at`.
         gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (quiet.signal - 1))), doing)?;
         Ok(run)
@@ -116,12 +116,14 @@ impl Run {
         let called = task.injector.entry().0 + stub::run_and_called().1;
         let deadline = task.thread.look_after()?;
         loop {
+            task.thread.at_signals = false;
             gone_or(pid, ptrace::cont(tid, 0), doing)?;
             match task.thread.wait(&deadline)? {
                 Stop::Signal(got) if got == self.signal => {
                     let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
                     // Elsewhere it came from somebody else, and would have done nothing to the program.
                     if now.rip == called && now.rbx == self.call(n) {
+                        task.thread.at_signals = true;
                         return Ok(());
                     }
                 }

@@ -24,6 +24,9 @@ pub struct StoppedThread {
     pub group_stop: Option<i32>,
     /// Is it inside the stub of [`super::remote`]?
     pub(super) in_stub: bool,
+    /// Is it at a stop after which the kernel does what it does for interrupted system calls, so that any registers can be set? There, a thread is asked
+    /// for signals.
+    pub(super) at_signals: bool,
     /// Stop signals that came while it was in the stub, to be sent again when it is let go.
     pub(super) held_back: Vec<i32>,
     /// Threads that it made while it was in the stub, each in its first stop.
@@ -48,7 +51,17 @@ impl StoppedThread {
         let regs = gone_or(pid, ptrace::get_regs(tid), || format!("cannot read the registers of thread {tid}"))?;
         let sigmask = gone_or(pid, ptrace::get_sigmask(tid), || format!("cannot read the signal mask of thread {tid}"))?;
         let group_stop = (event_signal != libc::SIGTRAP).then_some(event_signal);
-        Ok(StoppedThread { pid, tid, regs, sigmask, group_stop, in_stub: false, held_back: Vec::new(), born: Vec::new() })
+        Ok(StoppedThread {
+            pid,
+            tid,
+            regs,
+            sigmask,
+            group_stop,
+            in_stub: false,
+            at_signals: true,
+            held_back: Vec::new(),
+            born: Vec::new(),
+        })
     }
 
     /// For the waits to come: they look now and then whether the thread is still alive.
@@ -69,9 +82,11 @@ impl StoppedThread {
         }
     }
 
-    /// From a stop inside the kernel's way out of a system call to an [`Stop::Event`] stop, without a user instruction between:
-    /// there the kernel still does what it does for interrupted system calls, so any registers can be set.
-    pub(super) fn reach_event_stop(&mut self) -> Result<()> {
+    /// From a stop inside the kernel's way out of a system call to one at which any registers can be set, without a user instruction between.
+    pub(super) fn reach_signals(&mut self) -> Result<()> {
+        if self.at_signals {
+            return Ok(());
+        }
         let doing = || "cannot stop a thread again".to_owned();
         let deadline = self.look_after()?;
         loop {
@@ -79,7 +94,10 @@ impl StoppedThread {
             gone_or(self.pid, ptrace::interrupt(self.tid), doing)?;
             gone_or(self.pid, ptrace::cont(self.tid, 0), doing)?;
             match self.wait(&deadline)? {
-                Stop::Event(_) => return Ok(()),
+                Stop::Event(_) => {
+                    self.at_signals = true;
+                    return Ok(());
+                }
                 Stop::Signal(signal) => self.hold_back(signal)?,
                 _ => {}
             }

@@ -66,6 +66,8 @@ pub struct FrozenTree {
     pub processes: Vec<FrozenProcess>,
     /// Those that have ended, their status not collected yet.
     pub dead: Vec<Member>,
+    /// When the first of its threads was told to stop.
+    pub since: Instant,
 }
 
 impl FrozenTree {
@@ -74,7 +76,7 @@ impl FrozenTree {
     /// Errors: no such process, no right to trace one of them, traced by somebody else, a thread that does not stop in time.
     pub fn freeze(root: Pid, timeout: Duration, stragglers: &Stragglers) -> Result<FrozenTree> {
         stragglers.let_go();
-        let mut tree = FrozenTree { processes: Vec::new(), dead: Vec::new() };
+        let mut tree = FrozenTree { processes: Vec::new(), dead: Vec::new(), since: Instant::now() };
         let mut seized = Seized::none(stragglers);
         let deadline = Deadline::arm(timeout.min(LOOK_AFTER)).doing(|| "cannot set a timer".to_owned())?;
         let until = Instant::now() + timeout;
@@ -87,6 +89,9 @@ impl FrozenTree {
                 if tree.must_wait(member) {
                     changed = true;
                     continue;
+                }
+                if known.is_empty() {
+                    tree.since = Instant::now();
                 }
                 let fresh: Vec<Tid> = match threads(member.pid) {
                     Err(Error::Gone(pid)) if pid != root => continue,

@@ -1,5 +1,6 @@
 //! Groups of the test's own process, collected and made again.
 
+use std::fs;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
