@@ -36,7 +36,7 @@ use crate::resources::{machine, preflight};
 use crate::store::Destination;
 use crate::sys::{procfs, signal};
 use crate::tracee::freeze::Stragglers;
-use crate::tracee::interrupted::{self, Sleep};
+use crate::tracee::interrupted;
 use crate::tracee::tree::FrozenTree;
 use crate::track::ebpf::TaskInspector;
 pub use crate::track::ebpf::Writes;
@@ -46,7 +46,7 @@ pub use phases::Phases;
 pub use tracker::Tracker;
 
 use collect::{Cut, CutMemory, collect};
-use freezer::{Freezer, Frozen, all_threads};
+use freezer::{Found, Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
 use prearm::prearm;
@@ -345,6 +345,12 @@ impl Target {
     ///
     /// Errors: [`Error::Void`], only if pages are copied live: nothing is lost, but what was written is no image.
     fn save(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
+        let saved = self.cut_and_write(destination, pids, when, progress);
+        self.looked_at.close();
+        saved
+    }
+
+    fn cut_and_write(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
         let (live, early) = (when == When::Live, when == When::Early);
         self.load_inspector(&all_threads(self.pid)?, live);
         let inspector = self.inspector.loaded();
@@ -371,17 +377,20 @@ impl Target {
             true => Spools::fill(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
             false => None,
         };
-        let (mut frozen, injectors) = freezer.freeze()?;
+        let (mappings, looked_at) = (&self.mappings, &self.looked_at);
+        let (mut frozen, injectors) = freezer.freeze_with(|pid, state| mappings.unchanged(pid, state, looked_at))?;
         preflight::newcomers(&frozen.tree, pids)?;
         let mut mapped = BTreeMap::new();
-        for (pid, mappings) in std::mem::take(&mut frozen.mappings) {
-            mapped.insert(pid, self.mappings.complete(pid, mappings, inspector)?);
+        for (pid, found) in std::mem::take(&mut frozen.mappings) {
+            let found = match found {
+                Found::AsBefore(mapped) => mapped,
+                Found::Read(mappings) => self.mappings.complete(pid, mappings, inspector)?,
+            };
+            mapped.insert(pid, found);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
         let (looked_at, since) = (&self.looked_at, &mut self.since);
-        let cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), since, (armed, early));
-        self.looked_at.close();
-        let mut cut = cut?;
+        let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), since, (armed, early))?;
         self.programs.cut_writes();
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);
@@ -477,14 +486,6 @@ fn held(cut: &Cut) -> Vec<Held> {
 fn protected<'a>(cut: &'a Cut, since: &'a Since) -> HashMap<ObjRef, &'a [PageRange]> {
     let of = |pid: Pid| cut.armed.as_ref().map_or_else(|| since.protected(pid), |trackers| trackers.protected(pid));
     cut.memories.iter().map(|memory| (memory.mm, of(memory.pid))).collect()
-}
-
-fn sleeps(inspector: &TaskInspector, pid: Pid) -> Vec<(Tid, Sleep)> {
-    let threads = inspector.threads(pid).unwrap_or_else(|error| {
-        tracing::warn!("waits are measured without eBPF: {error}");
-        Vec::new()
-    });
-    threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))).collect()
 }
 
 fn header(image_id: ImageId, parent: Option<ParentRef>, codec: Codec) -> Result<Header> {

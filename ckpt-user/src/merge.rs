@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -22,11 +22,14 @@ use crate::resources::vma::VmaRecord;
 use crate::restart::Input;
 use crate::store::{Destination, Overlay, parents};
 
+/// Most records are small, and there are thousands of them.
+const BUFFER: usize = 64 << 10;
+
 /// An image that is opened when it is read first, so that a long chain does not take as many descriptors.
 #[derive(Debug)]
 pub struct Lazy {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<BufReader<File>>,
 }
 
 impl Lazy {
@@ -40,7 +43,7 @@ impl Read for Lazy {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => File::open(&self.path)?,
+            None => BufReader::with_capacity(BUFFER, File::open(&self.path)?),
         };
         self.file.insert(file).read(buf)
     }
@@ -79,7 +82,7 @@ pub fn merge(chain: &[&Path], destination: Destination, stop: &AtomicBool) -> Re
 fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, stop: &AtomicBool) -> Result<()> {
     let mut file = File::open(newest).doing(|| format!("cannot open {}", newest.display()))?;
     let trailer_checksum = trailer_checksum(&mut file)?;
-    let mut reader = ImageReader::new(&file)?;
+    let mut reader = ImageReader::new(BufReader::with_capacity(BUFFER, &file))?;
     let stored = read_stored(&mut reader)?;
     let header = stored.header.clone();
     let (images, theirs) = parents::read(images)?;

@@ -32,7 +32,6 @@ use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
 use crate::tracee::maps;
 use crate::tracee::memory::ProcessMemory;
-use crate::tracee::quiet::Quiet;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::tree::{FrozenTree, Member};
 
@@ -265,6 +264,7 @@ fn inside(
     let mut threads = Vec::new();
     for (n, (thread, status)) in process.threads.iter_mut().zip(statuses).enumerate() {
         let who = Subject { pid, tid: thread.tid, status };
+        thread.knows(status);
         let mut batch = Batch::new();
         let of_process = if n == 0 { task_registry::PROCESS_RESOURCES } else { &[] };
         let mut asked = Vec::new();
@@ -274,7 +274,7 @@ fn inside(
         let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
         let answers = {
             let mut task = RemoteTask::new(injector, thread);
-            let answers = task.ask(batch, Quiet::of(status))?;
+            let answers = task.ask(batch)?;
             task.leave()?;
             answers
         };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
+use super::Inspector;
+use super::mappings::Mapped;
 use super::phases::{Phases, Stopwatch};
-use super::{Inspector, sleeps};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, Pid, Tid};
 use crate::resources::machine;
@@ -13,12 +14,13 @@ use crate::resources::sharing::Sharing;
 use crate::sys::kcmp::Shared;
 use crate::sys::ptrace;
 use crate::tracee::freeze::{FrozenProcess, Stragglers, threads};
-use crate::tracee::interrupted::{self, WaitTimes};
+use crate::tracee::interrupted::{self, Sleep, WaitTimes};
 use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::tracee::tree::{FrozenTree, members};
+use crate::track::ebpf::{MemoryState, TaskInspector};
 
 /// Stops a tree.
 pub(super) struct Freezer<'a> {
@@ -36,10 +38,28 @@ pub(super) struct Frozen {
     pub(super) waits: WaitTimes,
     /// Of the root, as they were a moment before: they are for others to change.
     pub(super) cgroups: Vec<String>,
-    /// The mappings of each memory, without what only smaps tells, by the process that it is seen through.
-    pub(super) mappings: BTreeMap<Pid, Vec<Mapping>>,
+    /// The mappings of each memory, by the process that it is seen through.
+    pub(super) mappings: BTreeMap<Pid, Found>,
     pub(super) since: Instant,
     pub(super) watch: Stopwatch,
+}
+
+/// The mappings of a memory that stands still.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// They surely are what they were.
+    AsBefore(Mapped),
+    /// Read anew, without what only smaps tells.
+    Read(Vec<Mapping>),
+}
+
+impl Found {
+    fn list(&mut self) -> &mut Vec<Mapping> {
+        match self {
+            Found::AsBefore(mapped) => &mut mapped.mappings,
+            Found::Read(mappings) => mappings,
+        }
+    }
 }
 
 impl Frozen {
@@ -64,12 +84,21 @@ impl Frozen {
 impl Freezer<'_> {
     /// Also returns the means to make calls in it, of which it holds nothing yet.
     pub(super) fn freeze(&self) -> Result<(Frozen, Injectors)> {
+        self.freeze_with(|_, _| None)
+    }
+
+    /// The same. `as_before` tells the mappings of a process, if they surely are what they were now that its memory is in this state.
+    pub(super) fn freeze_with(&self, as_before: impl Fn(Pid, &MemoryState) -> Option<Mapped>) -> Result<(Frozen, Injectors)> {
         let mut waits = WaitTimes::read(&all_threads(self.root)?);
         let cgroups = machine::cgroups(self.root)?;
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
         let (since, mut watch) = (tree.since, Stopwatch::from(tree.since));
-        if let Some(inspector) = self.inspector.loaded() {
-            tree.processes.iter().for_each(|process| waits.learn(sleeps(inspector, process.pid)));
+        let mut states = BTreeMap::new();
+        for process in &tree.processes {
+            if let Some((sleeps, state)) = self.inspector.loaded().and_then(|inspector| look(inspector, process.pid)) {
+                waits.learn(sleeps);
+                states.insert(process.pid, state);
+            }
         }
         let sharing = Sharing::of(&tree.pids())?;
         let (mut injectors, mut mappings) = (Injectors(BTreeMap::new()), BTreeMap::new());
@@ -77,14 +106,24 @@ impl Freezer<'_> {
             let first = sharing.first(Shared::Memory, process.pid);
             let mapped = match mappings.entry(first) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(maps::read(first)?),
+                Entry::Vacant(place) => place.insert(match states.get(&first).and_then(|state| as_before(first, state)) {
+                    Some(mapped) => Found::AsBefore(mapped),
+                    None => Found::Read(maps::read(first)?),
+                }),
             };
-            let injector = injectors.enter(first, process, mapped)?;
+            let injector = injectors.enter(first, process, mapped.list())?;
             mend_interrupted(process, injector.memory(), &waits)?;
         }
         watch.end_of(|parts| &mut parts.freeze_us);
         Ok((Frozen { tree, sharing, waits, cgroups, mappings, since, watch }, injectors))
     }
+}
+
+/// What the kernel itself tells of a process that stands still. `None`: it does not.
+fn look(inspector: &TaskInspector, pid: Pid) -> Option<(Vec<(Tid, Sleep)>, MemoryState)> {
+    let looked = inspector.look(pid).inspect_err(|error| tracing::warn!("waits are measured without eBPF: {error}"));
+    let (threads, state) = looked.ok()?;
+    Some((threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))).collect(), state))
 }
 
 /// The means to make calls in the memories of a tree, by the process that each is seen through.

@@ -21,11 +21,20 @@ impl Kept {
             return Ok(None);
         }
         let mut kept = Kept::default();
-        for extent in plan.iter().filter(|extent| extent.kind == ExtentKind::Read) {
-            let spool = kept.0.entry(extent.owner).or_default();
-            for start in extent.pages.numbers().step_by(AT_ONCE as usize) {
-                let pages = [PageRange { start, count: AT_ONCE.min(extent.pages.end() - start) }];
-                spool.add(&pages, |buf| source.read(extent.owner, &pages, buf))?;
+        let read = plan.iter().filter(|extent| extent.kind == ExtentKind::Read);
+        let pieces = read.flat_map(|extent| {
+            let starts = extent.pages.numbers().step_by(AT_ONCE as usize);
+            starts.map(|start| (extent.owner, PageRange { start, count: AT_ONCE.min(extent.pages.end() - start) }))
+        });
+        let mut group = Vec::new();
+        let mut pieces = pieces.peekable();
+        while let Some((owner, pages)) = pieces.next() {
+            group.push(pages);
+            let taken: u64 = group.iter().map(|pages| pages.count).sum();
+            let fits = |next: &(ObjRef, PageRange)| next.0 == owner && taken + next.1.count <= AT_ONCE;
+            if !pieces.peek().is_some_and(fits) {
+                kept.0.entry(owner).or_default().add(&group, |buf| source.read(owner, &group, buf))?;
+                group.clear();
             }
         }
         kept.0.values_mut().for_each(Spool::sort);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::ids::Pid;
+use crate::resources::mapped_file::LookedAt;
 use crate::tracee::maps::{self, Mapping};
 use crate::track::ebpf::{MemoryState, TaskInspector};
 
@@ -49,6 +50,13 @@ impl Mappings {
             }
         }
         Ok(())
+    }
+
+    /// With the process stopped, in the state `now`: its mappings, if they and the names of the files behind them surely are what they were.
+    pub(super) fn unchanged(&self, pid: Pid, now: &MemoryState, looked_at: &LookedAt) -> Option<Mapped> {
+        let Known { mappings, as_left, .. } = self.known.get(&pid).filter(|_| self.holds(pid, now))?;
+        let same = mappings.iter().all(|mapping| mapping.inode == 0 || looked_at.is_as_it_was(mapping));
+        same.then(|| Mapped { mappings: mappings.clone(), as_left: *as_left })
     }
 
     /// With the process stopped: its mappings, which are `mappings`, with what only smaps tells.

@@ -3,10 +3,11 @@
 //! A process has dozens of them, libraries for the most part. They are looked at before the freeze, and in the freeze only asked whether they still are
 //! what they were.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::stat::{FileStat, fstat};
 
@@ -34,8 +35,8 @@ fn is_writable(mapping: &Mapping) -> bool {
     mapping.shared && mapping.flags.contains(VmFlags::MAY_WRITE)
 }
 
-fn key(stat: &FileStat, writable: bool) -> ObjectKey {
-    ObjectKey::Inode(if writable { "mapped-rw" } else { "mapped" }, stat.st_dev, stat.st_ino)
+fn key((device, inode): (u64, u64), writable: bool) -> ObjectKey {
+    ObjectKey::Inode(if writable { "mapped-rw" } else { "mapped" }, device, inode)
 }
 
 /// Makes an object of a file that has no descriptor in the target: behind a mapping, or /proc/PID/exe.
@@ -48,7 +49,7 @@ pub fn intern_file(
     what: &str,
 ) -> Result<ObjRef> {
     let stat = fstat(opened).doing(|| format!("cannot look at {what} of pid {pid}"))?;
-    cx.intern(key(&stat, writable), |cx, _| {
+    cx.intern(key((stat.st_dev, stat.st_ino), writable), |cx, _| {
         let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
         let info = FdInfo { flags, ..FdInfo::default() };
         let fd: RawFd = -1;
@@ -92,9 +93,33 @@ struct Place {
 #[derive(Debug)]
 struct Looked {
     /// From the look until [`LookedAt::close`]: as long as it is open no other file can have its number.
-    open: Option<OwnedFd>,
+    open: Option<Open>,
     facts: Facts,
     section: Section,
+}
+
+/// An open file, of which it is asked once whether it still is what it was.
+#[derive(Debug)]
+struct Open {
+    fd: OwnedFd,
+    same: OnceCell<bool>,
+    named: OnceCell<bool>,
+}
+
+impl Open {
+    fn new(fd: OwnedFd) -> Option<Open> {
+        Some(Open { fd, same: OnceCell::new(), named: OnceCell::new() })
+    }
+
+    fn is_same(&self, facts: &Facts) -> bool {
+        *self.same.get_or_init(|| fstat(&self.fd).is_ok_and(|stat| Facts::of(&stat) == *facts))
+    }
+
+    /// What the kernel calls the open file is what it would show of a mapping of it.
+    fn is_named(&self, name: &OsStr) -> bool {
+        let link = || fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        *self.named.get_or_init(|| link().is_ok_and(|link| link.as_os_str() == name))
+    }
 }
 
 /// What changes if anything of a file does but the time at which it was read: among them the time of the last change of any of these (st_ctime).
@@ -139,10 +164,10 @@ impl LookedAt {
             let Ok(opened) = open_mapped(pid, mapping, false) else { continue };
             let Ok(facts) = fstat(&opened).map(|stat| Facts::of(&stat)) else { continue };
             match known {
-                Some(known) if known.facts == facts => known.open = Some(opened),
+                Some(known) if known.facts == facts => known.open = Open::new(opened),
                 _ => {
                     if let Some(section) = section(options, pid, mapping, &opened) {
-                        self.0.insert(place, Looked { open: Some(opened), facts, section });
+                        self.0.insert(place, Looked { open: Open::new(opened), facts, section });
                     }
                 }
             }
@@ -157,8 +182,14 @@ impl LookedAt {
     /// What an image says of the file behind a mapping, if that is what it was.
     fn unchanged(&self, mapping: &Mapping) -> Option<(ObjectKey, &Section)> {
         let Looked { open, facts, section } = self.0.get(&Place::of(mapping))?;
-        let stat = fstat(open.as_ref()?).ok()?;
-        (Facts::of(&stat) == *facts).then(|| (key(&stat, false), section))
+        open.as_ref().is_some_and(|open| open.is_same(facts)).then(|| (key(facts.id, false), section))
+    }
+
+    /// With the target stopped: is the file behind a mapping what it was, and has it the name that it had?
+    pub fn is_as_it_was(&self, mapping: &Mapping) -> bool {
+        let looked = self.0.get(&Place::of(mapping));
+        let open = looked.and_then(|looked| Some((looked.open.as_ref()?, &looked.facts)));
+        open.is_some_and(|(open, facts)| open.is_same(facts) && open.is_named(&mapping.name))
     }
 }
 
@@ -219,12 +250,36 @@ mod tests {
         let mut looked_at = LookedAt::default();
         looked_at.look(&options, pid, std::slice::from_ref(&mapping));
         assert!(looked_at.unchanged(&mapping).is_some());
+        let again = |looked_at: &mut LookedAt| {
+            looked_at.close();
+            looked_at.look(&options, pid, std::slice::from_ref(&mapping));
+        };
+        again(&mut looked_at);
         std::io::Write::write_all(&mut file, b"more").unwrap();
         assert!(looked_at.unchanged(&mapping).is_none());
-        looked_at.close();
-        looked_at.look(&options, pid, std::slice::from_ref(&mapping));
-        assert!(looked_at.unchanged(&mapping).is_some());
+        again(&mut looked_at);
+        assert!(looked_at.unchanged(&mapping).is_some() && looked_at.is_as_it_was(&mapping));
+        again(&mut looked_at);
         file.close().unwrap();
         assert!(looked_at.unchanged(&mapping).is_none(), "it has lost its name");
+        assert!(!looked_at.is_as_it_was(&mapping));
+    }
+
+    /// A folder of its path has another name since, of which the file itself tells nothing.
+    #[test]
+    fn a_name_that_has_changed_is_seen() {
+        let (folder, options) = (tempfile::tempdir().unwrap(), CollectOptions::default());
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        fs::create_dir(&old).unwrap();
+        let name = old.join("file");
+        fs::write(&name, "x").unwrap();
+        let (pid, ours) = ours();
+        let inode = fs::metadata(&name).unwrap().ino();
+        let mapping = Mapping { inode, device: (0, 0), name: name.into(), start: Addr(0), end: Addr(4096), ..ours };
+        let mut looked_at = LookedAt::default();
+        looked_at.look(&options, pid, std::slice::from_ref(&mapping));
+        fs::rename(old, new).unwrap();
+        assert!(looked_at.unchanged(&mapping).is_some());
+        assert!(!looked_at.is_as_it_was(&mapping));
     }
 }

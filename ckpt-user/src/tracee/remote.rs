@@ -212,7 +212,10 @@ impl<'a> RemoteTask<'a> {
 
     /// One system call of plain numbers that must succeed.
     pub(super) fn make(&mut self, doing: &str, nr: libc::c_long, args: [u64; 6]) -> Result<u64> {
-        let value = self.raw(&self.thread.look_after()?, nr, args)?;
+        let value = match self.thread.quiet()? {
+            Some(quiet) => self.once(quiet, nr, args)?,
+            None => self.raw(&self.thread.look_after()?, nr, args)?,
+        };
         if (-4095..0).contains(&value) {
             return Err(Error::os(format!("{doing} (in pid {})", self.pid()), io::Error::from_raw_os_error(-value as i32)));
         }

@@ -13,9 +13,9 @@ use crate::sys::ptrace::{self, Regs, Stop};
 
 impl RemoteTask<'_> {
     /// As [`RemoteTask::run`], for calls that change nothing in the task but the memory of the batch: all in one go, with a signal at its end that the program
-    /// does not notice. Without one, or if the thread is stopped by job control, which a signal might end, one after the other.
-    pub fn ask(&mut self, batch: Batch, quiet: Option<Quiet>) -> Result<Answers> {
-        let Some(quiet) = quiet.filter(|_| batch.calls.len() > 1 && self.thread.group_stop.is_none()) else {
+    /// does not notice. Without one, one after the other.
+    pub fn ask(&mut self, batch: Batch) -> Result<Answers> {
+        let Some(quiet) = self.thread.quiet()?.filter(|_| batch.calls.len() > 1) else {
             return self.run(batch);
         };
         let count = batch.calls.len();
@@ -38,15 +38,14 @@ impl RemoteTask<'_> {
     }
 
     /// A call that makes a descriptor, of which `take` makes what it wants; then the task closes it. It does so, too, if ckpt dies meanwhile: but for a program
-    /// that notices all signals of `quiet`'s kind.
+    /// that would notice any signal.
     pub fn with_descriptor<T>(
         &mut self,
         doing: &str,
         (nr, args): (libc::c_long, [u64; 6]),
-        quiet: Option<Quiet>,
         take: impl FnOnce(i32) -> Result<T>,
     ) -> Result<T> {
-        let Some(quiet) = quiet.filter(|_| self.thread.group_stop.is_none()) else {
+        let Some(quiet) = self.thread.quiet()? else {
             let fd = self.make(doing, nr, args)?;
             let taken = take(fd as i32);
             self.make("cannot close a descriptor of ckpt's own", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
@@ -80,6 +79,66 @@ impl RemoteTask<'_> {
     }
 }
 
+impl RemoteTask<'_> {
+    /// One call of plain numbers: the raw value that it returns. The thread stops once, at its end.
+    pub(super) fn once(&mut self, quiet: Quiet, nr: libc::c_long, args: [u64; 6]) -> Result<i64> {
+        let (at, called) = stub::once_and_called();
+        let [rdi, rsi, rdx, r10, r8, r9] = args;
+        let Quiet { tgid, tid, signal } = quiet;
+        let (rbx, r12, r13) = (tgid as u64, tid as u64, signal as u64);
+        let rip = self.injector.entry().0 + at;
+        let regs = Regs { rip, rax: nr as u64, rdi, rsi, rdx, r10, r8, r9, rbx, r12, r13, ..self.thread.regs };
+        self.enter_with(regs, quiet)?;
+        let there = self.injector.entry().0 + called;
+        let stopped = self.to_signal(quiet.signal, |now| now.rip == there)?;
+        self.block_signals()?;
+        Ok(stopped.rbp as i64)
+    }
+
+    /// Into the stub, with registers of its own, and no signal but the quiet one let through.
+    fn enter_with(&mut self, regs: Regs, quiet: Quiet) -> Result<()> {
+        let (pid, tid) = (self.pid(), self.tid());
+        let doing = || format!("cannot make system calls in thread {tid}");
+        if !self.thread.in_stub {
+            self.injector.plant(self.thread)?;
+        }
+        gone_or(pid, ptrace::set_regs(tid, &Regs { orig_rax: u64::MAX, ..regs }), doing)?;
+        (self.thread.in_stub, self.thread.at_signals) = (true, false);
+        // After the registers, as in `enter_at`.
+        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (quiet.signal - 1))), doing)
+    }
+
+    /// Lets it run until the signal stops it where it `is_there`, by its registers.
+    fn to_signal(&mut self, signal: i32, is_there: impl Fn(&Regs) -> bool) -> Result<Regs> {
+        let (pid, tid) = (self.pid(), self.tid());
+        let doing = || format!("cannot make system calls in thread {tid}");
+        let deadline = self.thread.look_after()?;
+        loop {
+            self.thread.at_signals = false;
+            gone_or(pid, ptrace::cont(tid, 0), doing)?;
+            match self.thread.wait(&deadline)? {
+                Stop::Signal(got) if got == signal => {
+                    let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
+                    // Elsewhere it came from somebody else, and would have done nothing to the program.
+                    if is_there(&now) {
+                        self.thread.at_signals = true;
+                        return Ok(now);
+                    }
+                }
+                Stop::Signal(signal) => self.thread.hold_back(signal)?,
+                Stop::Event(_) | Stop::Other(_) | Stop::Syscall => {}
+                Stop::Ended(_) => return Err(Error::Gone(pid)),
+            }
+        }
+    }
+
+    /// The quiet signal is blocked again, as all others are.
+    fn block_signals(&self) -> Result<()> {
+        let tid = self.tid();
+        gone_or(self.pid(), ptrace::set_sigmask(tid, ALL_SIGNALS), || format!("cannot block the signals of thread {tid}"))
+    }
+}
+
 /// A run of calls that the stub makes by itself, from one call to the next of those that stop it.
 struct Run {
     list: Addr,
@@ -89,19 +148,10 @@ struct Run {
 impl Run {
     /// The calls are at `list` from then on; none is made yet. The last of them stops it.
     fn begin(task: &mut RemoteTask<'_>, list: Addr, calls: &[PlannedCall], quiet: Quiet) -> Result<Run> {
-        let (pid, tid) = (task.pid(), task.tid());
-        let doing = || format!("cannot make system calls in thread {tid}");
         task.injector.memory().write(list, bytemuck::cast_slice(calls))?;
-        if !task.thread.in_stub {
-            task.injector.plant(task.thread)?;
-        }
         let run = Run { list, signal: quiet.signal };
         let (rip, rbx, rbp) = (task.injector.entry().0 + stub::run_and_called().0, list.0, run.call(calls.len()));
-        let regs = Regs { rip, rbx, rbp, orig_rax: u64::MAX, ..task.thread.regs };
-        gone_or(pid, ptrace::set_regs(tid, &regs), doing)?;
-        (task.thread.in_stub, task.thread.at_signals) = (true, false);
-        // After the registers, as in `enter_at`.
-        gone_or(pid, ptrace::set_sigmask(tid, ALL_SIGNALS & !(1 << (quiet.signal - 1))), doing)?;
+        task.enter_with(Regs { rip, rbx, rbp, ..task.thread.regs }, quiet)?;
         Ok(run)
     }
 
@@ -111,33 +161,12 @@ impl Run {
 
     /// Returns when the call number `n`, which sends the signal, has stopped the thread.
     fn to(&mut self, task: &mut RemoteTask<'_>, n: usize) -> Result<()> {
-        let (pid, tid) = (task.pid(), task.tid());
-        let doing = || format!("cannot make system calls in thread {tid}");
         let called = task.injector.entry().0 + stub::run_and_called().1;
-        let deadline = task.thread.look_after()?;
-        loop {
-            task.thread.at_signals = false;
-            gone_or(pid, ptrace::cont(tid, 0), doing)?;
-            match task.thread.wait(&deadline)? {
-                Stop::Signal(got) if got == self.signal => {
-                    let now = gone_or(pid, ptrace::get_regs(tid), doing)?;
-                    // Elsewhere it came from somebody else, and would have done nothing to the program.
-                    if now.rip == called && now.rbx == self.call(n) {
-                        task.thread.at_signals = true;
-                        return Ok(());
-                    }
-                }
-                Stop::Signal(signal) => task.thread.hold_back(signal)?,
-                Stop::Event(_) | Stop::Other(_) | Stop::Syscall => {}
-                Stop::Ended(_) => return Err(Error::Gone(pid)),
-            }
-        }
+        task.to_signal(self.signal, |now| now.rip == called && now.rbx == self.call(n)).map(drop)
     }
 
-    /// The signal is blocked again, as all others are.
     fn end(self, task: &RemoteTask<'_>) -> Result<()> {
-        let tid = task.tid();
-        gone_or(task.pid(), ptrace::set_sigmask(tid, ALL_SIGNALS), || format!("cannot block the signals of thread {tid}"))
+        task.block_signals()
     }
 }
 
@@ -176,12 +205,29 @@ mod tests {
         let one_by_one = sleep.task().run(ask()).unwrap();
         let before = procfs::status(pid, tid).unwrap();
         let mut task = sleep.task();
-        let at_once = task.ask(ask(), quiet(pid, tid)).unwrap();
+        let at_once = task.ask(ask()).unwrap();
+        assert!(task.thread.quiet().unwrap().is_some());
         task.leave().unwrap();
         assert_eq!((&at_once.returned, &at_once.data), (&one_by_one.returned, &one_by_one.data));
         assert_eq!((at_once.returned[2], at_once.returned[3]), (-i64::from(libc::EBADF), i64::from(pid.0)));
         let after = procfs::status(pid, tid).unwrap();
         assert_eq!((after.sigpnd, after.shdpnd, after.sigblk), (before.sigpnd, before.shdpnd, before.sigblk));
+    }
+
+    #[test]
+    fn one_call_answers_whether_it_is_quiet_or_not() {
+        let mut sleep = Trial::sleep();
+        let (pid, tid) = (sleep.pid(), sleep.tids()[0]);
+        for quiet in [quiet(pid, tid), None] {
+            let mut task = sleep.task();
+            task.thread.quiet = Some(quiet);
+            assert_eq!(task.make("cannot ask", libc::SYS_getpid, [0; 6]).unwrap(), pid.0 as u64);
+            let error = task.make("cannot ask", libc::SYS_close, [u64::MAX, 0, 0, 0, 0, 0]).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EBADF), "{error}");
+            let before = task.thread.regs;
+            task.leave().unwrap();
+            assert_eq!(ptrace::get_regs(tid).unwrap(), before);
+        }
     }
 
     #[test]
@@ -191,10 +237,11 @@ mod tests {
         let before = descriptors(pid);
         for quiet in [quiet(pid, tid), None] {
             let open = (libc::SYS_eventfd2, [0; 6]);
-            let there = sleep.task().with_descriptor("cannot make one", open, quiet, |fd| Ok((fd, descriptors(pid)))).unwrap();
+            sleep.task().thread.quiet = Some(quiet);
+            let there = sleep.task().with_descriptor("cannot make one", open, |fd| Ok((fd, descriptors(pid)))).unwrap();
             assert_eq!((there.1, descriptors(pid)), (before + 1, before), "descriptor {}", there.0);
             let fails = (libc::SYS_dup, [u64::MAX, 0, 0, 0, 0, 0]);
-            let error = sleep.task().with_descriptor("cannot make one", fails, quiet, |_| Ok(())).unwrap_err();
+            let error = sleep.task().with_descriptor("cannot make one", fails, |_| Ok(())).unwrap_err();
             assert!(error.to_string().contains("cannot make one"), "{error}");
         }
     }
@@ -207,7 +254,7 @@ mod tests {
         let before = descriptors(pid);
         let mut task = sleep.task();
         let open = (libc::SYS_eventfd2, [0; 6]);
-        let result = task.with_descriptor("cannot make one", open, quiet(pid, tid), |_| {
+        let result = task.with_descriptor("cannot make one", open, |_| {
             ptrace::detach(tid, 0).unwrap();
             Ok(())
         });

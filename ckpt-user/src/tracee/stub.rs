@@ -70,9 +70,13 @@ core::arch::global_asm!(
     ".global ckpt_stub_end",
     ".global ckpt_stub_run",
     ".global ckpt_stub_called",
+    ".global ckpt_stub_once",
+    ".global ckpt_stub_once_called",
     ".hidden ckpt_stub_start",
     ".hidden ckpt_stub_run",
     ".hidden ckpt_stub_called",
+    ".hidden ckpt_stub_once",
+    ".hidden ckpt_stub_once_called",
     ".hidden ckpt_stub_end",
     // The registers hold the number and the arguments of the call. The Saved struct ends where the code starts.
     "ckpt_stub_start:",
@@ -127,6 +131,18 @@ core::arch::global_asm!(
     "cmp rbx, rbp",
     "jb ckpt_stub_run",
     "jmp 3b",
+    // And one for a single call that ends in a signal: its number and arguments are in their registers, those of tgkill in rbx, r12 and r13. What it
+    // returns is in rbp.
+    "ckpt_stub_once:",
+    "syscall",
+    "mov rbp, rax",
+    "mov edi, ebx",
+    "mov esi, r12d",
+    "mov edx, r13d",
+    "mov eax, 234",
+    "syscall",
+    "ckpt_stub_once_called:",
+    "jmp 3b",
     "ckpt_stub_end:",
     ".popsection",
 );
@@ -135,6 +151,8 @@ unsafe extern "C" {
     static ckpt_stub_start: u8;
     static ckpt_stub_run: u8;
     static ckpt_stub_called: u8;
+    static ckpt_stub_once: u8;
+    static ckpt_stub_once_called: u8;
     static ckpt_stub_end: u8;
 }
 
@@ -152,11 +170,18 @@ pub struct PlannedCall {
 
 const _: () = assert!(size_of::<PlannedCall>() == 64);
 
+fn from_start(at: *const u8) -> u64 {
+    (at.addr() - (&raw const ckpt_stub_start).addr()) as u64
+}
+
 /// Where in the code a run of calls begins, and where it is after each call.
 pub fn run_and_called() -> (u64, u64) {
-    let start = (&raw const ckpt_stub_start).addr();
-    let from_start = |at: *const u8| (at.addr() - start) as u64;
     (from_start(&raw const ckpt_stub_run), from_start(&raw const ckpt_stub_called))
+}
+
+/// Where in the code a single call that ends in a signal begins, and where it is after the signal.
+pub fn once_and_called() -> (u64, u64) {
+    (from_start(&raw const ckpt_stub_once), from_start(&raw const ckpt_stub_once_called))
 }
 
 /// The code, position independent.

@@ -3,11 +3,13 @@
 use std::io;
 use std::time::Duration;
 
+use super::quiet::Quiet;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::sys::deadline::Deadline;
 use crate::sys::procfs;
 use crate::sys::ptrace::{self, KernelSigset, Regs, Stop};
+use crate::sys::status::Status;
 
 /// A thread in a ptrace stop at which nothing of it is half done.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct StoppedThread {
     /// Is it at a stop after which the kernel does what it does for interrupted system calls, so that any registers can be set? There, a thread is asked
     /// for signals.
     pub(super) at_signals: bool,
+    /// A signal that the program does not notice, once that was looked for: `Some(None)` if there is none.
+    pub(super) quiet: Option<Option<Quiet>>,
     /// Stop signals that came while it was in the stub, to be sent again when it is let go.
     pub(super) held_back: Vec<i32>,
     /// Threads that it made while it was in the stub, each in its first stop.
@@ -59,9 +63,26 @@ impl StoppedThread {
             group_stop,
             in_stub: false,
             at_signals: true,
+            quiet: None,
             held_back: Vec::new(),
             born: Vec::new(),
         })
+    }
+
+    /// Takes note of what is known of it now, before any call is made in it.
+    pub fn knows(&mut self, status: &Status) {
+        self.quiet = Some(Quiet::of(status));
+    }
+
+    /// A signal that it can stop itself with. `None`: the program would notice all of them; or the thread is stopped by job control, which a signal might
+    /// end.
+    pub(super) fn quiet(&mut self) -> Result<Option<Quiet>> {
+        let quiet = match self.quiet {
+            Some(known) => known,
+            None => Quiet::of(&procfs::status(self.pid, self.tid)?),
+        };
+        self.quiet = Some(quiet);
+        Ok(quiet.filter(|_| self.group_stop.is_none()))
     }
 
     /// For the waits to come: they look now and then whether the thread is still alive.

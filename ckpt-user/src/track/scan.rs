@@ -19,9 +19,8 @@ use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
 use crate::sys::pagemap::{Page, PageMap, Taken};
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
-use crate::sys::{pidfd, probe, procfs};
+use crate::sys::{pidfd, probe};
 use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
-use crate::tracee::quiet::Quiet;
 use crate::tracee::remote::RemoteTask;
 
 const NO_PROTECTION: &str = "this kernel has no asynchronous write protection (Linux 6.7 has it)";
@@ -117,8 +116,7 @@ impl ScanTracker {
         let pid = task.pid();
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
         let call = (libc::SYS_userfaultfd, [flags as u64, 0, 0, 0, 0, 0]);
-        let quiet = Quiet::of(&procfs::status(pid, task.tid())?);
-        let fetched = task.with_descriptor("cannot make a userfaultfd", call, quiet, |fd| {
+        let fetched = task.with_descriptor("cannot make a userfaultfd", call, |fd| {
             let fetched = pidfd::open(pid).and_then(|process| pidfd::get_fd(process.as_fd(), fd));
             fetched.doing(|| format!("cannot fetch the userfaultfd of pid {pid}"))
         })?;

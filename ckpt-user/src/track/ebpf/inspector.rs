@@ -105,9 +105,10 @@ impl TaskInspector {
         Ok(TaskInspector { ebpf, layout })
     }
 
-    /// All threads of the process, in no particular order, and at least one. No thread is disturbed.
-    pub fn threads(&self, pid: Pid) -> Result<Vec<TaskTiming>> {
-        Ok(self.records(pid)?.iter().map(|record| self.timing(record)).collect())
+    /// All threads of the process, in no particular order, and at least one; and its address space as it is now. No thread is disturbed.
+    pub fn look(&self, pid: Pid) -> Result<(Vec<TaskTiming>, MemoryState)> {
+        let records = self.records(pid)?;
+        Ok((records.iter().map(|record| self.timing(record)).collect(), memory_of(&records[0])))
     }
 
     /// The number of the process in the initial pid namespace, by which the kernel's side of eBPF knows it.
@@ -117,9 +118,7 @@ impl TaskInspector {
 
     /// The address space of the process as it is now.
     pub fn memory_of(&self, pid: Pid) -> Result<MemoryState> {
-        let record = self.records(pid)?[0];
-        let changes = (record.mm_lock_seq != 0).then_some(record.mm_lock_seq);
-        Ok(MemoryState { mm: record.mm, changes })
+        self.records(pid).map(|records| memory_of(&records[0]))
     }
 
     /// Never empty.
@@ -128,8 +127,8 @@ impl TaskInspector {
         let program = self.ebpf.program(PROGRAM).ok_or_else(|| EbpfError::unexpected(doing(), "the program is not loaded"))?;
         let program: &Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
         let fd = program.fd().map_err(|e| EbpfError::new(doing(), e))?;
-        let mut bytes = Vec::new();
-        let read = task_iterator(fd.as_fd(), pid).and_then(|mut file| file.read_to_end(&mut bytes));
+        let mut bytes = Vec::with_capacity(16 * 1024);
+        let read = task_iterator(fd.as_fd(), pid).and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes));
         match read {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::InvalidInput => {
@@ -164,10 +163,14 @@ impl TaskInspector {
     }
 }
 
+fn memory_of(record: &TaskRecord) -> MemoryState {
+    MemoryState { mm: record.mm, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
+}
+
 /// The restart blocks of a process's threads, with a program loaded for this once: see [`TaskInspector`], also for what must be
 /// known about them.
 pub fn restart_blocks(pid: Pid) -> Result<Vec<TaskTiming>> {
-    TaskInspector::load()?.threads(pid)
+    TaskInspector::load()?.look(pid).map(|(threads, _)| threads)
 }
 
 fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {

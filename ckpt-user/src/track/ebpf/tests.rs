@@ -394,7 +394,7 @@ impl Victim {
 
     /// What is known of each thread, in the order of [`WAITS`].
     fn timings(&self, inspector: &TaskInspector) -> Vec<TaskTiming> {
-        let all = inspector.threads(self.pid()).unwrap();
+        let (all, _) = inspector.look(self.pid()).unwrap();
         // The first thread, that of the test, and those that wait.
         assert_eq!(all.len(), WAITS.len() + 2);
         self.threads.iter().map(|(tid, ..)| all.iter().find(|t| t.tid == *tid).unwrap().clone()).collect()
@@ -505,7 +505,7 @@ fn a_wait_that_is_interrupted_again_ends_when_it_should_have_at_first() {
     let first = victim.timings(&inspector);
     victim.thaw();
     victim.freeze();
-    let second = inspector.threads(victim.pid()).unwrap();
+    let (second, _) = inspector.look(victim.pid()).unwrap();
     for timing in first.iter().take(WAITS.len() - 1) {
         let again = second.iter().find(|t| t.tid == timing.tid).unwrap();
         assert!(again.restart.deadline().is_some());
@@ -518,7 +518,7 @@ fn a_wait_that_is_interrupted_again_ends_when_it_should_have_at_first() {
 fn a_process_that_is_not_there_is_an_error() {
     let Some(inspector) = usable("a_process_that_is_not_there_is_an_error", TaskInspector::load()) else { return };
     // Above the largest possible pid.
-    let missing = inspector.threads(Pid(1 << 30)).unwrap_err();
+    let missing = inspector.look(Pid(1 << 30)).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read the restart blocks of pid 1073741824: No such process"), "{missing}");
 }
 
