@@ -344,15 +344,20 @@ impl Watch {
 
     fn checkpoint(&mut self) -> Result<(u64, Report)> {
         // Somebody else may have removed or damaged it; then nothing could be brought back from its increments.
-        if let Some((last, id)) = self.last.take_if(|(last, id)| !self.folder.holds(*last, *id)) {
-            tracing::warn!("image {last} ({id}) is not in the folder any more, or damaged: the next one is whole");
-            self.target.begin_anew();
+        if let Some(lost) = self.last.take_if(|(last, id)| !self.folder.holds(*last, *id)) {
+            self.begin_anew(lost);
         }
         let (number, destination) = self.folder.next(&self.lock)?;
         let report = self.target.checkpoint(destination, &|_, _| {})?;
+        // That may have happened meanwhile, too. Merging leaves no image without its parent.
+        let parent = self.last.take().filter(|(last, id)| !self.folder.holds(*last, *id));
+        let lost = parent.filter(|_| self.folder.parent_of(number, report.image_id).is_some());
         let first = self.made.as_ref().map_or(number, |made| *made.start());
         self.made = Some(first..=number);
-        self.last = Some((number, report.image_id));
+        match lost {
+            Some(lost) => self.begin_anew(lost),
+            None => self.last = Some((number, report.image_id)),
+        }
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);
@@ -361,6 +366,12 @@ impl Watch {
             self.writes.get_or_insert_default().add(writes);
         }
         Ok((number, report))
+    }
+
+    /// An image that others need is lost.
+    fn begin_anew(&mut self, (last, id): (u64, ImageId)) {
+        tracing::warn!("image {last} ({id}) is not in the folder any more, or damaged: the next one is whole");
+        self.target.begin_anew();
     }
 
     /// All of them together.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::Destination;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ImageId;
-use crate::image::model::Header;
+use crate::image::model::{Header, ParentRef};
 use crate::image::{ImageError, ImageReader, Index, PageCounts, Payload};
 use crate::sys::fcntl;
 
@@ -112,6 +112,12 @@ impl Folder {
             Error::Unexpected(format!("the folder {} holds an image with the highest number that there is", self.path.display()))
         })?;
         Ok((number, Destination::file(&self.image(number))?))
+    }
+
+    /// The image that the one with this number goes on from, if it is there and is that one.
+    pub fn parent_of(&self, number: u64, image_id: ImageId) -> Option<ParentRef> {
+        let header = File::open(self.image(number)).ok().and_then(|file| header(file).ok())?;
+        header.parent.filter(|_| header.image_id == Some(image_id))
     }
 
     /// Is the image with this number there, from its beginning to its end, and is it this one?
