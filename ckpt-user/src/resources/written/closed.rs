@@ -103,3 +103,43 @@ fn choose(found: &mut [Closed]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::image::wire::MAGIC;
+
+    /// Files in a folder, each older than the one before, and which of them are found beside "db" and saved. Those in `open` are open.
+    fn found(files: &[(&str, u64)], open: &[&str]) -> Vec<(String, bool)> {
+        let folder = tempfile::tempdir().unwrap();
+        let db = folder.path().join("db");
+        fs::write(&db, "db").unwrap();
+        for (n, (name, size)) in files.iter().enumerate() {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_len(*size).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(1000 - n as u64)).unwrap();
+        }
+        fs::write(folder.path().join("db.image"), MAGIC).unwrap();
+        symlink("db", folder.path().join("db.link")).unwrap();
+        let inode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().ino();
+        let open: Vec<u64> = open.iter().map(|name| inode(name)).collect();
+        let mut names = siblings::beside(&db).unwrap();
+        names.push(ByteBuf::from("db.gone"));
+        let all = beside(&[(db, names)], |id| open.contains(&id.inode)).unwrap();
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        all.into_iter().map(|closed| (name(closed.file.path()), closed.is_saved)).collect()
+    }
+
+    #[test]
+    fn journals_are_saved_and_the_newest_of_others() {
+        let files =
+            [("db.1", 9 << 20), ("db.2", 8 << 20), ("db.3", 7 << 20), ("db.4", 1), ("db-journal", 1 << 30), ("db-wal", 1)];
+        let expected = [("db-journal", true), ("db.1", true), ("db.2", false), ("db.3", true), ("db.4", false)];
+        assert_eq!(found(&files, &["db-wal"]), expected.map(|(name, saved)| (name.to_owned(), saved)));
+        assert_eq!(found(&[], &[]), []);
+    }
+}
