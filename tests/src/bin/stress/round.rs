@@ -56,7 +56,7 @@ impl Run<'_> {
         std::thread::sleep(moments.part_of(Duration::from_millis(30), 0.0, 1.0));
         watch.crash(job, moments).iter().for_each(|checkpoint| tally.count(checkpoint));
         let said = fs::read_to_string(dir.with_extension("watch").join("out")).expect("cannot read what ckpt watch said");
-        said.lines().filter(|line| line.starts_with("ckpt: ")).for_each(|line| tally.refuse(line));
+        said.lines().filter(|line| line.contains(" has failed, and the job runs on: ")).for_each(|line| tally.refuse(line));
     }
 
     /// `ckpt checkpoint --parent`, one after the other.
