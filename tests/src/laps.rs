@@ -8,20 +8,24 @@ use nix::sys::signal::Signal;
 use crate::job::Job;
 use crate::skip;
 
-/// A test for each way in which memory is written, moved, dropped and made anew, which calls `$run` with the words of `lapper`. There are
-/// some whose laps take longer than the time between two checkpoints, and some with many laps in that.
+/// Calls the macro `$then` with what follows, and then, each with a comma, the name and the words of `lapper` for each way in which memory is
+/// written, moved, dropped and made anew. There are some whose laps take longer than the time between two checkpoints, and some with many laps in that.
 #[macro_export]
-macro_rules! each_mode {
-    ($run:ident) => {
-        $crate::each_mode! { $run:
+macro_rules! modes {
+    ($then:ident! $($more:tt)*) => {
+        $crate::$then! { $($more)*
             stores "512 store",
             slow_stores "512 store slow",
             reads "512 read",
             slow_reads "512 read slow",
             direct_reads "256 direct",
+            seldom_direct_reads "256 direct seldom",
             slow_direct_reads "256 direct slow",
             writes_of_others "512 vmwritev store",
             slow_writes_of_others "512 vmwritev slow",
+            seldom_writes_of_others "512 vmwritev outside seldom",
+            writes_of_another_process "512 outside store",
+            slow_writes_of_another_process "512 outside slow",
             dropped_pages "512 dontneed",
             slowly_dropped_pages "512 dontneed slow",
             paged_out "2048 pageout mremap dontneed",
@@ -33,12 +37,22 @@ macro_rules! each_mode {
             a_slow_heap "512 brk slow",
             huge_pages "2048 huge",
             dropped_huge_pages "2048 huge dontneed mremap",
+            reserved_huge_pages "2048 hugetlb",
+            moving_reserved_huge_pages "2048 hugetlb mremap remap read store",
             shared_memory "512 shared",
             slow_shared_memory "512 shared dontneed remap slow",
             threads "512 threads 3 store read",
             slow_threads "512 threads 3 mremap remap dontneed slow",
             everything_at_once "1024 threads 4 store read direct vmwritev mremap remap dontneed brk huge",
         }
+    };
+}
+
+/// A test for each mode of `lapper`, which calls `$run` with its words.
+#[macro_export]
+macro_rules! each_mode {
+    ($run:ident) => {
+        $crate::modes! { each_mode! $run: }
     };
     ($run:ident: $($name:ident $words:literal,)*) => {
         $(
@@ -50,6 +64,17 @@ macro_rules! each_mode {
         )*
     };
 }
+
+/// Pairs of names and words.
+#[macro_export]
+macro_rules! mode_list {
+    ($($name:ident $words:literal,)*) => {
+        &[$((stringify!($name), $words)),*]
+    };
+}
+
+/// The modes by name.
+pub const MODES: &[(&str, &str)] = modes! { mode_list! };
 
 /// Starts `program`, which is `lapper`, with these words (parted by spaces), in `folder`, and waits until its first lap. What this
 /// machine does not have is noted as skipped.

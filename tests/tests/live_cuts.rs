@@ -111,6 +111,26 @@ fn more_is_written_than_the_ring_holds() {
     laps::finish(job);
 }
 
+/// A process that has a ring of io_uring is refused; one that makes a ring now and then, and has closed it, is not. What the kernel writes for it while pages
+/// are copied makes the cut void.
+#[test]
+fn rings_come_and_go() {
+    needs_root!();
+    let (moments, folder) = (Moments::new(), tempdir().unwrap());
+    let mut job = laps::start(folder.path(), program!("lapper"), "2048 uring seldom threads 2");
+    let dir = folder.path().join("images");
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        let watch = Watch::start(&job, &dir, "10ms", &[]);
+        watch.wait_for(8);
+        all.extend(watch.crash(&mut job, &moments));
+        job = ckpt::restart(&job, &dir, &[]);
+        laps::verify(&job);
+    }
+    println!("{} of {} were taken again: {:?}", fallbacks(&all).len(), all.len(), fallbacks(&all));
+    laps::finish(job);
+}
+
 /// A single image of a program that is large enough is live, too, and nothing of it is from after the cut.
 #[test]
 fn a_single_image_is_live() {

@@ -7,6 +7,7 @@ mod demo;
 mod ebpf;
 mod machine;
 mod prerequisites;
+mod stress;
 mod test;
 mod vm;
 
@@ -39,6 +40,12 @@ enum Task {
         #[arg(last = true)]
         benches: Vec<String>,
     },
+    /// Cut jobs that verify themselves thousands of times, and restart them: is any page from the wrong instant?
+    Stress {
+        /// Arguments: --cuts N, --mode MODE, --tracker TRACKER, --seed N, --minutes N, --json, ... (--help shows them all)
+        #[arg(last = true)]
+        stress: Vec<String>,
+    },
     /// Build the eBPF programs into the object that is committed beside them (on Debian, as root, brings the toolchain)
     Ebpf {
         /// Build nothing; fail if the committed object was not made from the sources as they are
@@ -69,6 +76,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { runner } => test::run(&runner),
         Task::Bench { benches } => bench::run(&benches),
+        Task::Stress { stress } => stress::run(&stress),
         Task::Ebpf { check: true } => ebpf::check(),
         Task::Ebpf { check: false } => ebpf::run(),
         Task::Vm { prepare: true, .. } => vm::prepare(),

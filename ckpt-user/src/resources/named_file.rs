@@ -53,13 +53,18 @@ const OPEN_FLAGS: i32 = libc::O_ACCMODE
 impl NamedFile {
     /// Takes down what is known of the file behind `link` (what /proc/PID/fd/N points to).
     pub fn new(link: &OsString, stat: &FileStat, own: BorrowedFd<'_>) -> NamedFile {
+        NamedFile { build_id: build_id::of(own).unwrap_or_default(), ..NamedFile::unread(link, stat) }
+    }
+
+    /// The same of a file that cannot be read.
+    pub fn unread(link: &OsString, stat: &FileStat) -> NamedFile {
         NamedFile {
             path: link.as_bytes().to_vec(),
             size: stat.st_size as u64,
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             mode: stat.st_mode,
             inode: (stat.st_dev, stat.st_ino),
-            build_id: build_id::of(own).unwrap_or_default(),
+            build_id: Vec::new(),
             owner: (stat.st_uid, stat.st_gid),
         }
     }

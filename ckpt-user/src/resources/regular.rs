@@ -33,6 +33,8 @@ impl FileKind for Regular {
         }
         if d.info.flags & libc::O_ACCMODE != libc::O_RDONLY {
             cx.written.note(d, &file)?;
+        } else {
+            cx.written.note_reader(d);
         }
         Ok(file)
     }

@@ -5,5 +5,6 @@ pub mod pidfd;
 pub mod program;
 pub mod raw;
 pub mod session;
+pub mod uring;
 pub mod usage;
 pub mod writes;

@@ -38,13 +38,13 @@ fn fill(region: Region, mut more: impl FnMut(*mut libc::c_void, usize, usize) ->
     Ok(())
 }
 
-/// process_vm_writev(2) into this process.
-pub fn write_from_outside(region: Region, bytes: &[u8]) -> io::Result<()> {
+/// process_vm_writev(2) into a process, which may be this one.
+pub fn write_into(pid: i32, region: Region, bytes: &[u8]) -> io::Result<()> {
     assert_eq!(bytes.len(), region.len, "another size");
     let local = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
     let remote = libc::iovec { iov_base: region.start as *mut _, iov_len: region.len };
     // SAFETY: the bytes are only read; the region is mapped for writing, and its owner says that it may be written.
-    let written = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
+    let written = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
     match written {
         n if n == bytes.len() as isize => Ok(()),
         n if n >= 0 => Err(io::ErrorKind::WriteZero.into()),

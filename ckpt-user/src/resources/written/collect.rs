@@ -1,15 +1,19 @@
 //! At a cut, with the job stopped: what is recorded of the files that it could write to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::FileStat;
 
+use serde_bytes::ByteBuf;
+
+use super::closed::{self, Closed};
 use super::evidence::{self, Evidence};
 use super::{KIND, Saved, Stamp, WrittenFile, posix_memory, siblings};
 use crate::error::{Doing, Result};
@@ -24,7 +28,11 @@ use crate::sys::{fcntl, sparse};
 
 /// Every file of the cut that could be written to, by device and inode.
 #[derive(Debug, Default)]
-pub struct Written(BTreeMap<FileId, Seen>);
+pub struct Written {
+    files: BTreeMap<FileId, Seen>,
+    /// Those that are open, and not for writing.
+    read: BTreeSet<FileId>,
+}
 
 #[derive(Debug)]
 struct Seen {
@@ -47,22 +55,41 @@ impl Written {
         let at_its_end = d.info.flags & libc::O_APPEND != 0 || d.info.pos >= d.stat.st_size;
         let memory = posix_memory::is_memory(&file.path(), d.own);
         let new = || Seen { pid: d.pid, file: file.clone(), stat: *d.stat, appended: true, mapped: false, memory, leased: false };
-        let seen = self.0.entry(id).or_insert_with(new);
+        let seen = self.files.entry(id).or_insert_with(new);
         seen.appended &= at_its_end && !mapped;
         seen.mapped |= mapped;
         seen.leased |= lock::parse(d.info)?.iter().any(|lock| lock.kind == LockKind::Lease && lock.write);
         Ok(())
+    }
+
+    /// Takes note of a regular file that is open, and not for writing.
+    pub fn note_reader(&mut self, d: &Descriptor<'_>) {
+        self.read.insert(FileId { device: d.stat.st_dev, inode: d.stat.st_ino });
     }
 }
 
 /// Makes an object of each file that was noted, and has its contents saved where that is wanted.
 pub fn collect(cx: &mut Collector<'_>) -> Result<()> {
     let now = machine::wall_clock()?.0;
+    let Written { files, read } = std::mem::take(&mut cx.written);
     if cx.options.save_files {
-        raise_limit(cx.written.0.len() as u64)?;
+        raise_limit(files.len() as u64)?;
     }
-    for (id, seen) in std::mem::take(&mut cx.written).0 {
-        cx.attempt(|cx| record(cx, id, &seen, now))?;
+    let mut siblings = Vec::new();
+    for (&id, seen) in &files {
+        if let Some(names) = cx.attempt(|cx| record(cx, id, seen, now))?
+            && cx.options.save_files
+        {
+            siblings.push((seen.file.path(), names));
+        }
+    }
+    let is_open = |id: &FileId| files.contains_key(id) || read.contains(id);
+    let closed = closed::beside(&siblings, is_open)?;
+    if !closed.is_empty() {
+        raise_limit((files.len() + closed.len()) as u64)?;
+    }
+    for sibling in closed {
+        record_closed(cx, sibling, now)?;
     }
     Ok(())
 }
@@ -78,7 +105,8 @@ fn raise_limit(files: u64) -> Result<()> {
     Ok(())
 }
 
-fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<()> {
+/// The names of the files that belong to it are returned.
+fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<Vec<ByteBuf>> {
     let path = seen.file.path();
     let doing = || format!("cannot read {}", path.display());
     let saved = match () {
@@ -99,28 +127,63 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<(
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         other => Some(other.doing(doing)?),
     };
-    cx.intern(ObjectKey::Inode(KIND, id.device, id.inode), |cx, owner| {
-        let mut record = WrittenFile { file: seen.file.clone(), appended: seen.appended, ..WrittenFile::default() };
-        let size = record.file.size;
-        match source {
-            Some(source) if saved != Saved::No => {
-                record.saved = saved;
-                if saved != Saved::Memory {
-                    let doing = || format!("cannot list what lies beside {}", path.display());
-                    record.siblings = siblings::beside(&path).doing(doing)?;
-                }
-                let data = sparse::data_ranges(source.as_fd(), 0..size).doing(doing)?;
-                let stamp = if seen.mapped { None } else { Stamp::of(&source, &seen.stat, now) };
-                let copy = if saved == Saved::Asked { copy_of(&source, &path) } else { None };
-                let is_copy = copy.is_some();
-                let (pages, source) = (content::pages_of(&data), copy.unwrap_or(source).into());
-                cx.add_content(Content { owner, pages, source, size, id, stamp, is_copy });
+    let mut record = WrittenFile { file: seen.file.clone(), appended: seen.appended, ..WrittenFile::default() };
+    let contents = match source {
+        Some(source) if saved != Saved::No => {
+            record.saved = saved;
+            if saved != Saved::Memory {
+                let doing = || format!("cannot list what lies beside {}", path.display());
+                record.siblings = siblings::beside(&path).doing(doing)?;
             }
-            Some(source) => record.evidence = Some(Evidence::take(&source, size).doing(doing)?),
-            None => {}
+            let stamp = if seen.mapped { None } else { Stamp::of(&source, &seen.stat, now) };
+            Some((source, stamp))
         }
-        if saved == Saved::No && !seen.appended && !evidence::is_whole(size) {
-            tracing::info!("{} can be written anywhere: if it grows, no restart can tell whether it only grew", path.display());
+        Some(source) => {
+            record.evidence = Some(Evidence::take(&source, record.file.size).doing(doing)?);
+            None
+        }
+        None => None,
+    };
+    if saved == Saved::No && !seen.appended && !evidence::is_whole(record.file.size) {
+        tracing::info!("{} can be written anywhere: if it grows, no restart can tell whether it only grew", path.display());
+    }
+    let names = record.siblings.clone();
+    add(cx, id, record, contents)?;
+    Ok(names)
+}
+
+/// Makes an object of a file that nobody has open.
+fn record_closed(cx: &mut Collector<'_>, sibling: Closed, now: i64) -> Result<()> {
+    let Closed { of, file, stat, source, is_saved } = sibling;
+    let path = file.path();
+    let id = FileId { device: stat.st_dev, inode: stat.st_ino };
+    let mut record = WrittenFile { file, of: of.as_os_str().as_bytes().to_vec(), ..WrittenFile::default() };
+    let contents = match source {
+        Some(source) if is_saved => {
+            record.saved = Saved::Asked;
+            let stamp = Stamp::of(&source, &stat, now);
+            Some((source, stamp))
+        }
+        Some(source) => {
+            record.evidence =
+                Some(Evidence::take(&source, record.file.size).doing(|| format!("cannot read {}", path.display()))?);
+            None
+        }
+        None => None,
+    };
+    add(cx, id, record, contents)
+}
+
+/// Makes the object, and has the contents saved that it says are.
+fn add(cx: &mut Collector<'_>, id: FileId, record: WrittenFile, contents: Option<(File, Option<Stamp>)>) -> Result<()> {
+    let (path, size, saved) = (record.file.path(), record.file.size, record.saved);
+    cx.intern(ObjectKey::Inode(KIND, id.device, id.inode), |cx, owner| {
+        if let Some((source, stamp)) = contents {
+            let data = sparse::data_ranges(source.as_fd(), 0..size).doing(|| format!("cannot read {}", path.display()))?;
+            let copy = if saved == Saved::Asked { copy_of(&source, &path) } else { None };
+            let is_copy = copy.is_some();
+            let (pages, source) = (content::pages_of(&data), copy.unwrap_or(source).into());
+            cx.add_content(Content { owner, pages, source, size, id, stamp, is_copy });
         }
         Ok(Section::encode(KIND, &record)?)
     })?;
@@ -138,14 +201,17 @@ fn copy_of(file: &File, path: &Path) -> Option<File> {
 
 /// The file, for reading: a duplicate of the job's descriptor may be for writing alone.
 fn open(seen: &Seen) -> io::Result<File> {
-    let open = |flags: i32| File::options().read(true).custom_flags(libc::O_NOFOLLOW | flags).open(seen.file.path());
-    // Only its owner may read it without a trace.
-    let file =
-        open(libc::O_NOATIME).or_else(|error| if error.raw_os_error() == Some(libc::EPERM) { open(0) } else { Err(error) })?;
+    let file = open_unnoticed(&seen.file.path(), 0)?;
     let found = file.metadata()?;
     if (found.dev(), found.ino()) == seen.file.inode {
         Ok(file)
     } else {
         Err(io::Error::other("it was renamed or replaced just now"))
     }
+}
+
+/// For reading, without a trace if that is possible: only the owner of a file may have that.
+pub(super) fn open_unnoticed(path: &Path, flags: i32) -> io::Result<File> {
+    let open = |more: i32| File::options().read(true).custom_flags(libc::O_NOFOLLOW | flags | more).open(path);
+    open(libc::O_NOATIME).or_else(|error| if error.raw_os_error() == Some(libc::EPERM) { open(0) } else { Err(error) })
 }

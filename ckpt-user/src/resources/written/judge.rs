@@ -33,8 +33,16 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
     let doing = || format!("cannot look at {}", path.display());
     let changed =
         |what: String, advice: &str| Ok(Verdict::Changed(FileChange { path: path.clone(), what, advice: advice.to_owned() }));
+    // What is beside a file goes with it: a journal is not put back that a newer database has not.
+    if policy == FilesPolicy::Keep && record.of().is_some_and(|of| fs::symlink_metadata(of).is_ok()) {
+        return Ok(Verdict::Fits);
+    }
     let now = match fs::symlink_metadata(&path) {
         Err(error) if is_absent(&error) && record.saved != Saved::No => return Ok(Verdict::MakeAgain),
+        Err(error) if is_absent(&error) && record.of().is_some() => {
+            tracing::warn!("{} was there at the checkpoint, and is gone; it was not saved", path.display());
+            return Ok(Verdict::Fits);
+        }
         Err(error) if is_absent(&error) => {
             return changed(format!("was deleted or renamed after the checkpoint ({error})"), "bring it back to its place");
         }
@@ -59,6 +67,9 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
         (FilesPolicy::Rollback, true, _) => Ok(Verdict::CutBack),
         (_, true, _) => changed(what, &format!("--files rollback cuts it back, {KEEP}")),
         (_, _, Saved::Mapped) => changed(what, &format!("--files rollback puts back what it held, {KEEP}")),
+        _ if record.of().is_some() => {
+            changed(what, &format!("ckpt has not saved it: bring back what it held, or move it away if nothing needs it; {KEEP}"))
+        }
         _ => changed(what, &format!("{KEEP}; of checkpoints with --save-files it gets back what it held")),
     }
 }

@@ -2,11 +2,12 @@
 //! twice, a database must not be half from the future.
 //!
 //! At a cut every regular file that the job could write to, through a descriptor or a shared mapping, is recorded ([`collect`]), and, if that is
-//! wanted, its contents go into the page streams. At a restart all files are compared with what was recorded ([`restore`]) before any of them
+//! wanted, its contents go into the page streams, and with them what lies beside it and belongs to it ([`closed`]). At a restart all files are compared with what was recorded ([`restore`]) before any of them
 //! is changed; the changes themselves ([`rollback`]) are made last of all, when the process is complete and only has to be let go, and they
 //! are undone if that fails.
 
 mod applied;
+mod closed;
 mod collect;
 mod copy;
 mod evidence;
@@ -22,6 +23,10 @@ pub use collect::{Written, collect};
 pub use restore::prepare;
 pub use rollback::Rollback;
 pub use stamp::Stamp;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -47,6 +52,16 @@ pub struct WrittenFile {
     pub saved: Saved,
     /// If they are: the names of the files beside it that belong to it.
     pub siblings: Vec<ByteBuf>,
+    /// The path of the file that it belongs to, if nobody had it open and it was only recorded because it lay beside that one; else nothing.
+    #[serde(with = "serde_bytes")]
+    pub of: Vec<u8>,
+}
+
+impl WrittenFile {
+    /// The file that it was recorded for, if that is another one.
+    fn of(&self) -> Option<&Path> {
+        (!self.of.is_empty()).then(|| Path::new(OsStr::from_bytes(&self.of)))
+    }
 }
 
 /// Are the contents of a file saved, and why?

@@ -68,7 +68,7 @@ fn plan(cx: &mut Restorer<'_>, owner: ObjRef, record: &WrittenFile, verdict: &Ve
         None if record.saved != Saved::No => cx.ignore_content(owner),
         None => {}
     }
-    if worth == Worth::File && matches!(verdict, Verdict::PutBack | Verdict::MakeAgain) {
+    if worth == Worth::File && record.of().is_none() && matches!(verdict, Verdict::PutBack | Verdict::MakeAgain) {
         move_newer_aside(&mut cx.rollback, &file.path(), record)?;
     }
     Ok(())

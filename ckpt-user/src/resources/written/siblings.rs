@@ -1,15 +1,20 @@
 //! What lies beside a file and belongs to it by its name: the journals of a database (`db-journal`, `db-wal`, `db.wal`).
 //!
 //! A journal that is newer than the database it lies beside would be applied to it by whoever opens that, and spoil it. So for a file
-//! whose contents are saved it is recorded which of these there were; others that are there at the restart were made since.
+//! whose contents are saved it is recorded which of these there were; others that are there at the restart were made since. (What those held
+//! that were there, and that nobody had open, is recorded as well: see [`super::closed`].)
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_bytes::ByteBuf;
+
+use super::collect;
+use crate::image::wire::MAGIC;
 
 /// What is put behind the name of a file that was kept, before a number.
 pub const KEPT: &str = ".ckpt-kept-";
@@ -28,7 +33,7 @@ pub fn beside(path: &Path) -> io::Result<Vec<ByteBuf>> {
     Ok(found)
 }
 
-/// Those beside `path` that are not among `then`. A folder that is gone has none.
+/// Those beside `path` that are not among `then`, and are no images. A folder that is gone has none.
 pub fn newer(path: &Path, then: &[ByteBuf]) -> io::Result<Vec<PathBuf>> {
     let now = match beside(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -38,7 +43,20 @@ pub fn newer(path: &Path, then: &[ByteBuf]) -> io::Result<Vec<PathBuf>> {
         .into_iter()
         .filter(|name| !then.contains(name))
         .map(|name| path.with_file_name(OsString::from_vec(name.into_vec())))
+        .filter(|path| !collect::open_unnoticed(path, libc::O_NONBLOCK).is_ok_and(|file| is_image(&file)))
         .collect())
+}
+
+/// Does it begin as an image of ckpt does? An image may have the name of a file that is in it, and more, and is no part of that.
+pub fn is_image(file: &File) -> bool {
+    let mut beginning = [0; MAGIC.len()];
+    file.read_exact_at(&mut beginning, 0).is_ok() && beginning == MAGIC
+}
+
+/// Is `other`, which belongs to `path`, a journal by its name, of sqlite or the like?
+pub fn is_journal(path: &Path, other: &OsStr) -> bool {
+    let Some(rest) = path.file_name().and_then(|name| other.as_bytes().strip_prefix(name.as_bytes())) else { return false };
+    matches!(rest, b"-journal" | b"-wal" | b"-shm" | b".journal" | b".wal") || rest.starts_with(b"-mj")
 }
 
 /// Is `other` the name `name`, a hyphen or a dot, and more? What a rollback has kept is no part of anything.
@@ -64,6 +82,13 @@ mod tests {
     }
 
     #[test]
+    fn names_of_journals() {
+        let of_db = |other: &str| is_journal(Path::new("/folder/db"), OsStr::new(other));
+        assert!(["db-journal", "db-wal", "db-shm", "db.wal", "db-mj0A1B2C3D"].into_iter().all(of_db));
+        assert!(!["db-journal.1", "db-20260101.gz", "db.1", "other-journal"].into_iter().any(of_db));
+    }
+
+    #[test]
     fn what_is_newer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
@@ -74,6 +99,7 @@ mod tests {
         let then = beside(&path).unwrap();
         assert_eq!(then, ["db-wal"]);
         fs::write(folder.path().join("db-journal"), "").unwrap();
+        fs::write(folder.path().join("db.image"), [&MAGIC[..], b"more"].concat()).unwrap();
         assert_eq!(newer(&path, &then).unwrap(), [folder.path().join("db-journal")]);
         assert!(newer(&folder.path().join("gone/db"), &then).unwrap().is_empty());
     }

@@ -6,9 +6,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use ckpt_tests::sys::memory::{PAGE, Region};
+use ckpt_tests::sys::uring::{self, Buffer};
 use ckpt_tests::sys::writes;
 
 use crate::plan::{BLOCKS, Held, Way};
+use crate::writer::Writer;
 
 /// The name of the file in the working directory.
 const FILE: &str = "blocks";
@@ -18,18 +20,22 @@ const FILE: &str = "blocks";
 pub struct Hand {
     pipe: (PipeReader, PipeWriter),
     blocks: Option<File>,
+    writer: Option<Writer>,
     bytes: Box<[u8; PAGE]>,
 }
 
 impl Hand {
-    /// With the file of [`open_blocks`], if it is needed.
-    pub fn new(blocks: Option<File>) -> io::Result<Hand> {
-        Ok(Hand { pipe: io::pipe()?, blocks, bytes: Box::new([0; PAGE]) })
+    /// With the file of [`open_blocks`] and another process, if they are needed.
+    pub fn new(blocks: Option<File>, writer: Option<Writer>) -> io::Result<Hand> {
+        Ok(Hand { pipe: io::pipe()?, blocks, writer, bytes: Box::new([0; PAGE]) })
     }
 
     /// Has the page hold what it must.
     pub fn write(&mut self, page: Region, way: Way, held: Held) -> io::Result<()> {
         held.put(&mut self.bytes);
+        if let (Way::Outside, Some(writer)) = (way, &mut self.writer) {
+            return writer.write(page, &self.bytes);
+        }
         match (way, held, &self.blocks) {
             (Way::Direct, Held::Block(block), Some(file)) => writes::pread_into(page, file.as_fd(), block * PAGE),
             (Way::Read, ..) => {
@@ -37,7 +43,12 @@ impl Hand {
                 self.pipe.1.write_all(&self.bytes[..])?;
                 writes::read_into(page, self.pipe.0.as_fd())
             }
-            (Way::Writev, ..) => writes::write_from_outside(page, &self.bytes[..]),
+            (Way::Uring, ..) => {
+                self.pipe.1.write_all(&self.bytes[..])?;
+                let buffer = if self.bytes[0].is_multiple_of(2) { Buffer::Registered } else { Buffer::Address };
+                uring::read_into(page, self.pipe.0.as_fd(), buffer)
+            }
+            (Way::Writev, ..) => writes::write_into(std::process::id() as i32, page, &self.bytes[..]),
             _ => {
                 page.put(&self.bytes[..]);
                 Ok(())

@@ -5,9 +5,9 @@
 //! SIGTERM came. At the first wrong byte it says where, what was expected and what found, and ends with status 1.
 //!
 //! Words for the writing (several share the pages): `store`, `read` (from a pipe), `direct` (from a file with O_DIRECT; where that is
-//! impossible, "absent direct: WHY"), `vmwritev`. For the pages: `dontneed` (every fifth is dropped instead; every other of these is read at once), `pageout` (every third
+//! impossible, "absent direct: WHY"), `vmwritev`, `outside` (the same by another process), `uring`; with `seldom` most pages are written by `store` all the same. For the pages: `dontneed` (every fifth is dropped instead; every other of these is read at once), `pageout` (every third
 //! goes to the swap space after it was written), `mremap` (they move),
-//! `remap` (a quarter is mapped anew in every lap), `huge`, `shared`. Besides: `brk` (the heap grows and shrinks), `slow` (a pause after each
+//! `remap` (a quarter is mapped anew in every lap), `huge`, `hugetlb` (reserved ones; else "absent hugetlb: WHY"), `shared`. Besides: `brk` (the heap grows and shrinks), `slow` (a pause after each
 //! page), `threads N` (each with its part of the pages), `held` (see below).
 //!
 //! After the lap in which SIGUSR2 came it executes itself, with the word `from LAP` at the end. With `held` it gets the same addresses, and
@@ -19,6 +19,7 @@ mod plan;
 mod successor;
 mod territory;
 mod walker;
+mod writer;
 
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -33,15 +34,20 @@ use hand::Hand;
 use heap::Heap;
 use plan::{PARTS, Plan, Way};
 use successor::Old;
-use territory::{Kind, Territory};
+use territory::{HUGE_PART, Kind, Territory};
 use walker::Walker;
+use writer::Writer;
 
 /// The pause of `slow`.
 const PAUSE: Duration = Duration::from_micros(100);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    match run(&words) {
+    let result = match &words[..] {
+        [word, pid] if word == writer::WORD => writer::serve(pid),
+        _ => run(&words),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => fail(&why),
     }
@@ -60,6 +66,7 @@ struct Settings {
     threads: usize,
     ways: Vec<Way>,
     kind: Kind,
+    seldom: bool,
     drops: bool,
     pages_out: bool,
     renews: bool,
@@ -77,6 +84,7 @@ impl Settings {
             threads: 1,
             ways: Vec::new(),
             kind: Kind::default(),
+            seldom: false,
             drops: false,
             pages_out: false,
             renews: false,
@@ -93,8 +101,12 @@ impl Settings {
                 "read" => settings.ways.push(Way::Read),
                 "direct" => settings.ways.push(Way::Direct),
                 "vmwritev" => settings.ways.push(Way::Writev),
+                "outside" => settings.ways.push(Way::Outside),
+                "uring" => settings.ways.push(Way::Uring),
+                "hugetlb" => settings.kind.hugetlb = true,
                 "huge" => settings.kind.huge = true,
                 "shared" => settings.kind.shared = true,
+                "seldom" => settings.seldom = true,
                 "dontneed" => settings.drops = true,
                 "pageout" => settings.pages_out = true,
                 "remap" => settings.renews = true,
@@ -111,11 +123,22 @@ impl Settings {
     }
 
     fn walker(&self, thread: usize, blocks: Option<std::fs::File>) -> Result<Walker, String> {
-        let pages = (self.pages / self.threads).next_multiple_of(PARTS).max(PARTS);
+        let least = if self.kind.hugetlb { PARTS * HUGE_PART } else { PARTS };
+        let pages = (self.pages / self.threads).next_multiple_of(least).max(least);
         let territory = Territory::new(pages, self.kind).map_err(|error| format!("cannot map memory: {error}"))?;
         let ways = if self.ways.is_empty() { vec![Way::Store] } else { self.ways.clone() };
-        let plan = Plan { thread: thread as u64, pages, ways, drops: self.drops, pages_out: self.pages_out, renews: self.renews };
-        let hand = Hand::new(blocks).map_err(|error| format!("no pipe: {error}"))?;
+        let plan = Plan {
+            thread: thread as u64,
+            pages,
+            ways,
+            seldom: self.seldom,
+            drops: self.drops,
+            pages_out: self.pages_out,
+            renews: self.renews,
+        };
+        let writer = self.ways.contains(&Way::Outside).then(Writer::start).transpose();
+        let writer = writer.map_err(|error| format!("cannot start another process: {error}"))?;
+        let hand = Hand::new(blocks, writer).map_err(|error| format!("no pipe: {error}"))?;
         let heap = (self.grows && thread == 0).then(Heap::new);
         Ok(Walker { plan, territory, hand, moves: self.moves, heap, pause: self.pause })
     }
@@ -129,6 +152,12 @@ fn run(words: &[String]) -> Result<(), String> {
     let mut settings = Settings::parse(words)?;
     if settings.old == Old::Held {
         successor::fix_addresses(words).map_err(|error| format!("cannot have the same addresses again: {error}"))?;
+    }
+    if settings.kind.hugetlb
+        && let Err(why) = territory::try_hugetlb()
+    {
+        println!("absent hugetlb: {why}");
+        settings.kind.hugetlb = false;
     }
     let mut blocks = None;
     if settings.ways.contains(&Way::Direct) {

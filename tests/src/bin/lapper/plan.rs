@@ -10,6 +10,9 @@ pub const PARTS: usize = 4;
 /// Blocks of the file that `direct` reads from.
 pub const BLOCKS: usize = 256;
 
+/// With `seldom`, one of so many pages is written otherwise than by stores.
+const SELDOM: u64 = 1024;
+
 /// A way to write a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -21,6 +24,10 @@ pub enum Way {
     Direct,
     /// process_vm_writev(2).
     Writev,
+    /// process_vm_writev(2) of a child.
+    Outside,
+    /// io_uring(7), with a ring for each page: a process that has one cannot be checkpointed.
+    Uring,
 }
 
 /// The contents of a page.
@@ -57,6 +64,8 @@ pub struct Plan {
     pub pages: usize,
     /// How they are written.
     pub ways: Vec<Way>,
+    /// Are most pages written by stores, whatever the ways are?
+    pub seldom: bool,
     /// Are some pages dropped instead?
     pub drops: bool,
     /// Do some go to the swap space after they were written?
@@ -68,7 +77,11 @@ pub struct Plan {
 impl Plan {
     /// How `page` is written in `lap`.
     pub fn way(&self, page: usize, lap: u64) -> Way {
-        self.ways[(self.mixed(page, lap) % self.ways.len() as u64) as usize]
+        let number = self.mixed(page, lap);
+        if self.seldom && !(number >> 32).is_multiple_of(SELDOM) {
+            return Way::Store;
+        }
+        self.ways[(number % self.ways.len() as u64) as usize]
     }
 
     /// Is `page` dropped in `lap`, instead of being written?

@@ -10,14 +10,23 @@ use crate::plan::PARTS;
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
+/// Pages in one.
+pub const HUGE_PART: usize = HUGE / PAGE;
 
 /// Which kind of memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Kind {
     /// Huge pages, please.
     pub huge: bool,
+    /// Huge pages that were reserved, and nothing else (MAP_HUGETLB).
+    pub hugetlb: bool,
     /// MAP_SHARED instead of MAP_PRIVATE.
     pub shared: bool,
+}
+
+/// Are there reserved huge pages? The error says why this cannot be had here.
+pub fn try_hugetlb() -> io::Result<()> {
+    Region::map(HUGE, READ_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None)?.unmap()
 }
 
 /// The parts, and an unused range between which and them they move.
@@ -29,11 +38,11 @@ pub struct Territory {
 }
 
 impl Territory {
-    /// Room for `pages`, a multiple of the number of parts.
+    /// Room for `pages`, a multiple of the number of parts, and of [`HUGE_PART`] in each if it is of reserved huge pages.
     pub fn new(pages: usize, kind: Kind) -> io::Result<Territory> {
         let len = pages / PARTS * PAGE;
         // Each part gets a place of its own, so that they are one mapping only if the kernel joins them.
-        let place = len.next_multiple_of(if kind.huge { HUGE } else { PAGE });
+        let place = len.next_multiple_of(if kind.huge || kind.hugetlb { HUGE } else { PAGE });
         let all = reserve(0, place * (PARTS + 1) + HUGE)?;
         let start = all.start.next_multiple_of(HUGE);
         let at = |n: usize| Region { start: start + n * place, len };
@@ -86,7 +95,8 @@ impl Territory {
 
 fn map(at: Region, kind: Kind) -> io::Result<()> {
     let sharing = if kind.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-    let flags = sharing | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let huge = if kind.hugetlb { libc::MAP_HUGETLB } else { 0 };
+    let flags = sharing | huge | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let region = Region::map_at(at.start, at.len, READ_WRITE, flags, None)?;
     if kind.huge { region.advise(libc::MADV_HUGEPAGE) } else { Ok(()) }
 }
