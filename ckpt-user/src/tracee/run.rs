@@ -90,7 +90,7 @@ impl RemoteTask<'_> {
         let regs = Regs { rip, rax: nr as u64, rdi, rsi, rdx, r10, r8, r9, rbx, r12, r13, ..self.thread.regs };
         self.enter_with(regs, quiet)?;
         let there = self.injector.entry().0 + called;
-        let stopped = self.to_signal(quiet.signal, |now| now.rip == there)?;
+        let stopped = self.until_signal(quiet.signal, |now| now.rip == there)?;
         self.block_signals()?;
         Ok(stopped.rbp as i64)
     }
@@ -109,7 +109,7 @@ impl RemoteTask<'_> {
     }
 
     /// Lets it run until the signal stops it where it `is_there`, by its registers.
-    fn to_signal(&mut self, signal: i32, is_there: impl Fn(&Regs) -> bool) -> Result<Regs> {
+    fn until_signal(&mut self, signal: i32, is_there: impl Fn(&Regs) -> bool) -> Result<Regs> {
         let (pid, tid) = (self.pid(), self.tid());
         let doing = || format!("cannot make system calls in thread {tid}");
         let deadline = self.thread.look_after()?;
@@ -162,7 +162,7 @@ impl Run {
     /// Returns when the call number `n`, which sends the signal, has stopped the thread.
     fn to(&mut self, task: &mut RemoteTask<'_>, n: usize) -> Result<()> {
         let called = task.injector.entry().0 + stub::run_and_called().1;
-        task.to_signal(self.signal, |now| now.rip == called && now.rbx == self.call(n)).map(drop)
+        task.until_signal(self.signal, |now| now.rip == called && now.rbx == self.call(n)).map(drop)
     }
 
     fn end(self, task: &RemoteTask<'_>) -> Result<()> {
