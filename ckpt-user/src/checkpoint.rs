@@ -17,6 +17,7 @@ mod spool;
 mod tracker;
 mod trackers;
 mod twins;
+mod urgent;
 mod writing;
 
 use std::collections::{BTreeMap, HashMap};

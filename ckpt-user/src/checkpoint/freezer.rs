@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Inspector;
 use super::mappings::Mapped;
 use super::phases::{Phases, Stopwatch};
+use super::urgent::Urgent;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, Pid, Tid};
 use crate::resources::machine;
@@ -42,6 +43,8 @@ pub(super) struct Frozen {
     pub(super) mappings: BTreeMap<Pid, Found>,
     pub(super) since: Instant,
     pub(super) watch: Stopwatch,
+    /// `None`: it will stand still for longer.
+    urgent: Option<Urgent>,
 }
 
 /// The mappings of a memory that stands still.
@@ -70,6 +73,11 @@ impl Frozen {
         Ok(self.watch.phases)
     }
 
+    /// It stands still for as long as it takes to copy its pages: others are to run meanwhile.
+    pub(super) fn take_time(&mut self) {
+        self.urgent = None;
+    }
+
     /// The process that the memory of `pid` is seen through.
     pub(super) fn memory_of(&self, pid: Pid) -> Pid {
         self.sharing.first(Shared::Memory, pid)
@@ -91,6 +99,7 @@ impl Freezer<'_> {
     pub(super) fn freeze_with(&self, as_before: impl Fn(Pid, &MemoryState) -> Option<Mapped>) -> Result<(Frozen, Injectors)> {
         let mut waits = WaitTimes::read(&all_threads(self.root)?);
         let cgroups = machine::cgroups(self.root)?;
+        let urgent = Some(Urgent::begin());
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
         let (since, mut watch) = (tree.since, Stopwatch::from(tree.since));
         let mut states = BTreeMap::new();
@@ -115,7 +124,7 @@ impl Freezer<'_> {
             mend_interrupted(process, injector.memory(), &waits)?;
         }
         watch.end_of(|parts| &mut parts.freeze_us);
-        Ok((Frozen { tree, sharing, waits, cgroups, mappings, since, watch }, injectors))
+        Ok((Frozen { tree, sharing, waits, cgroups, mappings, since, watch, urgent }, injectors))
     }
 }
 

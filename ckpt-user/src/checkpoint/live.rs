@@ -248,7 +248,10 @@ impl<'a> Hold<'a> {
         let pressure = self.cut.pressure();
         match state.now.take() {
             None if pressure > HIGH => match self.freezer.freeze() {
-                Ok((frozen, _)) => state.now = Some((frozen, Instant::now())),
+                Ok((mut frozen, _)) => {
+                    frozen.take_time();
+                    state.now = Some((frozen, Instant::now()));
+                }
                 // The cut may become void by it, which is noticed.
                 Err(error) => tracing::info!("the process could not be held back: {error}"),
             },

@@ -66,6 +66,7 @@ impl Writing<'_> {
             let (stats, phases, thawed) = self.still(all, writer, frozen)?;
             Written { stats, phases, pause: thawed - since, ..written }
         } else {
+            frozen.take_time();
             self.write_metadata(writer)?;
             let stats = self.pages(all, &self.cut.source, writer, 0)?;
             frozen.watch.end_of(|parts| &mut parts.copy_us);
@@ -126,6 +127,7 @@ impl Writing<'_> {
             self.write_metadata(writer)?;
             return Ok((self.pages(still, &kept, writer, 0)?, phases, thawed));
         }
+        frozen.take_time();
         self.write_metadata(writer)?;
         let stats = self.pages(still, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
