@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::collector::ObjectKey;
 use super::file::{self, Descriptor, FdInfo, OpenFile};
 use super::lock::{self, Lock};
-use super::{Collector, Restorer, external, process_file};
+use super::{Collector, Restorer, external, in_flight, process_file};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
@@ -177,6 +177,20 @@ fn collect_one(
     Ok((file, pid))
 }
 
+/// Collects an open file of which nobody but ckpt may have a descriptor, `own`.
+pub fn collect_ours(
+    cx: &mut Collector<'_>,
+    met: &mut Descriptions,
+    own: BorrowedFd<'_>,
+    link: &OsStr,
+    info: FdInfo,
+) -> Result<ObjRef> {
+    let us = Pid(std::process::id() as i32);
+    let process = pidfd::open(us).doing(|| "cannot open ckpt itself")?;
+    let seen = Seen { fd: own.as_raw_fd(), link: link.to_owned(), info };
+    Ok(collect_one(cx, met, us, process.as_fd(), &seen)?.0)
+}
+
 /// The path in what /proc/PID/fd/N points to.
 pub fn without_deleted(link: &OsStr) -> &OsStr {
     OsStr::from_bytes(link.as_bytes().strip_suffix(b" (deleted)").unwrap_or(link.as_bytes()))
@@ -266,7 +280,8 @@ fn raise_limit(tables: &[&FdTable]) -> Result<()> {
 pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
     raise_limit(tables)?;
     let mut spare = SpareNumbers::of(tables);
-    let wanted: BTreeSet<ObjRef> = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file).collect();
+    let of_tables = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file);
+    let wanted: BTreeSet<ObjRef> = of_tables.chain(in_flight::files_of(cx)?).collect();
     let mut files = BTreeMap::new();
     for objref in wanted {
         let section = cx.section(objref)?;
@@ -346,7 +361,8 @@ fn gaps(table: &FdTable) -> Result<Vec<(u32, u32)>> {
 }
 
 impl OpenFiles {
-    fn get(&self, objref: ObjRef) -> Result<BorrowedFd<'_>> {
+    /// One of them.
+    pub fn get(&self, objref: ObjRef) -> Result<BorrowedFd<'_>> {
         let file = self.files.get(&objref).map(AsFd::as_fd);
         file.ok_or_else(|| Error::Restart(format!("the descriptor table refers to object {objref}, which is not open")))
     }

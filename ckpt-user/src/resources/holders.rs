@@ -13,7 +13,8 @@ use super::Collector;
 use super::collector::ObjectKey;
 use super::external::{self, ExternalRecord};
 use super::file::{Descriptor, FdInfo};
-use crate::error::{Doing, Error, Result};
+use super::in_flight::{self, InFlight};
+use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::pidfd;
 use crate::sys::procfs;
@@ -27,9 +28,28 @@ pub struct Holder {
     pub fd: RawFd,
     /// The open flags: access mode, O_DIRECT, ...
     pub flags: i32,
+    /// Descriptors wait in its queue.
+    pub carries: bool,
+    /// It is in flight, and the descriptor is ckpt's own duplicate: the process and the number of the socket in whose queue it is, or that leads there.
+    pub via: Option<(Pid, RawFd)>,
 }
 
 impl Holder {
+    /// A descriptor of a process.
+    pub fn new(pid: Pid, fd: RawFd, flags: i32) -> Holder {
+        Holder { pid, fd, flags, carries: false, via: None }
+    }
+
+    /// Refuses the unix socket behind it, for the moment.
+    pub fn refuse_for_now<T>(&self, reason: &str, advice: &str) -> Result<T> {
+        let (pid, object) = match self.via {
+            None => (self.pid, format!("descriptor {} (unix socket)", self.fd)),
+            Some((pid, fd)) => (pid, format!("a unix socket in flight to descriptor {fd} (unix socket)")),
+        };
+        let (reason, advice) = (reason.to_owned(), advice.to_owned());
+        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: true }))
+    }
+
     /// Can it be read from?
     pub fn reads(&self) -> bool {
         // O_PATH opens the name, not the pipe.
@@ -53,6 +73,7 @@ impl Holder {
 #[derive(Debug, Default)]
 pub struct Holders {
     by_inode: HashMap<(u64, u64), Vec<Holder>>,
+    in_flight: InFlight,
 }
 
 impl Holders {
@@ -66,6 +87,17 @@ impl Holders {
         self.by_inode.get(&(dev, ino)).map_or(&[], Vec::as_slice)
     }
 
+    /// The holder that is this descriptor.
+    pub fn holder_of(&self, d: &Descriptor<'_>) -> Holder {
+        let found = self.get(d.stat.st_dev, d.stat.st_ino).iter().find(|holder| (holder.pid, holder.fd) == (d.pid, d.fd));
+        found.copied().unwrap_or_else(|| Holder::new(d.pid, d.fd, d.info.flags))
+    }
+
+    /// What is in flight in the cut.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
     /// Every inode of a device that is held.
     pub fn inodes(&self, device: u64) -> impl Iterator<Item = u64> {
         self.by_inode.keys().filter(move |(dev, _)| *dev == device).map(|(_, inode)| *inode)
@@ -76,7 +108,20 @@ impl Holders {
         for &pid in pids {
             holders.add(pid)?;
         }
+        holders.add_in_flight()?;
         Ok(holders)
+    }
+
+    /// ckpt holds what is in flight.
+    fn add_in_flight(&mut self) -> Result<()> {
+        let all = self.by_inode.iter().flat_map(|((_, inode), holders)| holders.iter().map(|holder| (*inode, *holder)));
+        let mut carriers: Vec<(u64, Holder)> = all.filter(|(_, holder)| holder.carries).collect();
+        carriers.sort_by_key(|(_, holder)| (holder.pid, holder.fd));
+        self.in_flight = InFlight::gather(carriers)?;
+        for (inode, holder) in self.in_flight.holders()? {
+            self.by_inode.entry(inode).or_default().push(holder);
+        }
+        Ok(())
     }
 
     fn add(&mut self, pid: Pid) -> Result<()> {
@@ -106,8 +151,9 @@ fn look(pid: Pid, fd: RawFd) -> io::Result<Option<((u64, u64), Holder)>> {
         return Ok(None);
     }
     let info = FdInfo::parse(&procfs::read_text(format!("/proc/{pid}/fdinfo/{fd}"))?);
-    let flags = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?.flags;
-    Ok(Some(((stat.st_dev, stat.st_ino), Holder { pid, fd, flags })))
+    let info = info.ok_or_else(|| io::Error::other("cannot understand its fdinfo"))?;
+    let carries = in_flight::count(&info) > 0;
+    Ok(Some(((stat.st_dev, stat.st_ino), Holder { carries, ..Holder::new(pid, fd, info.flags) })))
 }
 
 /// Hands a descriptor of class `class` ("pipe", ...), whose other end is outside of the cut, over to whoever restarts.

@@ -129,7 +129,7 @@ impl Terminals {
                 let number = info.get("tty-index").and_then(|number| number.parse().ok());
                 let number = number.ok_or_else(|| io::Error::other("its fdinfo does not tell which pseudoterminal it is"))?;
                 let id = (file_system_of(&fs::read_link(&link)?, seen.st_dev)?, number);
-                self.masters.entry(id).or_insert(Holder { pid, fd, flags: info.flags });
+                self.masters.entry(id).or_insert(Holder::new(pid, fd, info.flags));
             }
             Part::Slave(number) => *self.slaves.entry((seen.st_dev, number)).or_default() += 1,
             // It is open as long as its session has it, and that is by another descriptor, or none.

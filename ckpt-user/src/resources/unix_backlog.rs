@@ -46,6 +46,9 @@ impl Waiting {
         if !Backlogs::of(cx, d.stat.st_dev, diag)?.clients.contains_key(&inode) {
             return refuse(cx, "is a connection that the other program has not accepted yet");
         }
+        if !cx.pids.contains(&d.pid) {
+            return refuse(cx, "is in flight, and is a connection that the server has not accepted yet");
+        }
         if queue::unreceived(d.own).doing(|| socket::looking(d))? > 0 {
             return refuse(cx, "has sent something to a server that has not accepted the connection yet");
         }

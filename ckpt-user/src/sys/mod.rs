@@ -23,6 +23,7 @@ pub mod ptrace_state;
 pub mod queue;
 pub mod readiness;
 pub mod sched;
+pub mod scm;
 pub mod shared_words;
 pub mod signal;
 pub mod signalfd;
