@@ -177,7 +177,7 @@ pub fn restart(
     unix_backlog::restore(
         &cx,
         |file| plan.place_of(file),
-        |(pid, fd), address| unix_backlog::connect(&mut family.task(pid)?, fd, address),
+        |(pid, fd), address, who| unix_backlog::connect(&mut family.task(pid)?, fd, address, who),
     )?;
     sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.

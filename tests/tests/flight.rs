@@ -1,77 +1,9 @@
-//! Descriptors and credentials in flight over unix sockets: sent, not received yet, and received after a restart as if nothing had been.
+//! Descriptors in flight over unix sockets: sent, not received yet, and received after a restart as if nothing had been.
 
-use ckpt_tests::job::Job;
-use ckpt_tests::{ckpt, needs_root, python};
-use tempfile::tempdir;
-
-/// For all: `send(socket, bytes, descriptors)`, and `drain(socket)`, which tells of every message: its bytes and what the descriptors are.
-const HELPERS: &str = "
-import array, errno, hashlib, select, socket
-def send(to, data, fds=()):
-    to.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))] if fds else [])
-def bytes_of(data):
-    return data if len(data) < 20 else (len(data), hashlib.md5(data).hexdigest())
-def receive(fro, size=1 << 20):
-    data, with_it, flags, _ = fro.recvmsg(size, 4096, socket.MSG_DONTWAIT)
-    fds = array.array('i')
-    for level, kind, value in with_it:
-        if kind == socket.SCM_RIGHTS: fds.frombytes(value)
-    assert not flags & socket.MSG_CTRUNC
-    return data, list(fds)
-def what(fd):
-    'What it is, and what can be read from it.'
-    link = os.readlink('/proc/self/fd/%d' % fd).split('[')[0].split('/')[-1]
-    try:
-        os.set_blocking(fd, False)
-        read = bytes_of(os.read(fd, 100))
-    except OSError as error:
-        read = errno.errorcode[error.errno]
-    return link, read
-def drain(fro, size=1 << 20, look=what):
-    while True:
-        try: data, fds = receive(fro, size)
-        except BlockingIOError: return
-        if size > 1 or fds: print(bytes_of(data), [look(fd) for fd in fds], flush=True)
-        if not data and not fds: return
-def piped(data):
-    'The reading end of a pipe with this in it.'
-    r, w = os.pipe()
-    os.write(w, data)
-    os.close(w)
-    return r
-def sent(to, data, *fds):
-    'Sends descriptors that are nowhere else afterwards.'
-    send(to, data, fds)
-    for fd in fds: os.close(fd)
-";
-
-fn start(script: &str) -> (tempfile::TempDir, Job) {
-    let folder = tempdir().unwrap();
-    let job = python::rest_after(folder.path(), &format!("{HELPERS}{script}")).unwrap();
-    (folder, job)
-}
-
-/// What the program reports without any interruption is what it reports after a checkpoint that lets it run on, and what it reports when it
-/// was brought back, from an image of one that was brought back.
-fn is_the_same(script: &str) -> Vec<String> {
-    let (_folder, plain) = start(script);
-    let expected = plain.report();
-    assert!(expected.len() > 1 || expected.first().is_some_and(|line| !line.contains("Error")), "{expected:?}");
-    let (folder, mut job) = start(script);
-    let image = folder.path().join("image");
-    ckpt::checkpoint(job.pid(), &image, &[]);
-    for _ in 0..2 {
-        ckpt::checkpoint_and_kill(&mut job, &image, &[]);
-        job = ckpt::restart(&job, &image, &[]);
-    }
-    assert_eq!(job.report(), expected);
-    let (folder, mut job) = start(script);
-    let image = folder.path().join("image");
-    ckpt::checkpoint(job.pid(), &image, &[]);
-    assert_eq!(job.report(), expected, "the checkpoint has changed the target");
-    job.kill();
-    expected
-}
+use ckpt_tests::moments::Moments;
+use ckpt_tests::passing::{is_the_same, start};
+use ckpt_tests::watched::{self, Watch};
+use ckpt_tests::{ckpt, needs_root};
 
 #[test]
 fn one_descriptor_waits_in_a_stream() {
@@ -361,4 +293,121 @@ def report():
 ",
     );
     assert_eq!(told.last().unwrap(), "b'what is sent is written by the other' b''");
+}
+
+/// What ckpt cannot make again by itself is refused while it is in flight, by name and for the moment.
+#[test]
+fn what_cannot_travel_is_refused() {
+    needs_root!();
+    for (what, make, reason) in [
+        ("anon_inode:[eventpoll]", "(lambda it: os.dup(it.fileno()))(select.epoll())", "not while it is in flight"),
+        ("pidfd", "os.pidfd_open(os.getpid())", "not while it is in flight"),
+        ("/status", "os.open('/proc/self/status', os.O_RDONLY)", "not while it is in flight"),
+        ("socket:[", "socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).detach()", "cannot save"),
+        ("socket:[", "client('early')", "not accepted"),
+    ] {
+        let (folder, job) = start(&format!(
+            "
+a, b = socket.socketpair()
+server = socket.socket(socket.AF_UNIX)
+server.bind('server')
+server.listen()
+def client(text):
+    it = socket.socket(socket.AF_UNIX)
+    it.connect('server')
+    return it.detach()
+sent(a, b'x', {make})
+def report():
+    print(len(receive(b)[1]))
+    print('done', flush=True)
+"
+        ));
+        let image = folder.path().join("image");
+        let refusal = ckpt::try_checkpoint(job.pid(), &image, &[]).failure();
+        assert!(refusal.contains(what) && refusal.contains(reason), "{refusal}");
+        assert!(refusal.contains("in flight to descriptor"), "{refusal}");
+        let checked = ckpt::run(&mut ckpt::command(["check", &job.pid().to_string()]));
+        assert!(format!("{}{}", checked.stdout, checked.stderr).contains(what), "{checked:?}");
+        assert_eq!(job.report(), ["1"]);
+    }
+}
+
+/// Nobody has a descriptor of the server's end, so nothing shows what was sent over the connection.
+#[test]
+fn descriptors_sent_before_the_connection_is_accepted() {
+    needs_root!();
+    let (folder, job) = start(
+        "
+server = socket.socket(socket.AF_UNIX)
+server.bind('server')
+server.listen()
+client = socket.socket(socket.AF_UNIX)
+client.connect('server')
+sent(client, b'early', piped(b'too early'))
+accepted = []
+def report():
+    if not accepted: accepted.append(server.accept()[0])
+    else: drain(accepted[0])
+    print('done', flush=True)
+",
+    );
+    let mut job = job;
+    let image = folder.path().join("image");
+    let refusal = ckpt::try_checkpoint(job.pid(), &image, &[]).failure();
+    assert!(refusal.contains("not accepted the connection yet"), "{refusal}");
+    job.report();
+    ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+    let job = ckpt::restart(&job, &image, &[]);
+    assert_eq!(job.report(), ["b'early' [('pipe:', b'too early')]"]);
+}
+
+/// Under a watch, live and by increments, while descriptors come and go.
+#[test]
+fn descriptors_travel_under_a_watch() {
+    needs_root!();
+    let (folder, mut job) = start(
+        "
+import threading
+a, b = socket.socketpair()
+c, d = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+memory = bytearray(64 << 20)
+taken = 0
+lock = threading.Lock()
+def work():
+    'Ten messages are always under way.'
+    global taken
+    n = 0
+    while True:
+        with lock:
+            for to in a, c: sent(to, b'%d' % n, piped(b'pipe %d' % n))
+            memory[(n * 4096) % len(memory)] = n % 256
+            n += 1
+            if n > 10:
+                for fro in b, d:
+                    data, [fd] = receive(fro)
+                    if data != b'%d' % taken or what(fd) != ('pipe:', b'pipe %d' % taken): print('wrong', data, taken, flush=True)
+                    os.close(fd)
+                taken += 1
+        time.sleep(0.0005)
+threading.Thread(target=work, daemon=True).start()
+def report():
+    with lock: print('report', 'many' if taken > 5 else taken, flush=True)
+    print('done', flush=True)
+",
+    );
+    let images = folder.path().join("images");
+    let moments = Moments::new();
+    for _ in 0..3 {
+        let watch = Watch::start(&job, &images, "20ms", &[]);
+        let made = watch.wait_for(8);
+        assert!(made.iter().any(watched::is_increment), "{made:?}");
+        watch.crash(&mut job, &moments);
+        job = ckpt::restart(&job, &images, &[]);
+        let told = job.report();
+        assert!(told.len() == 1 && told[0] == "report many", "{told:?}");
+        assert!(!job.output().contains("wrong"), "{}", job.output());
+    }
+    let image = folder.path().join("live");
+    let report = ckpt::checkpoint(job.pid(), &image, &["--tracker", "live"]);
+    assert_eq!(report["tracker"], "live");
 }

@@ -110,7 +110,7 @@ impl InFlight {
             if found.queues.contains_key(&inode) {
                 continue;
             }
-            let queue = Queue::look(inode, holder, &diag)?;
+            let Some(queue) = Queue::look(inode, holder, &diag)? else { continue };
             for (file, (_, inode), within) in queue.holders()? {
                 if count(&info_of(file)?) > 0 {
                     waiting.push_back((inode, within));
@@ -140,10 +140,15 @@ impl InFlight {
 type Held<'q> = (BorrowedFd<'q>, (u64, u64), Holder);
 
 impl Queue {
-    fn look(inode: u32, holder: Holder, diag: &UnixDiag) -> Result<Queue> {
+    /// `None`: it listens, and the descriptors wait in connections that were not accepted yet.
+    fn look(inode: u32, holder: Holder, diag: &UnixDiag) -> Result<Option<Queue>> {
         let doing = || format!("cannot look at the socket {} of pid {}", holder.fd, holder.pid);
         let own = holder.duplicate()?;
-        let kind = raw::int_option(own.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE).doing(doing)?;
+        let option = |name| raw::int_option(own.as_fd(), libc::SOL_SOCKET, name).doing(doing);
+        if option(libc::SO_ACCEPTCONN)? != 0 {
+            return Ok(None);
+        }
+        let kind = option(libc::SO_TYPE)?;
         // One that is of another network namespace is refused later.
         let shutdown = diag.look(inode).map_or(0, |seen| seen.shutdown);
         let peeked = match unix_peek::peek(&holder, own.as_fd(), kind, shutdown) {
@@ -158,7 +163,7 @@ impl Queue {
             Err(Error::Refused(refusal)) => (Err(refusal), Vec::new()),
             Err(error) => return Err(error),
         };
-        Ok(Queue { messages, files, holder })
+        Ok(Some(Queue { messages, files, holder }))
     }
 
     /// ckpt as a holder of those of its descriptors that have another end.

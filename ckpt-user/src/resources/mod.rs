@@ -105,6 +105,7 @@ pub mod unix_backlog;
 pub mod unix_name;
 pub mod unix_pair;
 pub mod unix_peek;
+pub mod unix_peer;
 pub mod unix_queue;
 #[cfg(test)]
 mod unix_tests;

@@ -20,13 +20,16 @@ use super::socket_options::SocketOptions;
 use super::unix_backlog::{self, Waiting};
 use super::unix_name::UnixName;
 use super::unix_pair::{self, UnixPair, shut_down};
+use super::unix_peer;
 use super::unix_queue::{self, Message};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::Section;
+use crate::sys::peer::{self, Identity};
 use crate::sys::unix_diag::{UnixDiag, UnixSocket};
 use crate::sys::{queue, socket as raw};
+use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -69,6 +72,9 @@ pub struct Alone {
     /// It listens, with this many connections waiting at most.
     #[serde(default)]
     pub backlog: Option<u32>,
+    /// It listens, and who connects takes this one for its peer (SO_PEERCRED).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<Identity>,
     /// It listens, and these wait to be accepted: the inodes of their sockets, in order.
     #[serde(default)]
     pub waiting: Vec<u32>,
@@ -116,7 +122,10 @@ impl FileKind for Unix {
                 let mutual = connected || peer_of(&diag, d, peer)? == Some(d.stat.st_ino as u32);
                 match all.get(d.stat.st_dev, peer.into()).first() {
                     Some(holder) if mutual => paired(cx, d, socket, Some((*holder, peer))),
-                    _ => one_way(cx, d, socket, seen, mutual),
+                    other => {
+                        let other = other.copied();
+                        one_way(cx, d, socket, seen, mutual, other)
+                    }
                 }
             }
         }
@@ -143,10 +152,12 @@ impl FileKind for Unix {
         let UnixRecord::Alone(alone) = record else { return Ok(()) };
         let fd = at.fd;
         if let Some(backlog) = alone.backlog {
-            task.call("cannot listen on a unix socket again", libc::SYS_listen, [fd.into(), backlog.into()])?;
+            let listen = |batch: &mut Batch| batch.call(libc::SYS_listen, [fd.into(), backlog.into()]);
+            unix_peer::call_as(task, alone.listener.as_ref(), Batch::new(), listen)?
+                .doing(|| "cannot listen on a unix socket again")?;
         }
         if !alone.peer.is_empty() {
-            unix_backlog::connect(task, fd, &alone.peer)?;
+            unix_backlog::connect(task, fd, &alone.peer, None)?;
         }
         Ok(())
     }
@@ -186,9 +197,19 @@ fn paired(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, other:
 }
 
 /// Connected to a socket that is not connected to this one, or that is outside.
-fn one_way(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: UnixSocket, mutual: bool) -> Result<UnixRecord> {
+fn one_way(
+    cx: &mut Collector<'_>,
+    d: &Descriptor<'_>,
+    socket: SocketType,
+    seen: UnixSocket,
+    mutual: bool,
+    other: Option<Holder>,
+) -> Result<UnixRecord> {
     let peer = raw::peer_address(d.own).doing(|| socket::looking(d))?;
     if !mutual && peer.len() > UNNAMED {
+        // The name may count from a directory.
+        let name = other.map(|other| UnixName::collect(cx, &other, other.duplicate()?.as_fd())).transpose()?.flatten();
+        let peer = name.map_or(peer, |name| name.reachable_at());
         return alone(cx, d, socket, seen, peer);
     }
     let all = Holders::of(cx)?;
@@ -236,10 +257,12 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
     let inode = messages.iter().any(|message| message.descriptors > 0).then_some(d.stat.st_ino as u32);
     let options = SocketOptions::collect(cx, d, socket)?;
     let backlog = listens.then_some(backlog);
+    let listener = if listens { peer::of(d.own).doing(|| socket::looking(d))? } else { None };
     Ok(UnixRecord::Alone(Box::new(Alone {
         socket,
         name,
         backlog,
+        listener,
         waiting,
         peer,
         queue: messages,

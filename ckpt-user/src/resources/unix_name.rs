@@ -57,7 +57,7 @@ fn looking(holder: &Holder) -> String {
 }
 
 /// The path in an address. `None`: it has no name, or an abstract one.
-fn path_in(address: &[u8]) -> Option<&[u8]> {
+pub fn path_in(address: &[u8]) -> Option<&[u8]> {
     let name = address.get(NAME_AT..)?;
     let path = name.split(|&b| b == 0).next()?;
     (!path.is_empty()).then_some(path)
@@ -157,7 +157,8 @@ impl Drop for Folders {
     }
 }
 
-fn address_of(path: &Path) -> Vec<u8> {
+/// The address of a path.
+pub fn address_of(path: &Path) -> Vec<u8> {
     [&(libc::AF_UNIX as u16).to_ne_bytes()[..], path.as_os_str().as_bytes()].concat()
 }
 

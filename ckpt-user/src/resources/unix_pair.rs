@@ -1,7 +1,7 @@
 //! Two unix sockets connected to each other, both in the cut, or one whose other end was closed: what waits in each, and which
 //! halves are shut down.
 //!
-//! Made again by socketpair(2), so SO_PEERCRED of such a socket tells of ckpt; and an end that was once accepted has no name.
+//! Each end tells again who its peer is, and one that was once accepted has the name of the server ([`super::unix_peer`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,11 +11,16 @@ use serde::{Deserialize, Serialize};
 use super::holders::Holder;
 use super::in_flight::Flights;
 use super::socket::SocketType;
+use super::unix_peer::{self, End};
 use super::unix_queue::{self, Message};
 use super::{Collector, Restorer, unix_name::UnixName};
 use crate::error::{Doing, Error, Result};
+use crate::sys::peer::{self, Identity};
 use crate::sys::unix_diag::UnixDiag;
 use crate::sys::{queue, socket as raw};
+
+/// The length of an address without a name.
+const UNNAMED: usize = 2;
 
 /// The kind of the object.
 pub const KIND: &str = "unix-pair";
@@ -44,6 +49,12 @@ pub struct UnixEnd {
     /// Its inode, if descriptors wait in it: by this the object "in-flight" calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u32>,
+    /// Who its peer is (SO_PEERCRED).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Identity>,
+    /// The name of the server by which it was accepted. Empty: it was not.
+    #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub server: Vec<u8>,
 }
 
 impl UnixPair {
@@ -82,8 +93,10 @@ impl UnixPair {
             return Err(Error::Restart(format!("the image holds {} as a pair of unix sockets", self.socket)));
         }
         let doing = || "cannot make a pair of unix sockets again";
-        let (a, b) = raw::pair(self.socket.domain, self.socket.kind).doing(doing)?;
-        let fds = [a, b];
+        let told = [0, 1].map(|end| {
+            self.ends[end].as_ref().map_or_else(End::default, |end| End { peer: end.peer.as_ref(), name: &end.server })
+        });
+        let fds = unix_peer::pair(self.socket, told)?;
         for (end, fd) in self.ends.iter().zip(&fds) {
             if let Some(name) = end.as_ref().and_then(|end| end.name.as_ref()) {
                 name.bind(fd.as_fd(), |_| Ok(()))?;
@@ -141,7 +154,10 @@ impl UnixEnd {
         // The ends of a stream share the name of the socket that accepted them, which is not theirs to bind.
         let name = if socket.kind == libc::SOCK_DGRAM { UnixName::collect(cx, holder, own.as_fd())? } else { None };
         let queue = unix_queue::collect(cx, holder, own.as_fd(), inode, (socket.kind, seen.shutdown))?;
+        let server = if socket.kind == libc::SOCK_DGRAM { Vec::new() } else { raw::local_address(own.as_fd()).doing(doing)? };
         Ok(UnixEnd {
+            peer: peer::of(own.as_fd()).doing(doing)?,
+            server: if server.len() > UNNAMED { server } else { Vec::new() },
             inode: queue.iter().any(|message| message.descriptors > 0).then_some(inode),
             queue,
             shutdown: seen.shutdown,

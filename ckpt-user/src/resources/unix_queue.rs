@@ -8,8 +8,10 @@ use super::Collector;
 use super::holders::{Holder, Holders};
 use super::unix_peek;
 use crate::error::{Doing, Error, Result};
+use crate::ids::Pid;
 use crate::sys::scm::{self, Credentials};
 use crate::sys::{queue, socket as raw};
+use crate::tracee::spawn::NewProcess;
 
 /// A message, or bytes of a stream that were sent alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +83,25 @@ pub fn hides_empty(sender: BorrowedFd<'_>, kind: i32, messages: &[Message]) -> R
     Ok(actual > expected && (actual - expected).is_multiple_of(empty))
 }
 
+/// Sends in the name of somebody. If he is gone, a process takes his pid, and keeps it as long as `stand_ins`: the kernel tells by that process, and not
+/// by its pid, whether two messages in a stream have one sender.
+fn send(
+    sender: BorrowedFd<'_>,
+    data: &[u8],
+    files: &[BorrowedFd<'_>],
+    credentials: Option<Credentials>,
+    stand_ins: &mut Vec<NewProcess>,
+) -> std::io::Result<usize> {
+    match scm::send_now(sender, data, files, credentials) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            let pid = Pid(credentials.unwrap_or_default().pid);
+            stand_ins.push(NewProcess::spawn(pid, false).map_err(std::io::Error::other)?);
+            scm::send_now(sender, data, files, credentials)
+        }
+        sent => sent,
+    }
+}
+
 /// Sends everything from `sender`, whatever the size of its buffer. `files`: those that travel with the messages, in order.
 pub fn fill(sender: BorrowedFd<'_>, messages: &[Message], files: &[BorrowedFd<'_>]) -> Result<()> {
     if messages.iter().map(|message| message.descriptors as usize).sum::<usize>() != files.len() {
@@ -97,16 +118,16 @@ pub fn fill(sender: BorrowedFd<'_>, messages: &[Message], files: &[BorrowedFd<'_
     let room = i32::try_from(total.saturating_add(messages.len() * OVERHEAD).saturating_mul(2)).unwrap_or(i32::MAX / 2);
     // Only root may go beyond the machine's limit; within it there is mostly room enough.
     let raised = room > size / 4 && set(libc::SO_SNDBUFFORCE, room.saturating_add(size)).is_ok();
-    let mut files = files;
+    let (mut files, mut stand_ins) = (files, Vec::new());
     for message in messages {
         let (own, others) = files.split_at(message.descriptors as usize);
         files = others;
-        let mut sent = scm::send_now(sender, &message.data, own, message.credentials).doing(doing)?;
+        let mut sent = send(sender, &message.data, own, message.credentials, &mut stand_ins).doing(doing)?;
         if sent < message.data.len() && !own.is_empty() {
             return Err(Error::Restart("a message with descriptors does not fit into its socket in one piece".to_owned()));
         }
         while sent < message.data.len() {
-            sent += scm::send_now(sender, &message.data[sent..], &[], message.credentials).doing(doing)?;
+            sent += send(sender, &message.data[sent..], &[], message.credentials, &mut stand_ins).doing(doing)?;
         }
     }
     if raised {

@@ -276,6 +276,7 @@ fn hostile() -> Alone {
         socket,
         name,
         backlog: None,
+        listener: None,
         waiting: vec![],
         peer: vec![],
         queue: vec![],

@@ -14,6 +14,7 @@ pub mod kcmp;
 pub mod mounts;
 pub mod mqueue;
 pub mod pagemap;
+pub mod peer;
 pub mod pidfd;
 pub mod prctl;
 pub mod probe;

@@ -143,6 +143,12 @@ pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
+/// accept: close-on-exec.
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: no address is asked for.
+    owned(unsafe { libc::accept4(fd.as_raw_fd(), null_mut(), null_mut(), libc::SOCK_CLOEXEC) })
+}
+
 /// shutdown. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR.
 pub fn shut_down(fd: BorrowedFd<'_>, how: i32) -> io::Result<()> {
     // SAFETY: only numbers are passed.
