@@ -143,7 +143,11 @@ impl Queue {
     /// `None`: it listens, and the descriptors wait in connections that were not accepted yet.
     fn look(inode: u32, holder: Holder, diag: &UnixDiag) -> Result<Option<Queue>> {
         let doing = || format!("cannot look at the socket {} of pid {}", holder.fd, holder.pid);
-        let own = holder.duplicate()?;
+        let own = match holder.duplicate() {
+            // Closed meanwhile, likewise.
+            Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBADF) => return Ok(None),
+            other => other?,
+        };
         let option = |name| raw::int_option(own.as_fd(), libc::SOL_SOCKET, name).doing(doing);
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(None);
@@ -161,6 +165,8 @@ impl Queue {
         let (messages, files) = match peeked {
             Ok(Peeked { messages, files }) => (Ok(messages), files),
             Err(Error::Refused(refusal)) => (Err(refusal), Vec::new()),
+            // The process runs (`ckpt check`), and has received it meanwhile.
+            Err(Error::Os { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error),
         };
         Ok(Some(Queue { messages, files, holder }))

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use serde::de::DeserializeOwned;
 
 use super::in_flight::Flights;
+use super::unix_peer::Pool;
 use super::written::Rollback;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
@@ -43,6 +44,8 @@ pub struct Restorer<'a> {
     pub options: &'a RestoreOptions,
     /// What becomes of the files that the program wrote.
     pub rollback: Rollback,
+    /// Pairs of unix sockets that are made together.
+    pub pairs: Pool,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
@@ -70,6 +73,7 @@ impl<'a> Restorer<'a> {
         Restorer {
             options,
             rollback: Rollback::default(),
+            pairs: Pool::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),

@@ -93,10 +93,7 @@ impl UnixPair {
             return Err(Error::Restart(format!("the image holds {} as a pair of unix sockets", self.socket)));
         }
         let doing = || "cannot make a pair of unix sockets again";
-        let told = [0, 1].map(|end| {
-            self.ends[end].as_ref().map_or_else(End::default, |end| End { peer: end.peer.as_ref(), name: &end.server })
-        });
-        let fds = unix_peer::pair(self.socket, told)?;
+        let fds = unix_peer::pair(cx, self.socket, self.told())?;
         for (end, fd) in self.ends.iter().zip(&fds) {
             if let Some(name) = end.as_ref().and_then(|end| end.name.as_ref()) {
                 name.bind(fd.as_fd(), |_| Ok(()))?;
@@ -111,6 +108,13 @@ impl UnixPair {
         }
         let [a, b] = fds;
         Ok([open[0].then_some(a), open[1].then_some(b)])
+    }
+
+    /// What the ends tell of each other.
+    pub fn told(&self) -> [End<'_>; 2] {
+        [0, 1].map(|end| {
+            self.ends[end].as_ref().map_or_else(End::default, |end| End { peer: end.peer.as_ref(), name: &end.server })
+        })
     }
 
     /// Is there more in its queues than bytes?

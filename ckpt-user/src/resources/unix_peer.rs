@@ -4,6 +4,7 @@
 //! The name is that of the server, which may listen to it again later. One that is a path is bound in a root directory of its own, so that nothing
 //! is seen of it.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,8 +16,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
+use super::Restorer;
 use super::socket::{self, SocketType};
 use super::unix_name;
+use super::unix_pair::{self, UnixPair};
 use crate::error::{Doing, Error, Result};
 use crate::sys::peer::{self, Identity};
 use crate::sys::socket as raw;
@@ -33,27 +36,87 @@ pub struct End<'e> {
     pub name: &'e [u8],
 }
 
-/// Makes both ends. What they cannot tell because a pid is in use, or because ckpt is not root, they tell of ckpt, and a warning says so.
-pub fn pair(socket: SocketType, ends: [End<'_>; 2]) -> Result<[OwnedFd; 2]> {
-    let accepted = [0, 1].into_iter().find(|&end| !ends[end].name.is_empty());
-    if let Some(accepted) = accepted {
-        match connected(socket, ends[accepted].name, ends[1 - accepted].peer, ends[accepted].peer) {
-            Ok((client, server)) => return Ok(if accepted == 0 { [server, client] } else { [client, server] }),
+/// Pairs that one process has made, and that are made by one process again: all at once.
+#[derive(Debug, Default)]
+pub struct Pool {
+    made: Option<HashMap<Sort, Vec<[OwnedFd; 2]>>>,
+}
+
+/// Who has made a pair, and its type (SOCK_STREAM, ...).
+type Sort = (Identity, i32);
+
+impl Pool {
+    fn take(cx: &mut Restorer<'_>, by: &Identity, kind: i32) -> Result<Option<[OwnedFd; 2]>> {
+        if cx.pairs.made.is_none() {
+            let mut wanted: HashMap<Sort, usize> = HashMap::new();
+            for (_, pair) in cx.all::<UnixPair>(unix_pair::KIND)? {
+                if let Made::ByOne(by) = Made::of(pair.told()) {
+                    *wanted.entry((by.clone(), pair.socket.kind)).or_default() += 1;
+                }
+            }
+            let all = wanted.into_iter().map(|((by, kind), count)| {
+                let made = make_all(&by, kind, count);
+                ((by, kind), made)
+            });
+            cx.pairs.made = Some(all.collect());
+        }
+        Ok(cx.pairs.made.as_mut().and_then(|made| made.get_mut(&(by.clone(), kind))).and_then(Vec::pop))
+    }
+}
+
+fn make_all(by: &Identity, kind: i32, count: usize) -> Vec<[OwnedFd; 2]> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        match with_pid(by, || peer::pairs(by, libc::AF_UNIX, kind, count - all.len())) {
+            Ok(made) => all.extend(made),
             Err(error) => {
-                let name = socket::describe(ends[accepted].name);
+                let pid = by.credentials.pid;
+                tracing::warn!("pairs of unix sockets that pid {pid} has made tell of ckpt as their peer (SO_PEERCRED): {error}");
+                break;
+            }
+        }
+    }
+    all
+}
+
+/// How two sockets came to be connected.
+enum Made<'e> {
+    /// One end was accepted.
+    Accepted(usize),
+    /// By socketpair(2).
+    ByOne(&'e Identity),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl<'e> Made<'e> {
+    fn of(ends: [End<'e>; 2]) -> Made<'e> {
+        match ([0, 1].into_iter().find(|&end| !ends[end].name.is_empty()), ends[0].peer.or(ends[1].peer)) {
+            (Some(end), _) => Made::Accepted(end),
+            (None, Some(by)) => Made::ByOne(by),
+            (None, None) => Made::Unknown,
+        }
+    }
+}
+
+/// Makes both ends. What they cannot tell because a pid is in use, or because ckpt is not root, they tell of ckpt, and a warning says so.
+pub fn pair(cx: &mut Restorer<'_>, socket: SocketType, ends: [End<'_>; 2]) -> Result<[OwnedFd; 2]> {
+    match Made::of(ends) {
+        Made::Accepted(end) => match connected(socket, ends[end].name, ends[1 - end].peer, ends[end].peer) {
+            Ok((client, server)) => return Ok(if end == 0 { [server, client] } else { [client, server] }),
+            Err(error) => {
+                let name = socket::describe(ends[end].name);
                 tracing::warn!(
                     "a connection to {name} does not tell its name or who its peer is (SO_PEERCRED) as before: {error}"
                 );
             }
+        },
+        Made::ByOne(by) => {
+            if let Some(pair) = Pool::take(cx, by, socket.kind)? {
+                return Ok(pair);
+            }
         }
-    } else if let Some(by) = ends[0].peer.or(ends[1].peer) {
-        match with_pid(by, || peer::pair(by, socket.domain, socket.kind)) {
-            Ok(pair) => return Ok(pair),
-            Err(error) => tracing::warn!(
-                "a pair of unix sockets that pid {} has made tells of ckpt as its peer (SO_PEERCRED): {error}",
-                by.credentials.pid
-            ),
-        }
+        Made::Unknown => {}
     }
     let (a, b) = raw::pair(socket.domain, socket.kind).doing(|| "cannot make a pair of unix sockets again")?;
     Ok([a, b])

@@ -39,24 +39,27 @@ pub fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Identity>> {
     Ok(Some(Identity { credentials, groups }))
 }
 
-/// Two connected sockets that somebody has made.
-pub fn pair(by: &Identity, domain: i32, kind: i32) -> io::Result<[OwnedFd; 2]> {
+/// So many descriptors go through a pipe without anybody who reads.
+const PAIRS_MAX: usize = 4096;
+
+/// Pairs of connected sockets that somebody has made: as many as are wanted, or [`PAIRS_MAX`].
+pub fn pairs(by: &Identity, domain: i32, kind: i32, wanted: usize) -> io::Result<Vec<[OwnedFd; 2]>> {
+    let wanted = wanted.min(PAIRS_MAX);
     let (told, tell) = io::pipe()?;
-    let mut fds: [RawFd; 2] = [-1; 2];
     run_as(by, || {
-        let mut made: [RawFd; 2] = [-1; 2];
-        // SAFETY: the array has room for the two descriptors, and is read as what it is.
-        unsafe {
-            if libc::socketpair(domain, kind | libc::SOCK_CLOEXEC, 0, made.as_mut_ptr()) < 0 {
-                return false;
+        (0..wanted).all(|_| {
+            let mut made: [RawFd; 2] = [-1; 2];
+            // SAFETY: the array has room for the two descriptors, and is read as what it is.
+            unsafe {
+                libc::socketpair(domain, kind | libc::SOCK_CLOEXEC, 0, made.as_mut_ptr()) == 0
+                    && libc::write(tell.as_raw_fd(), made.as_ptr().cast(), size_of_val(&made)) == size_of_val(&made) as isize
             }
-            libc::write(tell.as_raw_fd(), made.as_ptr().cast(), size_of_val(&made)) == size_of_val(&made) as isize
-        }
+        })
     })?;
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut fds);
-    io::Read::read_exact(&mut &told, bytes)?;
+    let mut numbers = vec![[0; 2]; wanted];
+    io::Read::read_exact(&mut &told, bytemuck::cast_slice_mut::<[RawFd; 2], u8>(&mut numbers))?;
     // SAFETY: the process that has made them shared our descriptors and has ended, so they are ours alone.
-    Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+    Ok(numbers.into_iter().map(|pair| pair.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })).collect())
 }
 
 /// Has a socket listen, which somebody does.
@@ -130,13 +133,14 @@ mod tests {
             return;
         }
         let who = Identity { credentials: Credentials { pid: free_pid(), uid: 1234, gid: 5678 }, groups: vec![1, 99] };
-        let [a, b] = pair(&who, libc::AF_UNIX, libc::SOCK_STREAM).unwrap();
-        for fd in [&a, &b] {
-            assert_eq!(of(fd.as_fd()).unwrap().unwrap(), who);
+        let made = pairs(&who, libc::AF_UNIX, libc::SOCK_STREAM, 100).unwrap();
+        for (n, fd) in made.iter().flatten().enumerate() {
+            assert_eq!(of(fd.as_fd()).unwrap().unwrap(), who, "{n}");
         }
-        assert_eq!(socket::send_now(a.as_fd(), b"x").unwrap(), 1);
+        assert_eq!(socket::send_now(made[99][0].as_fd(), b"x").unwrap(), 1);
+        assert_eq!(made.len(), 100);
         let taken = Identity { credentials: Credentials { pid: 1, ..who.credentials }, ..who };
-        assert_eq!(pair(&taken, libc::AF_UNIX, libc::SOCK_STREAM).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(pairs(&taken, libc::AF_UNIX, libc::SOCK_STREAM, 1).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     }
 
     #[test]
