@@ -191,3 +191,32 @@ def report():
     );
     assert_eq!(told, ["True 4321 4322", "(0, 0) (4321, 4322)"]);
 }
+
+/// What was sent before the program asked for credentials has none, whoever sends it again.
+#[test]
+fn messages_from_before_it_asked() {
+    needs_root!();
+    let told = is_the_same(
+        "
+pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+server.bind('server')
+client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+client.connect('server')
+pairs.append((client, server))
+for a, b in pairs:
+    sent(a, b'before', piped(b'of nobody'))
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    sent(a, b'after', piped(b'of somebody'))
+def report():
+    for a, b in pairs:
+        for _ in range(2):
+            data, with_it, _, _ = b.recvmsg(100, 4096)
+            [sender] = [value for _, kind, value in with_it if kind == socket.SCM_CREDENTIALS]
+            pid, uid, gid = struct.unpack('iII', sender)
+            print(data, pid == os.getpid(), pid == 0, uid, gid)
+    print('done', flush=True)
+",
+    );
+    assert_eq!(told[..2], ["b'before' False True 65534 65534", "b'after' True False 0 0"]);
+}
