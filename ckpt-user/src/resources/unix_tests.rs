@@ -146,7 +146,14 @@ fn a_listening_socket_by_path() {
     let (mut accepted, _) = new.accept().unwrap();
     accepted.write_all(b"hello").unwrap();
     client.read_exact(&mut [0; 5]).unwrap();
-    assert_eq!(collect(&[new.as_fd()]).unwrap().record::<UnixRecord>(0), cut.record(0));
+    let seen = collect(&[new.as_fd()]).unwrap();
+    let [now, before] = [&seen, &cut].map(|cut| {
+        let UnixRecord::Alone(mut alone) = cut.record(0) else { panic!("it is not a socket of its own") };
+        let listener = alone.listener.take().expect("nobody listens");
+        (listener.credentials.pid, alone)
+    });
+    assert_eq!((now.0, before.0), (heir.pid().0, this_process().0), "the task listens, not ckpt");
+    assert_eq!(now.1, before.1);
 
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "in the way").unwrap();
