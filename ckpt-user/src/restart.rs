@@ -27,7 +27,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
+use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
 use crate::store::{FanOut, Overlay, Past, parents, past};
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
@@ -169,13 +169,15 @@ pub fn restart(
     std::mem::take(&mut cx.rollback).apply(&mut files_changed)?;
     let opened = mapped.iter().map(|(&objref, fd)| (objref, fd.as_fd()));
     fd_table::finish(&mut cx, files.iter().chain(opened))?;
+    let root = family.root();
+    in_flight::restore(&mut cx, &files, &mut family.task(root)?, |file| plan.place_of(file).is_some())?;
     for task in &plan.tasks {
         attach(&mut cx, &mut family, &plan, task)?;
     }
     unix_backlog::restore(
         &cx,
         |file| plan.place_of(file),
-        |(pid, fd), address| unix_backlog::connect(&mut family.task(pid)?, fd, address),
+        |(pid, fd), address, who| unix_backlog::connect(&mut family.task(pid)?, fd, address, who),
     )?;
     sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.

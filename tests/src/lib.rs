@@ -12,6 +12,7 @@ pub mod job;
 pub mod laps;
 pub mod maps;
 pub mod moments;
+pub mod passing;
 pub mod process;
 pub mod python;
 pub mod scratch_disk;

@@ -22,7 +22,7 @@ use crate::resources::memory::{self, MemoryRecord, MemorySource};
 use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, SharedSeen, VmaRecord};
-use crate::resources::{Collector, cpu, hierarchy, machine, mm, preflight, sysv, task_registry, written};
+use crate::resources::{Collector, cpu, hierarchy, in_flight, machine, mm, preflight, sysv, task_registry, written};
 use crate::store::{SamePages, past, same};
 use crate::sys::kcmp::Shared;
 use crate::sys::procfs;
@@ -105,7 +105,8 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
                 Err(_) if pid != root && procfs::is_ending(pid) => Ok(()),
                 other => other,
             }
-        })
+        })?;
+        in_flight::collect(&mut cx, &mut met)
     })?;
     // Some are found both from outside and on the way.
     let others: Vec<Refusal> = cx.refusals().iter().filter(|refusal| !refusals.contains(refusal)).cloned().collect();
@@ -168,6 +169,7 @@ pub(super) fn collect(
         memories.extend(outside.memory);
         of_processes.push((outside.mm, outside.fds));
     }
+    in_flight::collect(&mut cx, &mut met)?;
     written::collect(&mut cx)?;
     cx.attempt(sysv::collect)?;
     target.watch.end_of(|parts| &mut parts.descriptors_us);

@@ -73,6 +73,7 @@ pub struct Collector<'a> {
     pub written: Written,
     /// Files behind mappings that were looked at before.
     pub looked_at: Option<&'a LookedAt>,
+    in_flight: Vec<u32>,
     objects: Vec<Object>,
     numbers: HashMap<ObjectKey, ObjRef>,
     next: u32,
@@ -90,6 +91,7 @@ impl<'a> Collector<'a> {
             external: HashSet::new(),
             written: Written::default(),
             looked_at: None,
+            in_flight: Vec::new(),
             objects: Vec::new(),
             numbers: HashMap::new(),
             next: 1,
@@ -128,6 +130,23 @@ impl<'a> Collector<'a> {
     /// The number of an object that was met before.
     pub fn lookup(&self, key: &ObjectKey) -> Option<ObjRef> {
         self.numbers.get(key).copied()
+    }
+
+    /// The kind of an object that was collected.
+    pub fn kind_of(&self, objref: ObjRef) -> Option<&str> {
+        self.objects.iter().rev().find(|object| object.objref == objref).map(|object| object.section.kind.as_str())
+    }
+
+    /// Takes note of a unix socket, by its inode, whose queue is saved and has descriptors in it.
+    pub fn note_in_flight(&mut self, inode: u32) {
+        if !self.in_flight.contains(&inode) {
+            self.in_flight.push(inode);
+        }
+    }
+
+    /// Those that were noted, in order.
+    pub fn in_flight(&self) -> &[u32] {
+        &self.in_flight
     }
 
     /// Has pages saved that no file outside will hold.

@@ -42,7 +42,8 @@ pub struct Terminal {
 
 /// Collects a descriptor of class `class` whose other end is outside.
 pub fn collect(cx: &Collector<'_>, d: &Descriptor<'_>, class: &str) -> Result<ExternalRecord> {
-    if d.fd < 0 {
+    // Mapped, or in flight: there is no number to choose the other end by.
+    if d.fd < 0 || !cx.pids.contains(&d.pid) {
         return cx.refuse(d.pid, d.link.display().to_string(), "leads outside", "let the program close it first");
     }
     let terminal = if class == "terminal" { tcgetattr(d.own).ok().map(|t| terminal(&t)) } else { None };

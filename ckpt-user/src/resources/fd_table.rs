@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
 use super::descriptors::{Descriptors, Seen};
-use super::file::{self, Descriptor, OpenFile};
+use super::file::{self, Descriptor, FdInfo, OpenFile};
 use super::lock::{self, Lock};
-use super::{Collector, Restorer, external, process_file};
+use super::{Collector, Restorer, external, in_flight, process_file};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
@@ -64,7 +64,7 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, descriptions: &mut Descriptions
         // An epoll instance refers to other files, which must stand before it.
         let (last, first): (Vec<&Seen>, Vec<&Seen>) = all.get(pid)?.iter().partition(|s| s.link == "anon_inode:[eventpoll]");
         for seen in first.into_iter().chain(last) {
-            let found = cx.attempt(|cx| collect_one(cx, descriptions, pid, &all, seen))?;
+            let found = cx.attempt(|cx| collect_one(cx, descriptions, pid, seen, || all.duplicate(pid, seen.fd)))?;
             let Some((file, from)) = found else { continue };
             let locks = if from == pid { Vec::new() } else { lock::of_process(lock::parse(&seen.info)?) };
             slots.push(FdSlot { fd: seen.fd, file, cloexec: seen.info.flags & libc::O_CLOEXEC != 0, locks });
@@ -111,8 +111,8 @@ fn collect_one(
     cx: &mut Collector<'_>,
     found: &mut Descriptions,
     pid: Pid,
-    all: &Descriptors,
     seen: &Seen,
+    duplicate: impl FnOnce() -> Result<OwnedFd>,
 ) -> Result<(ObjRef, Pid)> {
     let first = found.first_of(pid, seen)?;
     if first != (pid, seen.fd)
@@ -130,7 +130,7 @@ fn collect_one(
             return Ok((known, of));
         }
     }
-    let own = all.duplicate(pid, seen.fd)?;
+    let own = duplicate()?;
     let stat = match fstat(&own) {
         Err(Errno::ENOENT) if process_file::names_a_process(&seen.link) => {
             return process_file::refuse_gone(cx, pid, seen.fd, &seen.link);
@@ -146,6 +146,20 @@ fn collect_one(
         Ok(section)
     })?;
     Ok((file, pid))
+}
+
+/// Collects an open file of which nobody but ckpt may have a descriptor, `own`.
+pub fn collect_ours(
+    cx: &mut Collector<'_>,
+    met: &mut Descriptions,
+    own: BorrowedFd<'_>,
+    link: &OsStr,
+    info: FdInfo,
+) -> Result<ObjRef> {
+    let us = Pid(std::process::id() as i32);
+    let seen = Seen { fd: own.as_raw_fd(), link: link.to_owned(), info, inode: None };
+    let duplicate = || own.try_clone_to_owned().doing(|| "cannot duplicate a descriptor of ckpt's own");
+    Ok(collect_one(cx, met, us, &seen, duplicate)?.0)
 }
 
 /// The path in what /proc/PID/fd/N points to.
@@ -237,7 +251,8 @@ fn raise_limit(tables: &[&FdTable]) -> Result<()> {
 pub fn open(cx: &mut Restorer<'_>, tables: &[&FdTable]) -> Result<OpenFiles> {
     raise_limit(tables)?;
     let mut spare = SpareNumbers::of(tables);
-    let wanted: BTreeSet<ObjRef> = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file).collect();
+    let of_tables = tables.iter().flat_map(|t| &t.slots).map(|slot| slot.file);
+    let wanted: BTreeSet<ObjRef> = of_tables.chain(in_flight::files_of(cx)?).collect();
     let mut files = BTreeMap::new();
     for objref in wanted {
         let section = cx.section(objref)?;
@@ -317,7 +332,8 @@ fn gaps(table: &FdTable) -> Result<Vec<(u32, u32)>> {
 }
 
 impl OpenFiles {
-    fn get(&self, objref: ObjRef) -> Result<BorrowedFd<'_>> {
+    /// One of them.
+    pub fn get(&self, objref: ObjRef) -> Result<BorrowedFd<'_>> {
         let file = self.files.get(&objref).map(AsFd::as_fd);
         file.ok_or_else(|| Error::Restart(format!("the descriptor table refers to object {objref}, which is not open")))
     }

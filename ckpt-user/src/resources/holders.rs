@@ -12,7 +12,8 @@ use super::collector::ObjectKey;
 use super::descriptors::Descriptors;
 use super::external::{self, ExternalRecord};
 use super::file::Descriptor;
-use crate::error::{Doing, Result};
+use super::in_flight::{self, InFlight};
+use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::pidfd;
 
@@ -25,9 +26,28 @@ pub struct Holder {
     pub fd: RawFd,
     /// The open flags: access mode, O_DIRECT, ...
     pub flags: i32,
+    /// Descriptors wait in its queue.
+    pub carries: bool,
+    /// It is in flight, and the descriptor is ckpt's own duplicate: the process and the number of the socket in whose queue it is, or that leads there.
+    pub via: Option<(Pid, RawFd)>,
 }
 
 impl Holder {
+    /// A descriptor of a process.
+    pub fn new(pid: Pid, fd: RawFd, flags: i32) -> Holder {
+        Holder { pid, fd, flags, carries: false, via: None }
+    }
+
+    /// Refuses the unix socket behind it, for the moment.
+    pub fn refuse_for_now<T>(&self, reason: &str, advice: &str) -> Result<T> {
+        let (pid, object) = match self.via {
+            None => (self.pid, format!("descriptor {} (unix socket)", self.fd)),
+            Some((pid, fd)) => (pid, format!("a unix socket in flight to descriptor {fd} (unix socket)")),
+        };
+        let (reason, advice) = (reason.to_owned(), advice.to_owned());
+        Err(Error::Refused(Refusal { pid, object, reason, advice, passing: true }))
+    }
+
     /// Can it be read from?
     pub fn reads(&self) -> bool {
         // O_PATH opens the name, not the pipe.
@@ -51,13 +71,14 @@ impl Holder {
 #[derive(Debug, Default)]
 pub struct Holders {
     by_inode: HashMap<(u64, u64), Vec<Holder>>,
+    in_flight: InFlight,
 }
 
 impl Holders {
     /// The holders in the cut of `cx`.
     pub fn of(cx: &mut Collector<'_>) -> Result<Arc<Holders>> {
         let all = Descriptors::of(cx)?;
-        cx.fact(|_| Ok(Holders::among(&all)))
+        cx.fact(|_| Holders::among(&all))
     }
 
     /// Who holds the inode `ino` of device `dev`.
@@ -65,21 +86,46 @@ impl Holders {
         self.by_inode.get(&(dev, ino)).map_or(&[], Vec::as_slice)
     }
 
+    /// The holder that is this descriptor.
+    pub fn holder_of(&self, d: &Descriptor<'_>) -> Holder {
+        let found = self.get(d.stat.st_dev, d.stat.st_ino).iter().find(|holder| (holder.pid, holder.fd) == (d.pid, d.fd));
+        found.copied().unwrap_or_else(|| Holder::new(d.pid, d.fd, d.info.flags))
+    }
+
+    /// What is in flight in the cut.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
     /// Every inode of a device that is held.
     pub fn inodes(&self, device: u64) -> impl Iterator<Item = u64> {
         self.by_inode.keys().filter(move |(dev, _)| *dev == device).map(|(_, inode)| *inode)
     }
 
-    fn among(all: &Descriptors) -> Holders {
+    fn among(all: &Descriptors) -> Result<Holders> {
         let mut holders = Holders::default();
         for (pid, seen) in all.iter() {
             let with_ends = seen.inode.filter(|inode| inode.kind == SFlag::S_IFIFO || inode.kind == SFlag::S_IFSOCK);
             if let Some(inode) = with_ends {
-                let holder = Holder { pid, fd: seen.fd, flags: seen.info.flags };
+                let carries = in_flight::count(&seen.info) > 0;
+                let holder = Holder { carries, ..Holder::new(pid, seen.fd, seen.info.flags) };
                 holders.by_inode.entry((inode.device, inode.number)).or_default().push(holder);
             }
         }
-        holders
+        holders.add_in_flight()?;
+        Ok(holders)
+    }
+
+    /// ckpt holds what is in flight.
+    fn add_in_flight(&mut self) -> Result<()> {
+        let all = self.by_inode.iter().flat_map(|((_, inode), holders)| holders.iter().map(|holder| (*inode, *holder)));
+        let mut carriers: Vec<(u64, Holder)> = all.filter(|(_, holder)| holder.carries).collect();
+        carriers.sort_by_key(|(_, holder)| (holder.pid, holder.fd));
+        self.in_flight = InFlight::gather(carriers)?;
+        for (inode, holder) in self.in_flight.holders()? {
+            self.by_inode.entry(inode).or_default().push(holder);
+        }
+        Ok(())
     }
 }
 
@@ -105,7 +151,7 @@ mod tests {
     fn both_ends_are_found() {
         let me = Pid(std::process::id() as i32);
         let (read, write) = pipe().unwrap();
-        let holders = Holders::among(&Descriptors::read(&[me]).unwrap());
+        let holders = Holders::among(&Descriptors::read(&[me]).unwrap()).unwrap();
         let stat = fstat(&read).unwrap();
         let mine = holders.get(stat.st_dev, stat.st_ino);
         let find = |fd: &OwnedFd| mine.iter().find(|h| h.fd == fd.as_raw_fd()).copied().unwrap();

@@ -37,6 +37,7 @@ pub mod file_system;
 pub mod fs_state;
 pub mod hierarchy;
 pub mod holders;
+pub mod in_flight;
 pub mod inode_name;
 pub mod inotify;
 pub mod ioprio;
@@ -104,6 +105,8 @@ pub mod unix;
 pub mod unix_backlog;
 pub mod unix_name;
 pub mod unix_pair;
+pub mod unix_peek;
+pub mod unix_peer;
 pub mod unix_queue;
 #[cfg(test)]
 mod unix_tests;

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use serde::de::DeserializeOwned;
 
+use super::in_flight::Flights;
+use super::unix_peer::Pool;
 use super::written::Rollback;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
@@ -42,16 +44,22 @@ pub struct Restorer<'a> {
     pub options: &'a RestoreOptions,
     /// What becomes of the files that the program wrote.
     pub rollback: Rollback,
+    /// Pairs of unix sockets that are made together.
+    pub pairs: Pool,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
     ignored_contents: HashSet<ObjRef>,
     deferred: Vec<Deferred>,
+    once_open: Vec<OnceOpen>,
     attached: HashSet<ObjRef>,
 }
 
 /// A change of the world outside that waits until everything else was checked.
 type Deferred = Box<dyn FnOnce() -> Result<()>>;
+
+/// What needs the files in flight.
+type OnceOpen = Box<dyn FnOnce(&Flights<'_>) -> Result<()>>;
 
 impl std::fmt::Debug for Restorer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,11 +73,13 @@ impl<'a> Restorer<'a> {
         Restorer {
             options,
             rollback: Rollback::default(),
+            pairs: Pool::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),
             ignored_contents: HashSet::new(),
             deferred: Vec::new(),
+            once_open: Vec::new(),
             attached: HashSet::new(),
         }
     }
@@ -77,6 +87,16 @@ impl<'a> Restorer<'a> {
     /// Has something changed outside of the new process (a file cut back) only once all files were opened and found to fit.
     pub fn defer(&mut self, change: impl FnOnce() -> Result<()> + 'static) {
         self.deferred.push(Box::new(change));
+    }
+
+    /// Has something done once every file is open and every process there, in the order in which it was asked for.
+    pub fn when_open(&mut self, fill: impl FnOnce(&Flights<'_>) -> Result<()> + 'static) {
+        self.once_open.push(Box::new(fill));
+    }
+
+    /// Takes what was asked for.
+    pub(super) fn once_open(&mut self) -> Vec<OnceOpen> {
+        std::mem::take(&mut self.once_open)
     }
 
     /// Notes that a process has the open file in its place. Is it the first one?

@@ -114,7 +114,7 @@ impl Terminals {
                 let number = index(&seen.info);
                 let number = number.ok_or_else(|| io::Error::other("its fdinfo does not tell which pseudoterminal it is"))?;
                 let id = (file_system_of(Path::new(&seen.link), inode.device)?, number);
-                self.masters.entry(id).or_insert(Holder { pid, fd: seen.fd, flags: seen.info.flags });
+                self.masters.entry(id).or_insert(Holder::new(pid, seen.fd, seen.info.flags));
             }
             Part::Slave(number) => *self.slaves.entry((inode.device, number)).or_default() += 1,
             // It is open as long as its session has it, and that is by another descriptor, or none.

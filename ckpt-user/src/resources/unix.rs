@@ -3,7 +3,9 @@
 //! A connection to a program outside of the cut is refused by name, unless it is standard input, output or error: those are taken from
 //! whoever runs the restart.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::cell::OnceCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::poll::PollFlags;
@@ -18,13 +20,16 @@ use super::socket_options::SocketOptions;
 use super::unix_backlog::{self, Waiting};
 use super::unix_name::UnixName;
 use super::unix_pair::{self, UnixPair, shut_down};
+use super::unix_peer;
 use super::unix_queue::{self, Message};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::Section;
+use crate::sys::peer::{self, Identity};
 use crate::sys::unix_diag::{UnixDiag, UnixSocket};
 use crate::sys::{queue, socket as raw};
+use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -67,6 +72,9 @@ pub struct Alone {
     /// It listens, with this many connections waiting at most.
     #[serde(default)]
     pub backlog: Option<u32>,
+    /// It listens, and who connects takes this one for its peer (SO_PEERCRED).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<Identity>,
     /// It listens, and these wait to be accepted: the inodes of their sockets, in order.
     #[serde(default)]
     pub waiting: Vec<u32>,
@@ -76,6 +84,9 @@ pub struct Alone {
     /// What waits to be received.
     #[serde(default)]
     pub queue: Vec<Message>,
+    /// Its inode, if descriptors wait in it: by this the object "in-flight" calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u32>,
     /// 1: receives nothing more; 2: sends nothing more.
     #[serde(default)]
     pub shutdown: u8,
@@ -110,7 +121,10 @@ impl FileKind for Unix {
                 let mutual = connected || peer_of(&diag, d, peer)? == Some(d.stat.st_ino as u32);
                 match all.get(d.stat.st_dev, peer.into()).first() {
                     Some(holder) if mutual => paired(cx, d, socket, Some((*holder, peer))),
-                    _ => one_way(cx, d, socket, seen, mutual),
+                    other => {
+                        let other = other.copied();
+                        one_way(cx, d, socket, seen, mutual, other)
+                    }
                 }
             }
         }
@@ -120,10 +134,11 @@ impl FileKind for Unix {
         match record {
             UnixRecord::Outside(record) => external::restore(cx, common, record),
             UnixRecord::Paired(paired) => {
-                let made = cx.shared(paired.pair, |cx| cx.record::<UnixPair>(paired.pair, unix_pair::KIND)?.make())?;
+                let made = cx.shared(paired.pair, |cx| cx.record::<UnixPair>(paired.pair, unix_pair::KIND)?.make(cx))?;
                 let fd = made.get_mut(usize::from(paired.end)).and_then(Option::take);
                 let fd = fd.ok_or_else(|| Error::Restart(format!("the image uses an end of the pair {} twice", paired.pair)))?;
-                paired.options.restore(fd.as_fd())?;
+                let laden = cx.record::<UnixPair>(paired.pair, unix_pair::KIND)?.is_laden();
+                set_options(cx, fd.as_fd(), &paired.options, laden)?;
                 Ok(fd)
             }
             UnixRecord::Alone(alone) => restore_alone(cx, alone),
@@ -136,10 +151,12 @@ impl FileKind for Unix {
         let UnixRecord::Alone(alone) = record else { return Ok(()) };
         let fd = at.fd;
         if let Some(backlog) = alone.backlog {
-            task.call("cannot listen on a unix socket again", libc::SYS_listen, [fd.into(), backlog.into()])?;
+            let listen = |batch: &mut Batch| batch.call(libc::SYS_listen, [fd.into(), backlog.into()]);
+            unix_peer::call_as(task, alone.listener.as_ref(), Batch::new(), listen)?
+                .doing(|| "cannot listen on a unix socket again")?;
         }
         if !alone.peer.is_empty() {
-            unix_backlog::connect(task, fd, &alone.peer)?;
+            unix_backlog::connect(task, fd, &alone.peer, None)?;
         }
         Ok(())
     }
@@ -166,7 +183,7 @@ fn peer_of(diag: &UnixDiag, d: &Descriptor<'_>, inode: u32) -> Result<Option<u32
 /// An end of a pair, whose other end `other` (holder and inode) is in the cut too, or was closed.
 fn paired(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, other: Option<(Holder, u32)>) -> Result<UnixRecord> {
     let inode = d.stat.st_ino as u32;
-    let own = (Holder { pid: d.pid, fd: d.fd, flags: d.info.flags }, inode);
+    let own = (Holders::of(cx)?.holder_of(d), inode);
     let options = SocketOptions::collect(cx, d, socket)?;
     let end = u8::from(other.is_some_and(|(_, peer)| peer < inode));
     let ends = if end == 0 { [Some(own), other] } else { [other, Some(own)] };
@@ -179,10 +196,25 @@ fn paired(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, other:
 }
 
 /// Connected to a socket that is not connected to this one, or that is outside.
-fn one_way(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: UnixSocket, mutual: bool) -> Result<UnixRecord> {
+fn one_way(
+    cx: &mut Collector<'_>,
+    d: &Descriptor<'_>,
+    socket: SocketType,
+    seen: UnixSocket,
+    mutual: bool,
+    other: Option<Holder>,
+) -> Result<UnixRecord> {
     let peer = raw::peer_address(d.own).doing(|| socket::looking(d))?;
     if !mutual && peer.len() > UNNAMED {
+        // The name may count from a directory.
+        let name = other.map(|other| UnixName::collect(cx, &other, other.duplicate()?.as_fd())).transpose()?.flatten();
+        let peer = name.map_or(peer, |name| name.reachable_at());
         return alone(cx, d, socket, seen, peer);
+    }
+    let all = Holders::of(cx)?;
+    if all.in_flight().get(d.stat.st_ino as u32).is_some() {
+        let reason = "holds descriptors that a program has sent which is not being checkpointed";
+        return all.holder_of(d).refuse_for_now(reason, "let the program receive it, or try again at a quieter moment");
     }
     if (0..=2).contains(&d.fd) {
         return Ok(UnixRecord::Outside(holders::outside(cx, d, "socket")?));
@@ -200,7 +232,7 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
     let listens = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).doing(|| socket::looking(d))? != 0;
     let (waiting, backlog) = seen.queue;
     let diag = diag(cx)?;
-    let holder = Holder { pid: d.pid, fd: d.fd, flags: d.info.flags };
+    let holder = Holders::of(cx)?.holder_of(d);
     let name = UnixName::collect(cx, &holder, d.own)?;
     let can_be_reached = name.as_ref().is_some_and(UnixName::can_be_reached);
     let waiting = match waiting {
@@ -208,28 +240,32 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
         _ => Vec::new(),
     };
     let messages = if socket.kind == libc::SOCK_DGRAM {
-        unix_queue::peek(cx, &holder, d.own, socket.kind, seen.shutdown)?
+        unix_queue::collect(cx, &holder, d.own, d.stat.st_ino as u32, (socket.kind, seen.shutdown))?
     } else {
         Vec::new()
     };
     let ready = queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN);
     if socket.kind == libc::SOCK_DGRAM && ready && messages.is_empty() && seen.shutdown == 0 {
         let reason = "holds an empty message, which the kernel shows only once";
-        return cx.refuse_for_now(d.pid, socket::name(d), reason, "let the program receive it, or try again at a quieter moment");
+        return holder.refuse_for_now(reason, "let the program receive it, or try again at a quieter moment");
     }
     if messages.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !messages.is_empty()) {
         let reason = "holds messages of other sockets that the program has not received yet";
-        return cx.refuse_for_now(d.pid, socket::name(d), reason, "try again at a quieter moment");
+        return holder.refuse_for_now(reason, "try again at a quieter moment");
     }
+    let inode = messages.iter().any(|message| message.descriptors > 0).then_some(d.stat.st_ino as u32);
     let options = SocketOptions::collect(cx, d, socket)?;
     let backlog = listens.then_some(backlog);
+    let listener = if listens { peer::of(d.own).doing(|| socket::looking(d))? } else { None };
     Ok(UnixRecord::Alone(Box::new(Alone {
         socket,
         name,
         backlog,
+        listener,
         waiting,
         peer,
         queue: messages,
+        inode,
         shutdown: seen.shutdown,
         options,
     })))
@@ -240,17 +276,63 @@ fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {
         return Err(Error::Restart(format!("the image holds {} as a unix socket", alone.socket)));
     }
     let fd = alone.socket.create()?;
-    alone.options.restore(fd.as_fd())?;
-    if let Some(name) = alone.name.clone() {
-        // A socket file of the program's earlier life is replaced only once all else is found to fit.
-        let own = fd.try_clone().doing(|| "cannot duplicate a socket")?;
-        let (kind, queue, shutdown) = (alone.socket.kind, alone.queue.clone(), alone.shutdown);
+    let Some(name) = alone.name.clone() else {
+        alone.options.restore(fd.as_fd())?;
+        shut_down(fd.as_fd(), alone.shutdown)?;
+        return Ok(fd);
+    };
+    let laden = alone.queue.iter().any(Message::is_laden);
+    if !laden {
+        alone.options.restore(fd.as_fd())?;
+    }
+    let duplicate = || fd.try_clone().doing(|| "cannot duplicate a socket");
+    let (kind, queue, shutdown) = (alone.socket.kind, alone.queue.clone(), alone.shutdown);
+    // A socket file of the program's earlier life is replaced only once all else is found to fit.
+    let own = duplicate()?;
+    if !laden {
         cx.defer(move || {
-            name.bind(own.as_fd(), kind, &queue)?;
+            name.bind(own.as_fd(), |address| {
+                if queue.is_empty() { Ok(()) } else { unix_queue::fill(sender_to(address, kind)?.as_fd(), &queue, &[]) }
+            })?;
             shut_down(own.as_fd(), shutdown)
         });
-    } else {
-        shut_down(fd.as_fd(), alone.shutdown)?;
+        return Ok(fd);
     }
+    // Its name may lead nowhere any more by the time when the messages are sent.
+    let sender = Rc::new(OnceCell::new());
+    let connected = sender.clone();
+    cx.defer(move || {
+        name.bind(own.as_fd(), |address| {
+            // It is set only here.
+            let _ = connected.set(sender_to(address, kind)?);
+            Ok(())
+        })
+    });
+    let (own, inode, options) = (duplicate()?, alone.inode, alone.options.clone());
+    cx.when_open(move |flights| {
+        let sender =
+            sender.get().ok_or_else(|| Error::Unexpected("a unix socket was not bound before it is filled".to_owned()))?;
+        unix_queue::fill(sender.as_fd(), &queue, inode.map_or(&[], |inode| flights.to(inode)))?;
+        options.restore(own.as_fd())?;
+        shut_down(own.as_fd(), shutdown)
+    });
     Ok(fd)
+}
+
+/// A socket without a name from which messages go to an address.
+fn sender_to(address: &[u8], kind: i32) -> Result<OwnedFd> {
+    let doing = || format!("cannot send to {}", socket::describe(address));
+    let sender = raw::create(libc::AF_UNIX, kind, 0).doing(doing)?;
+    raw::connect(sender.as_fd(), address).doing(doing)?;
+    Ok(sender)
+}
+
+/// Gives a socket its options: `later` if it is filled later, since some would change what is sent to it.
+fn set_options(cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, options: &SocketOptions, later: bool) -> Result<()> {
+    if !later {
+        return options.restore(fd);
+    }
+    let (own, options) = (fd.try_clone_to_owned().doing(|| "cannot duplicate a socket")?, options.clone());
+    cx.when_open(move |_| options.restore(own.as_fd()));
+    Ok(())
 }

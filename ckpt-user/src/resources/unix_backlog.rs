@@ -14,11 +14,14 @@ use super::holders::Holders;
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
 use super::unix::{Alone, Unix, UnixRecord};
+use super::unix_peer;
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
+use crate::sys::peer::Identity;
+use crate::sys::scm::Credentials;
 use crate::sys::unix_diag::UnixDiag;
-use crate::sys::{queue, socket as raw};
+use crate::sys::{procfs, queue, socket as raw};
 use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
 
@@ -29,6 +32,9 @@ pub struct Waiting {
     pub socket: SocketType,
     /// Its inode, by which the listening socket calls it.
     pub inode: u32,
+    /// Who has connected it, as far as can be told: the process that has it. The server will take that for its peer (SO_PEERCRED).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Identity>,
     /// What the program has set.
     #[serde(default)]
     pub options: SocketOptions,
@@ -46,13 +52,19 @@ impl Waiting {
         if !Backlogs::of(cx, d.stat.st_dev, diag)?.clients.contains_key(&inode) {
             return refuse(cx, "is a connection that the other program has not accepted yet");
         }
+        if !cx.pids.contains(&d.pid) {
+            return refuse(cx, "is in flight, and is a connection that the server has not accepted yet");
+        }
         if queue::unreceived(d.own).doing(|| socket::looking(d))? > 0 {
             return refuse(cx, "has sent something to a server that has not accepted the connection yet");
         }
         if raw::local_address(d.own).doing(|| socket::looking(d))?.len() > UNNAMED {
             return refuse(cx, "has a name, and is a connection that the server has not accepted yet");
         }
-        Ok(Waiting { socket, inode, options: SocketOptions::collect(cx, d, socket)? })
+        let status = procfs::status(d.pid, d.pid.leader())?;
+        let credentials = Credentials { pid: d.pid.0, uid: status.uids[1], gid: status.gids[1] };
+        let client = Some(Identity { credentials, groups: status.groups });
+        Ok(Waiting { socket, inode, client, options: SocketOptions::collect(cx, d, socket)? })
     }
 
     /// A socket that will be connected later.
@@ -113,23 +125,24 @@ pub type Place = (Pid, RawFd);
 pub fn restore(
     cx: &Restorer<'_>,
     place: impl Fn(ObjRef) -> Option<Place>,
-    mut connect: impl FnMut(Place, &[u8]) -> Result<()>,
+    mut connect: impl FnMut(Place, &[u8], Option<&Identity>) -> Result<()>,
 ) -> Result<()> {
     let sockets: Vec<(ObjRef, FileBody<UnixRecord>)> = cx.all(Unix::KIND)?;
     let mut places = HashMap::new();
     for (objref, body) in &sockets {
         if let UnixRecord::Waiting(waiting) = &body.record {
-            places.extend(place(*objref).map(|place| (waiting.inode, place)));
+            places.extend(place(*objref).map(|place| (waiting.inode, (place, waiting.client.clone()))));
         }
     }
     for (_, body) in sockets {
         let UnixRecord::Alone(listener) = body.record else { continue };
         let address = address_of(&listener);
         for client in &listener.waiting {
-            let place = places.get(client).copied();
+            let found = places.get(client);
             let lost =
                 || Error::Restart(format!("the image lacks the socket {client} that waits at {}", socket::describe(&address)));
-            connect(place.ok_or_else(lost)?, &address)?;
+            let (place, who) = found.ok_or_else(lost)?;
+            connect(*place, &address, who.as_ref())?;
         }
     }
     Ok(())
@@ -139,11 +152,11 @@ fn address_of(listener: &Alone) -> Vec<u8> {
     listener.name.as_ref().map(|name| name.reachable_at()).unwrap_or_default()
 }
 
-/// Connects a socket of a task.
-pub fn connect(task: &mut RemoteTask<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
+/// Connects a socket of a task, as somebody.
+pub fn connect(task: &mut RemoteTask<'_>, fd: RawFd, address: &[u8], who: Option<&Identity>) -> Result<()> {
     let mut batch = Batch::new();
     let at = batch.bytes(address);
-    let call = batch.call(libc::SYS_connect, [fd.into(), at.into(), address.len().into()]);
-    let answer = task.run(batch)?.ret(call);
+    let connect = |batch: &mut Batch| batch.call(libc::SYS_connect, [fd.into(), at.into(), address.len().into()]);
+    let answer = unix_peer::call_as(task, who, batch, connect)?;
     answer.doing(|| format!("cannot connect a unix socket to {} again", socket::describe(address))).map(drop)
 }

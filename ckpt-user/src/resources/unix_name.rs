@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::Collector;
 use super::holders::Holder;
 use super::socket;
-use super::unix_queue::{self, Message};
 use crate::error::{Doing, Error, Result};
 use crate::sys::socket as raw;
 
@@ -58,7 +57,7 @@ fn looking(holder: &Holder) -> String {
 }
 
 /// The path in an address. `None`: it has no name, or an abstract one.
-fn path_in(address: &[u8]) -> Option<&[u8]> {
+pub fn path_in(address: &[u8]) -> Option<&[u8]> {
     let name = address.get(NAME_AT..)?;
     let path = name.split(|&b| b == 0).next()?;
     (!path.is_empty()).then_some(path)
@@ -101,11 +100,12 @@ impl UnixName {
         self.file.as_ref().map_or_else(|| self.address.clone(), |file| address_of(&path_from(&file.path)))
     }
 
-    /// Binds a socket to the name, and puts into it what waited there. Takes the place of a socket file that nobody serves any more.
-    pub fn bind(&self, fd: BorrowedFd<'_>, kind: i32, queue: &[Message]) -> Result<()> {
+    /// Binds a socket to the name, and has `reach` use an address that leads there, which need not do so afterwards. Takes the place of a socket file
+    /// that nobody serves any more.
+    pub fn bind(&self, fd: BorrowedFd<'_>, reach: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
         let Some(file) = &self.file else {
             raw::bind(fd, &self.address).map_err(|error| socket::cannot_bind(&self.address, error))?;
-            return refill(&self.address, kind, queue);
+            return reach(&self.address);
         };
         let path = path_from(&file.path);
         let made = path_from(&file.folder).join(path_in(&self.address).map(path_from).unwrap_or_default());
@@ -126,7 +126,7 @@ impl UnixName {
             other => other.doing(doing)?,
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(file.mode & 0o7777)).doing(doing)?;
-        refill(&address_of(&path), kind, queue)?;
+        reach(&address_of(&path))?;
         if file.deleted {
             fs::remove_file(&path).doing(|| format!("cannot remove {}", path.display()))?;
         }
@@ -157,19 +157,9 @@ impl Drop for Folders {
     }
 }
 
-fn address_of(path: &Path) -> Vec<u8> {
+/// The address of a path.
+pub fn address_of(path: &Path) -> Vec<u8> {
     [&(libc::AF_UNIX as u16).to_ne_bytes()[..], path.as_os_str().as_bytes()].concat()
-}
-
-/// Sends the messages from a socket without a name, as they were.
-fn refill(address: &[u8], kind: i32, queue: &[Message]) -> Result<()> {
-    if queue.is_empty() {
-        return Ok(());
-    }
-    let doing = || format!("cannot send to {}", socket::describe(address));
-    let sender = raw::create(libc::AF_UNIX, kind, 0).doing(doing)?;
-    raw::connect(sender.as_fd(), address).doing(doing)?;
-    unix_queue::fill(sender.as_fd(), queue)
 }
 
 /// The file of a bound socket. `None`: we may not ask, and it is not at `likely`.

@@ -1,7 +1,7 @@
 //! Two unix sockets connected to each other, both in the cut, or one whose other end was closed: what waits in each, and which
 //! halves are shut down.
 //!
-//! Made again by socketpair(2), so SO_PEERCRED of such a socket tells of ckpt; and an end that was once accepted has no name.
+//! Each end tells again who its peer is, and one that was once accepted has the name of the server ([`super::unix_peer`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,12 +9,18 @@ use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
+use super::in_flight::Flights;
 use super::socket::SocketType;
+use super::unix_peer::{self, End};
 use super::unix_queue::{self, Message};
-use super::{Collector, unix_name::UnixName};
+use super::{Collector, Restorer, unix_name::UnixName};
 use crate::error::{Doing, Error, Result};
+use crate::sys::peer::{self, Identity};
 use crate::sys::unix_diag::UnixDiag;
 use crate::sys::{queue, socket as raw};
+
+/// The length of an address without a name.
+const UNNAMED: usize = 2;
 
 /// The kind of the object.
 pub const KIND: &str = "unix-pair";
@@ -40,24 +46,34 @@ pub struct UnixEnd {
     pub reset: bool,
     /// Its name (datagram sockets).
     pub name: Option<UnixName>,
+    /// Its inode, if descriptors wait in it: by this the object "in-flight" calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u32>,
+    /// Who its peer is (SO_PEERCRED).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Identity>,
+    /// The name of the server by which it was accepted. Empty: it was not.
+    #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub server: Vec<u8>,
 }
 
 impl UnixPair {
     /// Collects both ends; an end without a holder was closed.
     pub fn collect(
-        cx: &Collector<'_>,
+        cx: &mut Collector<'_>,
         socket: SocketType,
         ends: [Option<(Holder, u32)>; 2],
         diag: &UnixDiag,
     ) -> Result<UnixPair> {
-        let [a, b] = ends.map(|end| end.map(|(holder, inode)| UnixEnd::collect(cx, socket, &holder, inode, diag)).transpose());
+        let mut collect = |end: Option<(Holder, u32)>| {
+            end.map(|(holder, inode)| UnixEnd::collect(cx, socket, &holder, inode, diag)).transpose()
+        };
+        let [a, b] = ends.map(&mut collect);
         let pair = UnixPair { socket, ends: [a?, b?] };
         for (own, other) in [(0, 1), (1, 0)] {
             let (Some(end), Some((holder, _))) = (&pair.ends[own], ends[own]) else { continue };
-            let refuse = |reason: &str| {
-                let object = format!("descriptor {} (unix socket)", holder.fd);
-                cx.refuse_for_now(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
-            };
+            let refuse =
+                |reason: &str| holder.refuse_for_now(reason, "let the program receive it, or try again at a quieter moment");
             let peer = pair.ends[other].as_ref().and_then(|end| end.name.as_ref()).map_or(&[][..], |name| &name.address);
             if end.queue.iter().any(|message| message.from != peer) {
                 return refuse("holds a message that others have sent");
@@ -71,32 +87,54 @@ impl UnixPair {
         Ok(pair)
     }
 
-    /// Makes the pair again. An end that was closed is closed.
-    pub fn make(&self) -> Result<[Option<OwnedFd>; 2]> {
+    /// Makes the pair again. An end that was closed is closed, at the latest when its messages were sent.
+    pub fn make(self, cx: &mut Restorer<'_>) -> Result<[Option<OwnedFd>; 2]> {
         if self.socket.domain != libc::AF_UNIX {
             return Err(Error::Restart(format!("the image holds {} as a pair of unix sockets", self.socket)));
         }
         let doing = || "cannot make a pair of unix sockets again";
-        let (a, b) = raw::pair(self.socket.domain, self.socket.kind).doing(doing)?;
-        let fds = [a, b];
+        let fds = unix_peer::pair(cx, self.socket, self.told())?;
         for (end, fd) in self.ends.iter().zip(&fds) {
             if let Some(name) = end.as_ref().and_then(|end| end.name.as_ref()) {
-                name.bind(fd.as_fd(), self.socket.kind, &[])?;
+                name.bind(fd.as_fd(), |_| Ok(()))?;
             }
         }
-        for (own, other) in [(0, 1), (1, 0)] {
-            let Some(end) = &self.ends[own] else { continue };
-            unix_queue::fill(fds[other].as_fd(), &end.queue)?;
-            if end.reset && self.ends[other].is_none() {
-                // Closing an end that has not received everything resets the other.
-                raw::send_now(fds[own].as_fd(), b"?").doing(doing)?;
-            }
-        }
-        for (end, fd) in self.ends.iter().zip(&fds) {
-            shut_down(fd.as_fd(), end.as_ref().map_or(0, |end| end.shutdown))?;
+        let open = [0, 1].map(|end| self.ends[end].is_some());
+        if self.is_laden() {
+            let [a, b] = [fds[0].try_clone().doing(doing)?, fds[1].try_clone().doing(doing)?];
+            cx.when_open(move |flights| self.fill([a.as_fd(), b.as_fd()], flights));
+        } else {
+            self.fill([fds[0].as_fd(), fds[1].as_fd()], &Flights::default())?;
         }
         let [a, b] = fds;
-        Ok([self.ends[0].is_some().then_some(a), self.ends[1].is_some().then_some(b)])
+        Ok([open[0].then_some(a), open[1].then_some(b)])
+    }
+
+    /// What the ends tell of each other.
+    pub fn told(&self) -> [End<'_>; 2] {
+        [0, 1].map(|end| {
+            self.ends[end].as_ref().map_or_else(End::default, |end| End { peer: end.peer.as_ref(), name: &end.server })
+        })
+    }
+
+    /// Is there more in its queues than bytes?
+    pub fn is_laden(&self) -> bool {
+        self.ends.iter().flatten().any(|end| end.queue.iter().any(Message::is_laden))
+    }
+
+    fn fill(&self, fds: [BorrowedFd<'_>; 2], flights: &Flights<'_>) -> Result<()> {
+        for (own, other) in [(0, 1), (1, 0)] {
+            let Some(end) = &self.ends[own] else { continue };
+            unix_queue::fill(fds[other], &end.queue, end.inode.map_or(&[], |inode| flights.to(inode)))?;
+            if end.reset && self.ends[other].is_none() {
+                // Closing an end that has not received everything resets the other.
+                raw::send_now(fds[own], b"?").doing(|| "cannot make a pair of unix sockets again")?;
+            }
+        }
+        for (end, fd) in self.ends.iter().zip(fds) {
+            shut_down(fd, end.as_ref().map_or(0, |end| end.shutdown))?;
+        }
+        Ok(())
     }
 }
 
@@ -112,15 +150,20 @@ pub fn shut_down(fd: BorrowedFd<'_>, mask: u8) -> Result<()> {
 }
 
 impl UnixEnd {
-    fn collect(cx: &Collector<'_>, socket: SocketType, holder: &Holder, inode: u32, diag: &UnixDiag) -> Result<UnixEnd> {
+    fn collect(cx: &mut Collector<'_>, socket: SocketType, holder: &Holder, inode: u32, diag: &UnixDiag) -> Result<UnixEnd> {
         let doing = || format!("cannot look at the socket {} of pid {}", holder.fd, holder.pid);
         let own = holder.duplicate()?;
         let seen = diag.look(inode).doing(doing)?;
         let state = queue::poll_now(own.as_fd()).doing(doing)?;
         // The ends of a stream share the name of the socket that accepted them, which is not theirs to bind.
         let name = if socket.kind == libc::SOCK_DGRAM { UnixName::collect(cx, holder, own.as_fd())? } else { None };
+        let queue = unix_queue::collect(cx, holder, own.as_fd(), inode, (socket.kind, seen.shutdown))?;
+        let server = if socket.kind == libc::SOCK_DGRAM { Vec::new() } else { raw::local_address(own.as_fd()).doing(doing)? };
         Ok(UnixEnd {
-            queue: unix_queue::peek(cx, holder, own.as_fd(), socket.kind, seen.shutdown)?,
+            peer: peer::of(own.as_fd()).doing(doing)?,
+            server: if server.len() > UNNAMED { server } else { Vec::new() },
+            inode: queue.iter().any(|message| message.descriptors > 0).then_some(inode),
+            queue,
             shutdown: seen.shutdown,
             reset: state.contains(PollFlags::POLLERR),
             name,

@@ -1,21 +1,19 @@
-//! What waits in a unix socket: looked at without taking it (MSG_PEEK), and sent again.
-//!
-//! Beyond the first message, only SO_PEEK_OFF leads there. It is part of the socket, so it is put back as it was at once. Should ckpt
-//! die in between, the program would notice only if it peeks itself.
-//!
-//! This way the kernel shows an empty message only once, ever. Whether one is hidden shows in the memory that its sender is charged
-//! for; only where the sender is not known, an empty message behind others is lost from the second checkpoint on.
+//! What waits in a unix socket: collected ([`super::unix_peek`]), and sent again.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use serde::{Deserialize, Serialize};
 
 use super::Collector;
-use super::holders::Holder;
-use crate::error::{Doing, Result};
+use super::holders::{Holder, Holders};
+use super::unix_peek;
+use crate::error::{Doing, Error, Result};
+use crate::ids::Pid;
+use crate::sys::scm::{self, Credentials};
 use crate::sys::{queue, socket as raw};
+use crate::tracee::spawn::NewProcess;
 
-/// A message, or all that waits in a stream.
+/// A message, or bytes of a stream that were sent alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Message {
@@ -25,91 +23,49 @@ pub struct Message {
     /// The address that a datagram was sent from. Empty: from a socket without a name.
     #[serde(with = "serde_bytes")]
     pub from: Vec<u8>,
+    /// How many descriptors travel with it. Which ones, the object "in-flight" of the socket tells.
+    #[serde(skip_serializing_if = "is_none")]
+    pub descriptors: u32,
+    /// Who has sent it, if the socket asks for that (SO_PASSCRED).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
 }
 
-/// Room for a message: the usual limit of a socket. Longer ones are asked for again.
-const USUAL_MESSAGE: usize = 212_992;
-/// The length of an address without a name: only the family.
-const UNNAMED: usize = 2;
-/// RCV_SHUTDOWN of the kernel.
-const RECEIVING: u8 = 1;
-
-/// SO_PEEK_OFF of a socket, as the program has it again when this is dropped.
-struct PeekOffset<'f> {
-    fd: BorrowedFd<'f>,
-    before: i32,
+fn is_none(descriptors: &u32) -> bool {
+    *descriptors == 0
 }
 
-impl<'f> PeekOffset<'f> {
-    fn at_start(fd: BorrowedFd<'f>) -> std::io::Result<PeekOffset<'f>> {
-        let before = raw::int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-        let offset = PeekOffset { fd, before };
-        offset.set(0)?;
-        Ok(offset)
-    }
-
-    fn set(&self, offset: i32) -> std::io::Result<()> {
-        raw::set_int_option(self.fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+impl Message {
+    /// More than bytes: to be sent once every file is open and every process there.
+    pub fn is_laden(&self) -> bool {
+        self.descriptors > 0 || self.credentials.is_some()
     }
 }
 
-impl Drop for PeekOffset<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.set(self.before) {
-            tracing::warn!("cannot put SO_PEEK_OFF of a socket back to {}: {error}", self.before);
-        }
-    }
-}
+/// What the kernel charges a sender for a message beside its bytes, at most.
+const OVERHEAD: usize = 2048;
 
-/// Everything that waits in `own`, a duplicate of the socket of `holder`. `kind`: SOCK_STREAM, ...; `shutdown`: as
+/// Everything that waits in `own`, a duplicate of the socket of `holder` with this inode. `kind`: SOCK_STREAM, ...; `shutdown`: as
 /// NETLINK_SOCK_DIAG tells it.
-pub fn peek(cx: &Collector<'_>, holder: &Holder, own: BorrowedFd<'_>, kind: i32, shutdown: u8) -> Result<Vec<Message>> {
-    let doing = || format!("cannot look into the socket {} of pid {}", holder.fd, holder.pid);
-    let refuse = |reason: &str| {
-        let object = format!("descriptor {} (unix socket)", holder.fd);
-        cx.refuse_for_now(holder.pid, object, reason, "let the program receive it, or try again at a quieter moment")
-    };
-    let mut messages = Vec::new();
-    let waiting = queue::readable(own).doing(doing)?;
-    if kind == libc::SOCK_STREAM {
-        if waiting == 0 {
-            return Ok(messages);
-        }
-        let mut data = vec![0; waiting];
-        let offset = PeekOffset::at_start(own).doing(doing)?;
-        let (got, _) = raw::receive(own, &mut data, libc::MSG_PEEK | libc::MSG_DONTWAIT).doing(doing)?;
-        drop(offset);
-        if got.flags & libc::MSG_CTRUNC != 0 || got.len != waiting {
-            return refuse("holds descriptors or credentials that the program has not received yet");
-        }
-        messages.push(Message { data, from: Vec::new() });
+pub fn collect(
+    cx: &mut Collector<'_>,
+    holder: &Holder,
+    own: BorrowedFd<'_>,
+    inode: u32,
+    (kind, shutdown): (i32, u8),
+) -> Result<Vec<Message>> {
+    if let Some(queue) = Holders::of(cx)?.in_flight().get(inode) {
+        let messages = queue.messages.clone()?;
+        cx.note_in_flight(inode);
         return Ok(messages);
     }
-    let offset = PeekOffset::at_start(own).doing(doing)?;
-    let mut position = 0;
-    let mut buffer = vec![0; waiting.max(USUAL_MESSAGE)];
-    loop {
-        let (got, from) = match raw::receive(own, &mut buffer, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(messages),
-            other => other.doing(doing)?,
-        };
-        if got.flags & libc::MSG_CTRUNC != 0 {
-            return refuse("holds descriptors or credentials that the program has not received yet");
-        }
-        if got.flags & libc::MSG_TRUNC != 0 {
-            // Its length is told all the same.
-            buffer.resize(got.len.max(buffer.len() + 1), 0);
-            offset.set(position).doing(doing)?;
-            continue;
-        }
-        if got.len == 0 && kind == libc::SOCK_SEQPACKET && shutdown & RECEIVING != 0 {
-            // The end, which looks like an empty message.
-            return Ok(messages);
-        }
-        position += got.len as i32;
-        let from = if from.len() > UNNAMED { from } else { Vec::new() };
-        messages.push(Message { data: buffer[..got.len].to_vec(), from });
+    let peeked = unix_peek::peek(holder, own, kind, shutdown)?;
+    if !peeked.files.is_empty() {
+        // Before Linux 5.6 nothing tells beforehand that they are there.
+        let advice = "let the program receive it, or try again at a quieter moment";
+        return holder.refuse_for_now("holds descriptors that the program has not received yet", advice);
     }
+    Ok(peeked.messages)
 }
 
 /// Do messages sent by `sender` to its peer wait there that are empty, beside `messages`? Told by comparing with a pair of our own.
@@ -118,34 +74,60 @@ pub fn hides_empty(sender: BorrowedFd<'_>, kind: i32, messages: &[Message]) -> R
     let (ours, _receiver) = raw::pair(libc::AF_UNIX, kind).doing(doing)?;
     raw::send_now(ours.as_fd(), b"").doing(doing)?;
     let empty = queue::unreceived(ours.as_fd()).doing(doing)?;
-    fill(ours.as_fd(), messages)?;
+    let bare: Vec<Message> =
+        messages.iter().map(|message| Message { descriptors: 0, credentials: None, ..message.clone() }).collect();
+    fill(ours.as_fd(), &bare, &[])?;
     let expected = queue::unreceived(ours.as_fd()).doing(doing)? - empty;
     let actual = queue::unreceived(sender).doing(doing)?;
     // What a socket has sent elsewhere counts, too, but hardly ever adds up to just this.
     Ok(actual > expected && (actual - expected).is_multiple_of(empty))
 }
 
-/// Sends everything from `sender`, whatever the size of its buffer.
-pub fn fill(sender: BorrowedFd<'_>, messages: &[Message]) -> Result<()> {
-    let total: usize = messages.iter().map(|m| m.data.len()).sum();
-    if total == 0 && messages.is_empty() {
+/// Sends in the name of somebody. If he is gone, a process takes his pid, and keeps it as long as `stand_ins`: the kernel tells by that process, and not
+/// by its pid, whether two messages in a stream have one sender.
+fn send(
+    sender: BorrowedFd<'_>,
+    data: &[u8],
+    files: &[BorrowedFd<'_>],
+    credentials: Option<Credentials>,
+    stand_ins: &mut Vec<NewProcess>,
+) -> std::io::Result<usize> {
+    match scm::send_now(sender, data, files, credentials) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            let pid = Pid(credentials.unwrap_or_default().pid);
+            stand_ins.push(NewProcess::spawn(pid, false).map_err(std::io::Error::other)?);
+            scm::send_now(sender, data, files, credentials)
+        }
+        sent => sent,
+    }
+}
+
+/// Sends everything from `sender`, whatever the size of its buffer. `files`: those that travel with the messages, in order.
+pub fn fill(sender: BorrowedFd<'_>, messages: &[Message], files: &[BorrowedFd<'_>]) -> Result<()> {
+    if messages.iter().map(|message| message.descriptors as usize).sum::<usize>() != files.len() {
+        return Err(Error::Restart("the image tells in two ways how many descriptors wait in a unix socket".to_owned()));
+    }
+    if messages.is_empty() {
         return Ok(());
     }
-    let doing = || format!("cannot put {total} bytes back into a unix socket");
+    let total: usize = messages.iter().map(|m| m.data.len()).sum();
+    let doing = || format!("cannot put {total} bytes and {} descriptors back into a unix socket", files.len());
     let get = |name| raw::int_option(sender, libc::SOL_SOCKET, name);
     let set = |name, value| raw::set_int_option(sender, libc::SOL_SOCKET, name, value);
     let (size, locks) = (get(libc::SO_SNDBUF).doing(doing)?, get(libc::SO_BUF_LOCK).ok());
-    let room = i32::try_from(total.saturating_mul(2)).unwrap_or(i32::MAX / 2);
+    let room = i32::try_from(total.saturating_add(messages.len() * OVERHEAD).saturating_mul(2)).unwrap_or(i32::MAX / 2);
     // Only root may go beyond the machine's limit; within it there is mostly room enough.
     let raised = room > size / 4 && set(libc::SO_SNDBUFFORCE, room.saturating_add(size)).is_ok();
+    let (mut files, mut stand_ins) = (files, Vec::new());
     for message in messages {
-        let mut rest = &message.data[..];
-        loop {
-            let n = raw::send_now(sender, rest).doing(doing)?;
-            rest = &rest[n..];
-            if rest.is_empty() {
-                break;
-            }
+        let (own, others) = files.split_at(message.descriptors as usize);
+        files = others;
+        let mut sent = send(sender, &message.data, own, message.credentials, &mut stand_ins).doing(doing)?;
+        if sent < message.data.len() && !own.is_empty() {
+            return Err(Error::Restart("a message with descriptors does not fit into its socket in one piece".to_owned()));
+        }
+        while sent < message.data.len() {
+            sent += send(sender, &message.data[sent..], &[], message.credentials, &mut stand_ins).doing(doing)?;
         }
     }
     if raised {

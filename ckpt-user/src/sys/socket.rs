@@ -143,6 +143,12 @@ pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
+/// accept: close-on-exec.
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: no address is asked for.
+    owned(unsafe { libc::accept4(fd.as_raw_fd(), null_mut(), null_mut(), libc::SOCK_CLOEXEC) })
+}
+
 /// shutdown. `how`: SHUT_RD, SHUT_WR, SHUT_RDWR.
 pub fn shut_down(fd: BorrowedFd<'_>, how: i32) -> io::Result<()> {
     // SAFETY: only numbers are passed.
@@ -167,8 +173,14 @@ pub struct Received {
     pub flags: i32,
 }
 
-/// recvmsg without room for anything but data; also tells the sender's address.
-pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<(Received, Vec<u8>)> {
+/// recvmsg with room for control messages; also tells the sender's address, and how much of that room was used. What is in there is the caller's to
+/// take, descriptors above all.
+pub fn receive_with(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    control: &mut [u8],
+    flags: i32,
+) -> io::Result<(Received, Vec<u8>, usize)> {
     let mut storage = [0u64; ADDRESS_MAX / 8];
     let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: zero is a valid msghdr; every pointer put into it outlives the call and has room for as much as is said.
@@ -178,6 +190,8 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<
         message.msg_namelen = ADDRESS_MAX as libc::socklen_t;
         message.msg_iov = &raw mut piece;
         message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = control.len();
         (libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags), message)
     };
     if len < 0 {
@@ -185,7 +199,24 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<
     }
     let mut address = bytemuck::cast_slice(&storage).to_vec();
     address.truncate(message.msg_namelen as usize);
-    Ok((Received { len: len as usize, flags: message.msg_flags }, address))
+    Ok((Received { len: len as usize, flags: message.msg_flags }, address, message.msg_controllen))
+}
+
+/// sendmsg with control messages, to the peer.
+pub fn send_with(fd: BorrowedFd<'_>, data: &[u8], control: &[u8], flags: i32) -> io::Result<usize> {
+    let mut piece = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: zero is a valid msghdr; every pointer put into it outlives the call, which only reads as much as is said.
+    let n = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        if !control.is_empty() {
+            message.msg_control = control.as_ptr().cast_mut().cast();
+            message.msg_controllen = control.len();
+        }
+        libc::sendmsg(fd.as_raw_fd(), &raw const message, flags)
+    };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 
 /// Sends all of one message, or (stream) some of it, without waiting.
