@@ -56,6 +56,8 @@ pub struct TaskOffsets {
     pub mm: u32,
     /// `mm_struct.mm_lock_seq`, or [`ABSENT`] (CONFIG_PER_VMA_LOCK).
     pub mm_lock_seq: u32,
+    /// `task_struct.self_exec_id`.
+    pub exec_id: u32,
 }
 
 /// One thread. Times are in nanoseconds of the kernel's scheduler clock, which starts near boot and counts neither suspension nor
@@ -78,8 +80,10 @@ pub struct TaskRecord {
     pub monotonic: u64,
     /// How often the thread went to sleep by itself.
     pub voluntary_switches: u64,
-    /// The kernel's address of its address space, which tells address spaces apart.
+    /// The kernel's address of its address space, which tells address spaces apart that are there at the same time.
     pub mm: u64,
+    /// Counts the programs that it has executed.
+    pub exec_id: u64,
     /// Thread id, in the reader's pid namespace.
     pub tid: u32,
     /// Process id, in the reader's pid namespace.

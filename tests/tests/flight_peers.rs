@@ -164,6 +164,34 @@ def report():
     assert!(told.iter().any(|line| line.starts_with("child 4321 4321 4322 [4323, 4324] ")), "{told:#?}");
 }
 
+/// A client that had a name of its own before it was connected, and what was accepted, which has the server's: whichever was made first.
+#[test]
+fn a_bound_client() {
+    needs_root!();
+    let told = is_the_same(
+        "
+ends = []
+for name, own, first in ('server', 'client', True), ('server 2', 'client 2', False), ('\\0server %d' % os.getpid(), 'client 3', True):
+    client = socket.socket(socket.AF_UNIX) if first else None
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(name)
+    server.listen()
+    client = client or socket.socket(socket.AF_UNIX)
+    client.bind(own)
+    client.connect(name)
+    ends.append((client, server.accept()[0]))
+def shown(name): return str(name).replace(str(os.getpid()), 'PID')
+def report():
+    for client, accepted in ends:
+        for s in client, accepted: print(shown(s.getsockname()), shown(s.getpeername()))
+        client.send(b'alive')
+        print(accepted.recv(10))
+    print('done', flush=True)
+",
+    );
+    assert!(told.iter().any(|line| line == "client 2 server 2"), "{told:#?}");
+}
+
 /// A server that gave up root after it began to listen, and one that did so before: who connects sees the user of that moment.
 #[test]
 fn a_server_that_gave_up_root() {

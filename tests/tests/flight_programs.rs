@@ -136,5 +136,5 @@ fn handles_of_multiprocessing() {
 
 #[test]
 fn handles_of_multiprocessing_under_a_watch() {
-    survives_crashes(REDUCTION, 15000);
+    survives_crashes(REDUCTION, 60000);
 }

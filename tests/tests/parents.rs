@@ -37,10 +37,12 @@ fn comes_back(words: &str) {
     laps::verify(&job);
     increment(&job, &third, &[&second], &["--after", "kill"]);
     job.is_killed();
+    ckpt::bury_family(job.pid(), &third);
     for image in [&third, &second] {
         let mut back = ckpt::restart(&job, image, &["--files", "rollback"]);
         laps::verify(&back);
         back.kill();
+        ckpt::bury_family(job.pid(), image);
     }
 }
 

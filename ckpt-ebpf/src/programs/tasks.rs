@@ -30,6 +30,7 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     upid_ns: 0,
     mm: 0,
     mm_lock_seq: ABSENT,
+    exec_id: 0,
 });
 
 /// bpf_snprintf's format for the name of a kernel function; it must be in read-only data.
@@ -84,6 +85,7 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
     symbol(function, &mut record.restart_fn);
 
     record.mm = read(task + u64::from(offsets.mm))?;
+    record.exec_id = read(task + u64::from(offsets.exec_id))?;
     if offsets.mm_lock_seq != ABSENT && record.mm != 0 {
         record.mm_lock_seq = read(record.mm + u64::from(offsets.mm_lock_seq))?;
     }

@@ -170,6 +170,9 @@ pub(super) fn collect(
         of_processes.push((outside.mm, outside.fds));
     }
     in_flight::collect(&mut cx, &mut met)?;
+    if options.collect.save_files {
+        target.take_time();
+    }
     written::collect(&mut cx)?;
     cx.attempt(sysv::collect)?;
     target.watch.end_of(|parts| &mut parts.descriptors_us);
@@ -217,7 +220,12 @@ pub(super) fn collect(
     target.watch.end_of(|parts| &mut parts.pages_us);
     let same = match since.still_shared(&memories, &mut extents) {
         Some(same) => same,
-        None => twins::find(&memories, &mut extents)?,
+        None => {
+            if memories.len() > 1 {
+                target.take_time();
+            }
+            twins::find(&memories, &mut extents)?
+        }
     };
     since.remember_shared(&memories, &same);
     if !same.is_empty() {

@@ -73,7 +73,7 @@ impl Frozen {
         Ok(self.watch.phases)
     }
 
-    /// It stands still for as long as it takes to copy its pages: others are to run meanwhile.
+    /// It stands still for as long as it takes to copy or to compare all that it has: others are to run meanwhile.
     pub(super) fn take_time(&mut self) {
         self.urgent = None;
     }

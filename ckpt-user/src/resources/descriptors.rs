@@ -1,5 +1,6 @@
 //! The descriptors of the processes of a cut, as /proc lists them: read once, for all who look for something among them.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
@@ -53,7 +54,9 @@ impl Inode {
 /// The descriptors of some processes.
 #[derive(Debug)]
 pub struct Descriptors {
+    /// In the order of the cut.
     processes: Vec<(Pid, Process)>,
+    places: HashMap<Pid, usize>,
 }
 
 #[derive(Debug)]
@@ -85,7 +88,7 @@ impl Descriptors {
     }
 
     fn process(&self, pid: Pid) -> Result<&Process> {
-        self.processes.iter().find(|(of, _)| *of == pid).map(|(_, process)| process).ok_or(Error::Gone(pid))
+        self.places.get(&pid).map(|&place| &self.processes[place].1).ok_or(Error::Gone(pid))
     }
 
     /// Of those of `pids` that live.
@@ -99,7 +102,8 @@ impl Descriptors {
                 Err(error) => return Err(error).doing(|| format!("cannot list the descriptors of pid {pid}")),
             }
         }
-        Ok(Descriptors { processes })
+        let places = processes.iter().enumerate().map(|(place, (pid, _))| (*pid, place)).collect();
+        Ok(Descriptors { processes, places })
     }
 }
 

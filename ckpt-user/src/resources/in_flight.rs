@@ -145,9 +145,14 @@ impl Queue {
         let doing = || format!("cannot look at the socket {} of pid {}", holder.fd, holder.pid);
         let own = match holder.duplicate() {
             // Closed meanwhile, likewise.
-            Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBADF) => return Ok(None),
+            Err(Error::Os { source, .. }) if matches!(source.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => return Ok(None),
             other => other?,
         };
+        let found = fstat(&own).doing(doing)?;
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK || found.st_ino as u32 != inode {
+            // Its number is that of another file by now.
+            return Ok(None);
+        }
         let option = |name| raw::int_option(own.as_fd(), libc::SOL_SOCKET, name).doing(doing);
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(None);

@@ -65,6 +65,9 @@ const KNOWN: &[Known] = options! {
         NETLINK_GET_STRICT_CHK;
 };
 
+/// Those for which it has none yet. Linux 6.16: whether a unix socket takes descriptors.
+const NEWER: &[Known] = &[(libc::SOL_SOCKET, 83, "SO_PASSRIGHTS")];
+
 /// No option of the table is longer (IFNAMSIZ, TCP_CA_NAME_MAX, the 40 bytes of IP options).
 const VALUE_MAX: usize = 64;
 /// In an image, at most so many.
@@ -111,7 +114,7 @@ impl FreshSocket {
         }
         let fd = kind.create()?;
         let mut options = Vec::new();
-        for &option in KNOWN {
+        for &option in KNOWN.iter().chain(NEWER) {
             // An accepted connection shows multicast values of the kernel's own, which no stream can be given.
             let foreign = kind.kind == libc::SOCK_STREAM && option.2.contains("_MULTICAST_");
             if let Some(value) = read(fd.as_fd(), option.0, option.1)?.filter(|_| !foreign) {
@@ -199,7 +202,7 @@ impl SocketOptions {
 }
 
 fn describe(level: i32, name: i32) -> String {
-    let known = KNOWN.iter().find(|known| (known.0, known.1) == (level, name));
+    let known = KNOWN.iter().chain(NEWER).find(|known| (known.0, known.1) == (level, name));
     match (level, name) {
         (libc::SOL_SOCKET, libc::SO_SNDBUF) => "SO_SNDBUF".to_owned(),
         (libc::SOL_SOCKET, libc::SO_RCVBUF) => "SO_RCVBUF".to_owned(),

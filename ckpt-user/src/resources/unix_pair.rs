@@ -155,7 +155,7 @@ impl UnixEnd {
         let own = holder.duplicate()?;
         let seen = diag.look(inode).doing(doing)?;
         let state = queue::poll_now(own.as_fd()).doing(doing)?;
-        // The ends of a stream share the name of the socket that accepted them, which is not theirs to bind.
+        // An end of a stream may have the name of the socket that has accepted it, which is not its own to bind.
         let name = if socket.kind == libc::SOCK_DGRAM { UnixName::collect(cx, holder, own.as_fd())? } else { None };
         let queue = unix_queue::collect(cx, holder, own.as_fd(), inode, (socket.kind, seen.shutdown))?;
         let server = if socket.kind == libc::SOCK_DGRAM { Vec::new() } else { raw::local_address(own.as_fd()).doing(doing)? };

@@ -11,6 +11,8 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use nix::poll::PollFlags;
+
 use super::holders::Holder;
 use super::unix_queue::Message;
 use crate::error::{Doing, Result};
@@ -75,12 +77,18 @@ fn looking(holder: &Holder) -> String {
     format!("cannot look into the socket {} of pid {}", holder.fd, holder.pid)
 }
 
+const URGENT: &str = "holds out-of-band data that the program has not received yet";
+
 fn stream(holder: &Holder, own: BorrowedFd<'_>) -> Result<Peeked> {
     let doing = || looking(holder);
     let mut peeked = Peeked::default();
     let mut buffer = vec![0; queue::readable(own).doing(doing)?];
     if buffer.is_empty() {
         return Ok(peeked);
+    }
+    // A look passes over an urgent byte and shows it as any other the next time.
+    if queue::poll_now(own).doing(doing)?.contains(PollFlags::POLLPRI) {
+        return holder.refuse_for_now(URGENT, ADVICE);
     }
     let offset = PeekOffset::at_start(own).doing(doing)?;
     let mut at = 0;
@@ -92,7 +100,7 @@ fn stream(holder: &Holder, own: BorrowedFd<'_>) -> Result<Peeked> {
             other => other.doing(doing)?,
         };
         if got.len == 0 {
-            return holder.refuse_for_now("holds out-of-band data that the program has not received yet", ADVICE);
+            return holder.refuse_for_now(URGENT, ADVICE);
         }
         let credentials = check(holder, got, &with)?;
         let mut plain = got.len;

@@ -17,7 +17,9 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::Restorer;
+use super::file::{FileBody, FileKind};
 use super::socket::{self, SocketType};
+use super::unix::{Unix, UnixRecord};
 use super::unix_name;
 use super::unix_pair::{self, UnixPair};
 use crate::error::{Doing, Error, Result};
@@ -32,7 +34,7 @@ use crate::tracee::spawn::Freeing;
 pub struct End<'e> {
     /// SO_PEERCRED.
     pub peer: Option<&'e Identity>,
-    /// The name of an accepted end, which is that of the server.
+    /// Its name: that of the server, if it was accepted, or its own.
     pub name: &'e [u8],
 }
 
@@ -83,6 +85,8 @@ fn make_all(by: &Identity, kind: i32, count: usize) -> Vec<[OwnedFd; 2]> {
 enum Made<'e> {
     /// One end was accepted.
     Accepted(usize),
+    /// The same, and the client was bound before: which is which, their names alone do not tell.
+    BothNamed,
     /// By socketpair(2).
     ByOne(&'e Identity),
     /// Nobody knows.
@@ -91,35 +95,53 @@ enum Made<'e> {
 
 impl<'e> Made<'e> {
     fn of(ends: [End<'e>; 2]) -> Made<'e> {
-        match ([0, 1].into_iter().find(|&end| !ends[end].name.is_empty()), ends[0].peer.or(ends[1].peer)) {
-            (Some(end), _) => Made::Accepted(end),
-            (None, Some(by)) => Made::ByOne(by),
-            (None, None) => Made::Unknown,
+        match (ends.map(|end| !end.name.is_empty()), ends[0].peer.or(ends[1].peer)) {
+            ([true, true], _) => Made::BothNamed,
+            ([true, false], _) => Made::Accepted(0),
+            ([false, true], _) => Made::Accepted(1),
+            ([false, false], Some(by)) => Made::ByOne(by),
+            ([false, false], None) => Made::Unknown,
         }
     }
 }
 
 /// Makes both ends. What they cannot tell because a pid is in use, or because ckpt is not root, they tell of ckpt, and a warning says so.
 pub fn pair(cx: &mut Restorer<'_>, socket: SocketType, ends: [End<'_>; 2]) -> Result<[OwnedFd; 2]> {
-    match Made::of(ends) {
-        Made::Accepted(end) => match connected(socket, ends[end].name, ends[1 - end].peer, ends[end].peer) {
-            Ok((client, server)) => return Ok(if end == 0 { [server, client] } else { [client, server] }),
-            Err(error) => {
-                let name = socket::describe(ends[end].name);
-                tracing::warn!(
-                    "a connection to {name} does not tell its name or who its peer is (SO_PEERCRED) as before: {error}"
-                );
+    let made = match Made::of(ends) {
+        // Sockets are numbered as they come, by and large, and what is accepted comes last.
+        Made::BothNamed => Made::Accepted(usize::from(!listens(cx, ends[0].name)? || listens(cx, ends[1].name)?)),
+        other => other,
+    };
+    match made {
+        Made::Accepted(end) => {
+            match connected(socket, [ends[end].name, ends[1 - end].name], ends[1 - end].peer, ends[end].peer) {
+                Ok((client, server)) => return Ok(if end == 0 { [server, client] } else { [client, server] }),
+                Err(error) => {
+                    let name = socket::describe(ends[end].name);
+                    tracing::warn!(
+                        "a connection to {name} does not tell its name or who its peer is (SO_PEERCRED) as before: {error}"
+                    );
+                }
             }
-        },
+        }
         Made::ByOne(by) => {
             if let Some(pair) = Pool::take(cx, by, socket.kind)? {
                 return Ok(pair);
             }
         }
-        Made::Unknown => {}
+        Made::BothNamed | Made::Unknown => {}
     }
     let (a, b) = raw::pair(socket.domain, socket.kind).doing(|| "cannot make a pair of unix sockets again")?;
     Ok([a, b])
+}
+
+/// Does a socket of the image listen with this name?
+fn listens(cx: &mut Restorer<'_>, name: &[u8]) -> Result<bool> {
+    let is_server = |record: &UnixRecord| match record {
+        UnixRecord::Alone(alone) => alone.backlog.is_some() && alone.name.as_ref().is_some_and(|own| own.address == name),
+        _ => false,
+    };
+    Ok(cx.all::<FileBody<UnixRecord>>(Unix::KIND)?.iter().any(|(_, body)| is_server(&body.record)))
 }
 
 /// Has a task make a call with the effective user and groups of somebody, if it may take them: by these a connection remembers it. The task gets its own
@@ -168,10 +190,10 @@ fn with_pid<T>(who: &Identity, make: impl Fn() -> std::io::Result<T>) -> std::io
     }
 }
 
-/// A client and an accepted socket.
+/// A client and an accepted socket. `own`: the name of the client, if it was bound before it was connected.
 fn connected(
     socket: SocketType,
-    name: &[u8],
+    [name, own]: [&[u8]; 2],
     listens: Option<&Identity>,
     connects: Option<&Identity>,
 ) -> Result<(OwnedFd, OwnedFd)> {
@@ -184,6 +206,7 @@ fn connected(
     }
     .doing(doing)?;
     let client = socket.create()?;
+    let _bound = if own.is_empty() { None } else { Some(Apart::bind(client.as_fd(), own)?) };
     let address = reachable.address(name);
     match connects {
         Some(by) => with_pid(by, || peer::connect(by, client.as_fd(), &address)),

@@ -1,11 +1,12 @@
 //! Unix sockets of the test's own process, collected and made again in it.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sys::socket::MsgFlags;
 use nix::unistd::{read, write};
 
 use super::fd_trial::{Heir, again, collect, flags, refusal, this_process, wait_for};
@@ -42,6 +43,21 @@ fn a_stream_with_contents_both_ways() {
     text.clear();
     b.read_to_string(&mut text).unwrap();
     assert_eq!(text, "to b, in two writes", "the target was not changed");
+}
+
+/// A look passes over the urgent byte, and would show it as any other the next time.
+#[test]
+fn urgent_data_is_refused() {
+    let (a, b) = UnixStream::pair().unwrap();
+    let send = |bytes: &[u8], flags| nix::sys::socket::send(a.as_fd().as_raw_fd(), bytes, flags);
+    send(b"abc", MsgFlags::empty()).unwrap();
+    match send(b"d", MsgFlags::MSG_OOB) {
+        Err(Errno::EOPNOTSUPP) => return eprintln!("skipped: no urgent data in unix sockets here (CONFIG_AF_UNIX_OOB)"),
+        other => assert_eq!(other, Ok(1)),
+    }
+    assert!(refusal(&b).contains("out-of-band"), "{}", refusal(&b));
+    send(b"ef", MsgFlags::empty()).unwrap();
+    assert!(refusal(&b).contains("out-of-band"), "{}", refusal(&b));
 }
 
 #[test]

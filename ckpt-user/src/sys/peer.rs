@@ -20,6 +20,8 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
+/// Hardly any process has more groups.
+const GROUPS_USUAL: usize = 64;
 /// No process has more groups (NGROUPS_MAX).
 const GROUPS_MAX: usize = 65536;
 
@@ -31,7 +33,10 @@ pub fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Identity>> {
     if credentials.pid == 0 {
         return Ok(None);
     }
-    let groups = match socket::option(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, GROUPS_MAX * 4) {
+    let ask = |most: usize| socket::option(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, most * 4);
+    let groups = match ask(GROUPS_USUAL)
+        .or_else(|error| if error.raw_os_error() == Some(libc::ERANGE) { ask(GROUPS_MAX) } else { Err(error) })
+    {
         Ok(bytes) => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
         Err(error) if error.raw_os_error() == Some(libc::ENODATA) => Vec::new(),
         Err(error) => return Err(error),
@@ -39,8 +44,8 @@ pub fn of(fd: BorrowedFd<'_>) -> io::Result<Option<Identity>> {
     Ok(Some(Identity { credentials, groups }))
 }
 
-/// So many descriptors go through a pipe without anybody who reads.
-const PAIRS_MAX: usize = 4096;
+/// So many descriptors go through a pipe without anybody who reads, even one that holds no more than a page.
+const PAIRS_MAX: usize = 512;
 
 /// Pairs of connected sockets that somebody has made: as many as are wanted, or [`PAIRS_MAX`].
 pub fn pairs(by: &Identity, domain: i32, kind: i32, wanted: usize) -> io::Result<Vec<[OwnedFd; 2]>> {

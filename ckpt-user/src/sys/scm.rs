@@ -61,7 +61,8 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<
         };
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => found.files.extend(value.chunks_exact(4).map(owned)),
-            (libc::SOL_SOCKET, SCM_PIDFD) if value.len() >= 4 => found.handle = Some(owned(value)),
+            // The kernel may say why there is none.
+            (libc::SOL_SOCKET, SCM_PIDFD) if value.len() >= 4 && value[3] & 0x80 == 0 => found.handle = Some(owned(value)),
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if value.len() >= size_of::<Credentials>() => {
                 found.credentials = Some(bytemuck::pod_read_unaligned(&value[..size_of::<Credentials>()]));
             }

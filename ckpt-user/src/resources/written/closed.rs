@@ -4,9 +4,7 @@
 //! that there is a journal, and by what it holds. So at a restart there must be the same in it as at the cut, and not what a later transaction
 //! has put into a file of the same name.
 //!
-//! Journals are known by their names, and are saved however long they are. What else has such a name may be many things, old logs for one, which are
-//! many and large and of which nothing changes: of these the newest are saved, as long as they are small together, and of the others it is recorded what
-//! tells whether they are still the same.
+//! Journals are known by their names, and are saved however long they are. What else has a name that begins like that of the file may be somebody else's.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,13 +16,10 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{FileStat, SFlag, fstat, lstat};
 use serde_bytes::ByteBuf;
 
-use super::{collect, siblings};
+use super::collect;
 use crate::error::{Doing, Result};
 use crate::resources::collector::FileId;
 use crate::resources::named_file::NamedFile;
-
-/// So many bytes of files that are no journals are saved, of those beside one file.
-const ROOM: u64 = 16 << 20;
 
 /// Such a file.
 #[derive(Debug)]
@@ -37,8 +32,6 @@ pub struct Closed {
     pub stat: FileStat,
     /// The file, opened for reading. `None`: it may not be read.
     pub source: Option<File>,
-    /// Are its contents to be saved?
-    pub is_saved: bool,
 }
 
 /// All files beside these, with the names that were found there, that are not open, each once. Those that have gone since are none.
@@ -51,7 +44,6 @@ pub fn beside(files: &[(PathBuf, Vec<ByteBuf>)], is_open: impl Fn(&FileId) -> bo
             let sibling = open(path, OsStr::from_bytes(name), &is_open).doing(doing)?;
             found.extend(sibling.filter(|sibling| all.iter().all(|other| other.file.inode != sibling.file.inode)));
         }
-        choose(&mut found);
         all.extend(found);
     }
     Ok(all)
@@ -70,37 +62,24 @@ fn open(of: &Path, name: &OsStr, is_open: impl Fn(&FileId) -> bool) -> io::Resul
         return Ok(None);
     }
     let link = OsString::from_vec(path.as_os_str().as_bytes().to_vec());
-    let closed = |stat, file, source, is_saved| Some(Closed { of: of.to_owned(), file, stat, source, is_saved });
+    let closed = |stat, file, source| Some(Closed { of: of.to_owned(), file, stat, source });
     match collect::open_unnoticed(&path, libc::O_NONBLOCK) {
         Ok(source) => {
             let stat = fstat(&source)?;
-            if !is_file(&stat) || is_open(&id_of(&stat)) || siblings::is_image(&source) {
+            if !is_file(&stat) || is_open(&id_of(&stat)) {
                 return Ok(None);
             }
             let file = NamedFile::new(&link, &stat, source.as_fd());
-            Ok(closed(stat, file, Some(source), siblings::is_journal(of, name)))
+            Ok(closed(stat, file, Some(source)))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Another has a lease on it, and is asked to give that up; nobody waits for that with the job stopped.
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock) => {
             tracing::info!("{} lies beside {} and is not saved: {error}", path.display(), of.display());
             let file = NamedFile::unread(&link, &stat);
-            Ok(closed(stat, file, None, false))
+            Ok(closed(stat, file, None))
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Has the newest of those saved that are no journals, as far as there is room.
-fn choose(found: &mut [Closed]) {
-    let mut others: Vec<&mut Closed> = found.iter_mut().filter(|closed| !closed.is_saved && closed.source.is_some()).collect();
-    others.sort_by_key(|closed| std::cmp::Reverse(closed.file.mtime));
-    let mut room = ROOM;
-    for closed in others {
-        if let Some(left) = room.checked_sub(closed.file.size) {
-            room = left;
-            closed.is_saved = true;
-        }
     }
 }
 
@@ -108,38 +87,23 @@ fn choose(found: &mut [Closed]) {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, symlink};
-    use std::time::{Duration, UNIX_EPOCH};
 
+    use super::super::siblings;
     use super::*;
-    use crate::image::wire::MAGIC;
-
-    /// Files in a folder, each older than the one before, and which of them are found beside "db" and saved. Those in `open` are open.
-    fn found(files: &[(&str, u64)], open: &[&str]) -> Vec<(String, bool)> {
-        let folder = tempfile::tempdir().unwrap();
-        let db = folder.path().join("db");
-        fs::write(&db, "db").unwrap();
-        for (n, (name, size)) in files.iter().enumerate() {
-            let file = File::create(folder.path().join(name)).unwrap();
-            file.set_len(*size).unwrap();
-            file.set_modified(UNIX_EPOCH + Duration::from_secs(1000 - n as u64)).unwrap();
-        }
-        fs::write(folder.path().join("db.image"), MAGIC).unwrap();
-        symlink("db", folder.path().join("db.link")).unwrap();
-        let inode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().ino();
-        let open: Vec<u64> = open.iter().map(|name| inode(name)).collect();
-        let mut names = siblings::beside(&db).unwrap();
-        names.push(ByteBuf::from("db.gone"));
-        let all = beside(&[(db, names)], |id| open.contains(&id.inode)).unwrap();
-        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        all.into_iter().map(|closed| (name(closed.file.path()), closed.is_saved)).collect()
-    }
 
     #[test]
-    fn journals_are_saved_and_the_newest_of_others() {
-        let files =
-            [("db.1", 9 << 20), ("db.2", 8 << 20), ("db.3", 7 << 20), ("db.4", 1), ("db-journal", 1 << 30), ("db-wal", 1)];
-        let expected = [("db-journal", true), ("db.1", true), ("db.2", false), ("db.3", true), ("db.4", false)];
-        assert_eq!(found(&files, &["db-wal"]), expected.map(|(name, saved)| (name.to_owned(), saved)));
-        assert_eq!(found(&[], &[]), []);
+    fn journals_that_nobody_has_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["db", "db-journal", "db-wal", "db.1"] {
+            fs::write(path(name), name).unwrap();
+        }
+        symlink("db", path("db.wal")).unwrap();
+        let open = fs::metadata(path("db-wal")).unwrap().ino();
+        let mut names = siblings::beside(&path("db")).unwrap();
+        names.push(ByteBuf::from("db-shm"));
+        let all = beside(&[(path("db"), names)], |id| id.inode == open).unwrap();
+        let found: Vec<_> = all.iter().map(|closed| (closed.file.path(), closed.source.is_some())).collect();
+        assert_eq!(found, [(path("db-journal"), true)]);
     }
 }

@@ -84,11 +84,11 @@ pub fn collect(cx: &mut Collector<'_>) -> Result<()> {
         }
     }
     let is_open = |id: &FileId| files.contains_key(id) || read.contains(id);
-    let closed = closed::beside(&siblings, is_open)?;
-    if !closed.is_empty() {
-        raise_limit((files.len() + closed.len()) as u64)?;
+    let names: usize = siblings.iter().map(|(_, names)| names.len()).sum();
+    if names > 0 {
+        raise_limit((files.len() + names) as u64)?;
     }
-    for sibling in closed {
+    for sibling in closed::beside(&siblings, is_open)? {
         record_closed(cx, sibling, now)?;
     }
     Ok(())
@@ -154,23 +154,14 @@ fn record(cx: &mut Collector<'_>, id: FileId, seen: &Seen, now: i64) -> Result<V
 
 /// Makes an object of a file that nobody has open.
 fn record_closed(cx: &mut Collector<'_>, sibling: Closed, now: i64) -> Result<()> {
-    let Closed { of, file, stat, source, is_saved } = sibling;
-    let path = file.path();
+    let Closed { of, file, stat, source } = sibling;
     let id = FileId { device: stat.st_dev, inode: stat.st_ino };
-    let mut record = WrittenFile { file, of: of.as_os_str().as_bytes().to_vec(), ..WrittenFile::default() };
-    let contents = match source {
-        Some(source) if is_saved => {
-            record.saved = Saved::Asked;
-            let stamp = Stamp::of(&source, &stat, now);
-            Some((source, stamp))
-        }
-        Some(source) => {
-            record.evidence =
-                Some(Evidence::take(&source, record.file.size).doing(|| format!("cannot read {}", path.display()))?);
-            None
-        }
-        None => None,
-    };
+    let saved = if source.is_some() { Saved::Asked } else { Saved::No };
+    let record = WrittenFile { file, of: of.as_os_str().as_bytes().to_vec(), saved, ..WrittenFile::default() };
+    let contents = source.map(|source| {
+        let stamp = Stamp::of(&source, &stat, now);
+        (source, stamp)
+    });
     add(cx, id, record, contents)
 }
 

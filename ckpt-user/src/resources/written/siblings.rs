@@ -5,16 +5,12 @@
 //! that were there, and that nobody had open, is recorded as well: see [`super::closed`].)
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_bytes::ByteBuf;
-
-use super::collect;
-use crate::image::wire::MAGIC;
 
 /// What is put behind the name of a file that was kept, before a number.
 pub const KEPT: &str = ".ckpt-kept-";
@@ -33,7 +29,7 @@ pub fn beside(path: &Path) -> io::Result<Vec<ByteBuf>> {
     Ok(found)
 }
 
-/// Those beside `path` that are not among `then`, and are no images. A folder that is gone has none.
+/// Those beside `path` that are not among `then`. A folder that is gone has none.
 pub fn newer(path: &Path, then: &[ByteBuf]) -> io::Result<Vec<PathBuf>> {
     let now = match beside(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -43,27 +39,14 @@ pub fn newer(path: &Path, then: &[ByteBuf]) -> io::Result<Vec<PathBuf>> {
         .into_iter()
         .filter(|name| !then.contains(name))
         .map(|name| path.with_file_name(OsString::from_vec(name.into_vec())))
-        .filter(|path| !collect::open_unnoticed(path, libc::O_NONBLOCK).is_ok_and(|file| is_image(&file)))
         .collect())
 }
 
-/// Does it begin as an image of ckpt does? An image may have the name of a file that is in it, and more, and is no part of that.
-pub fn is_image(file: &File) -> bool {
-    let mut beginning = [0; MAGIC.len()];
-    file.read_exact_at(&mut beginning, 0).is_ok() && beginning == MAGIC
-}
-
-/// Is `other`, which belongs to `path`, a journal by its name, of sqlite or the like?
-pub fn is_journal(path: &Path, other: &OsStr) -> bool {
-    let Some(rest) = path.file_name().and_then(|name| other.as_bytes().strip_prefix(name.as_bytes())) else { return false };
-    matches!(rest, b"-journal" | b"-wal" | b"-shm" | b".journal" | b".wal") || rest.starts_with(b"-mj")
-}
-
-/// Is `other` the name `name`, a hyphen or a dot, and more? What a rollback has kept is no part of anything.
+/// Is `other` a journal of `name` by its name, of sqlite or the like? Anything else that only begins with the same name may be somebody else's.
 fn belongs(name: &OsStr, other: &OsStr) -> bool {
     let Some(rest) = other.as_bytes().strip_prefix(name.as_bytes()) else { return false };
     let is_kept = rest.windows(KEPT.len()).any(|part| part == KEPT.as_bytes());
-    rest.len() > 1 && matches!(rest[0], b'-' | b'.') && !is_kept
+    matches!(rest, b"-journal" | b"-wal" | b"-shm" | b".journal" | b".wal") || rest.starts_with(b"-mj") && !is_kept
 }
 
 #[cfg(test)]
@@ -75,17 +58,22 @@ mod tests {
         let of_db = |other: &str| belongs(OsStr::new("db"), OsStr::new(other));
         assert!(["db-journal", "db-wal", "db-shm", "db.wal", "db-mj0A1B2C3D"].into_iter().all(of_db));
         assert!(
-            !["db", "db-", "db2", "db2-journal", "dbs", "a-db-wal", "db.ckpt-kept-1", "db-wal.ckpt-kept-2"]
-                .into_iter()
-                .any(of_db)
+            ![
+                "db",
+                "db-",
+                "db2",
+                "db2-journal",
+                "dbs",
+                "a-db-wal",
+                "db.ckpt-kept-1",
+                "db-wal.ckpt-kept-2",
+                "db-mj1.ckpt-kept-1",
+                "db.py",
+                "db-2"
+            ]
+            .into_iter()
+            .any(of_db)
         );
-    }
-
-    #[test]
-    fn names_of_journals() {
-        let of_db = |other: &str| is_journal(Path::new("/folder/db"), OsStr::new(other));
-        assert!(["db-journal", "db-wal", "db-shm", "db.wal", "db-mj0A1B2C3D"].into_iter().all(of_db));
-        assert!(!["db-journal.1", "db-20260101.gz", "db.1", "other-journal"].into_iter().any(of_db));
     }
 
     #[test]
@@ -99,7 +87,7 @@ mod tests {
         let then = beside(&path).unwrap();
         assert_eq!(then, ["db-wal"]);
         fs::write(folder.path().join("db-journal"), "").unwrap();
-        fs::write(folder.path().join("db.image"), [&MAGIC[..], b"more"].concat()).unwrap();
+        fs::write(folder.path().join("db.image"), "").unwrap();
         assert_eq!(newer(&path, &then).unwrap(), [folder.path().join("db-journal")]);
         assert!(newer(&folder.path().join("gone/db"), &then).unwrap().is_empty());
     }

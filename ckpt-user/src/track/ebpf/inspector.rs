@@ -65,6 +65,8 @@ impl TaskTiming {
 pub struct MemoryState {
     /// The kernel's address of it.
     pub(super) mm: u64,
+    /// How many programs the process has executed: each has another address space, which may be at the address of one before.
+    execs: u64,
     /// Counts how often its lock was taken for writing, without which no mapping changes. `None`: this kernel does not tell.
     changes: Option<u32>,
 }
@@ -164,7 +166,7 @@ impl TaskInspector {
 }
 
 fn memory_of(record: &TaskRecord) -> MemoryState {
-    MemoryState { mm: record.mm, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
+    MemoryState { mm: record.mm, execs: record.exec_id, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
 }
 
 /// The restart blocks of a process's threads, with a program loaded for this once: see [`TaskInspector`], also for what must be
@@ -193,6 +195,7 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
         upid_ns: btf.offset_of("upid", "ns")?,
         mm: task("mm")?,
         mm_lock_seq: ABSENT,
+        exec_id: task("self_exec_id")?,
     };
     match task("se.cfs_rq") {
         Ok(offset) => {
