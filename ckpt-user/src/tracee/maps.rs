@@ -209,10 +209,23 @@ fn parse(text: &[u8]) -> Option<Vec<Mapping>> {
                 mapping.page_size = size.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
             }
         } else {
-            mappings.push(parse_head(line)?);
+            push(&mut mappings, parse_head(line)?);
         }
     }
     Some(mappings)
+}
+
+/// Of a process that runs, the kernel writes some mappings, and the others when it is asked for more. What has grown in between comes twice, and the second
+/// time as it is now: no page may be of two mappings.
+fn push(mappings: &mut Vec<Mapping>, mapping: Mapping) {
+    while let Some(last) = mappings.last_mut().filter(|last| last.end > mapping.start) {
+        if last.start < mapping.start {
+            last.end = mapping.start;
+        } else {
+            mappings.pop();
+        }
+    }
+    mappings.push(mapping);
 }
 
 /// "7f0000000000-7f0000001000 rw-p 00000000 fe:00 1234      /a/file"
@@ -293,6 +306,21 @@ KernelPageSize:        4 kB
 VmFlags: rd wr mr mw me gd ac lo wf
 7fff00000000-7fff00001000 rw-s 00000000 00:01 77                         /dev/zero (deleted)
 ";
+
+    /// A heap that has grown, and one that was unmapped in part, while they were read.
+    #[test]
+    fn what_changes_while_it_is_read_comes_once() {
+        let text = "\
+1000-3000 rw-p 00000000 00:00 0
+5000-9000 rw-p 00000000 00:00 0                          [heap]
+5000-b000 rw-p 00000000 00:00 0                          [heap]
+c000-f000 rw-p 00000000 00:00 0
+d000-10000 r--p 00000000 00:00 0
+";
+        let maps = parse(text.as_bytes()).unwrap();
+        let places: Vec<_> = maps.iter().map(|mapping| (mapping.start.0, mapping.end.0)).collect();
+        assert_eq!(places, [(0x1000, 0x3000), (0x5000, 0xb000), (0xc000, 0xd000), (0xd000, 0x10000)]);
+    }
 
     #[test]
     fn smaps_are_understood() {
