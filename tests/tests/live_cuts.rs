@@ -7,11 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use ckpt_tests::ckpt;
+use ckpt_tests::job::Job;
 use ckpt_tests::moments::Moments;
 use ckpt_tests::watched::{self, Watch, number};
 use ckpt_tests::{laps, needs_root, program, python, skip};
 use serde_json::Value;
-use tempfile::tempdir;
+use tempfile::{TempDir, tempdir};
 
 const PAGES: usize = 6000;
 const PAGE: usize = 4096;
@@ -88,24 +89,29 @@ fn writes_of_another_process_void_a_cut() {
     }
 }
 
-/// Threads of the job write at full speed, and more than the ring of the programs holds: they are held back, or the cut is taken again; nothing is lost.
-#[test]
-fn more_is_written_than_the_ring_holds() {
-    needs_root!();
-    let folder = tempdir().unwrap();
-    let mut job = laps::start(folder.path(), program!("lapper"), "60000 threads 2 store");
+/// A lapper that is watched, at least for so many checkpoints, crashes and is brought back, `times` times: its folder, it, and all checkpoints.
+fn through_crashes(words: &str, interval: &str, checkpoints: usize, times: u32) -> (TempDir, Job, Vec<Value>) {
+    let (moments, folder) = (Moments::new(), tempdir().unwrap());
+    let mut job = laps::start(folder.path(), program!("lapper"), words);
     let dir = folder.path().join("images");
-    let moments = Moments::new();
     let mut all = Vec::new();
-    for _ in 0..2 {
-        let watch = Watch::start(&job, &dir, "30ms", &[]);
-        watch.wait_for(5);
+    for _ in 0..times {
+        let watch = Watch::start(&job, &dir, interval, &[]);
+        watch.wait_for(checkpoints);
         all.extend(watch.crash(&mut job, &moments));
         job = ckpt::restart(&job, &dir, &[]);
         laps::verify(&job);
     }
-    let live = all.iter().any(|checkpoint| number(checkpoint, "pages_preserved") > 0);
     println!("{} of {} were taken again: {:?}", fallbacks(&all).len(), all.len(), fallbacks(&all));
+    (folder, job, all)
+}
+
+/// Threads of the job write at full speed, and more than the ring of the programs holds: they are held back, or the cut is taken again; nothing is lost.
+#[test]
+fn more_is_written_than_the_ring_holds() {
+    needs_root!();
+    let (_folder, job, all) = through_crashes("60000 threads 2 store", "30ms", 5, 2);
+    let live = all.iter().any(|checkpoint| number(checkpoint, "pages_preserved") > 0);
     println!("held back: {:?}", all.iter().map(|checkpoint| number(checkpoint, "held_us")).collect::<Vec<_>>());
     assert!(live || fallbacks(&all).is_empty(), "{all:#?}");
     laps::finish(job);
@@ -116,18 +122,7 @@ fn more_is_written_than_the_ring_holds() {
 #[test]
 fn rings_come_and_go() {
     needs_root!();
-    let (moments, folder) = (Moments::new(), tempdir().unwrap());
-    let mut job = laps::start(folder.path(), program!("lapper"), "2048 uring seldom threads 2");
-    let dir = folder.path().join("images");
-    let mut all = Vec::new();
-    for _ in 0..5 {
-        let watch = Watch::start(&job, &dir, "10ms", &[]);
-        watch.wait_for(8);
-        all.extend(watch.crash(&mut job, &moments));
-        job = ckpt::restart(&job, &dir, &[]);
-        laps::verify(&job);
-    }
-    println!("{} of {} were taken again: {:?}", fallbacks(&all).len(), all.len(), fallbacks(&all));
+    let (_folder, job, _all) = through_crashes("2048 uring seldom threads 2", "10ms", 8, 5);
     laps::finish(job);
 }
 

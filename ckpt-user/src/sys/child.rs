@@ -55,6 +55,23 @@ pub(super) fn peek_end(tid: Tid, flags: i32) -> io::Result<Option<i32>> {
     })
 }
 
+/// Waits for a child that does one thing, and ends with 0 or else with the errno that tells why not.
+pub(super) fn answer(pid: Pid) -> io::Result<()> {
+    let mut status = 0;
+    // SAFETY: `status` outlives the calls.
+    while unsafe { libc::waitpid(pid.0, &raw mut status, libc::__WALL) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(()),
+        errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::Error::other("the process that was to do it was killed")),
+    }
+}
+
 /// Is it a process whose parent we are? The end of one of its other threads is of interest to its tracer alone.
 pub(super) fn is_ours(tid: Tid) -> bool {
     let status = procfs::process::Process::new(tid.0).and_then(|process| process.status());

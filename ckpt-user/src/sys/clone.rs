@@ -3,6 +3,7 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
 
+use super::child;
 use crate::ids::Pid;
 
 /// struct clone_args (linux/sched.h).
@@ -75,21 +76,7 @@ pub fn orphan_with_pid(pid: Pid) -> io::Result<Cloned> {
             // SAFETY: as above. The status tells the error.
             Err(error) => unsafe { libc::_exit(error.raw_os_error().unwrap_or(libc::EIO)) },
         },
-        middle => {
-            let mut status = 0;
-            // SAFETY: `status` outlives the call; the pid is our child's.
-            while unsafe { libc::waitpid(middle, &raw mut status, 0) } < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            match libc::WEXITSTATUS(status) {
-                0 if libc::WIFEXITED(status) => Ok(Cloned::Parent(pid)),
-                errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
-                _ => Err(io::Error::other("the process in between was killed")),
-            }
-        }
+        middle => child::answer(Pid(middle)).map(|()| Cloned::Parent(pid)),
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
+use super::child;
 use super::clone::{self, Cloned};
 use super::scm::Credentials;
 use super::socket;
@@ -100,21 +101,7 @@ fn run_as(who: &Identity, call: impl Fn() -> bool) -> io::Result<()> {
                 libc::_exit(if done { 0 } else { *libc::__errno_location() })
             }
         }
-        Cloned::Parent(pid) => {
-            let mut status = 0;
-            // SAFETY: `status` outlives the call; the pid is our child's.
-            while unsafe { libc::waitpid(pid.0, &raw mut status, libc::__WALL) } < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            match libc::WEXITSTATUS(status) {
-                0 if libc::WIFEXITED(status) => Ok(()),
-                errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
-                _ => Err(io::Error::other("the process that was to do it was killed")),
-            }
-        }
+        Cloned::Parent(pid) => child::answer(pid),
     }
 }
 

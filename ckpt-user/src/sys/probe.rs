@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
+use super::child;
 use super::clone::{self, Cloned, Leash};
 use super::pagemap::{Page, PageMap, TABLE, Taken};
 use super::userfaultfd::{self, WriteNotes};
@@ -262,19 +263,7 @@ pub fn time_namespace() -> io::Result<()> {
         },
         child => child,
     };
-    let mut status = 0;
-    // SAFETY: `status` outlives the calls, and the pid is our child's.
-    while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-    match libc::WEXITSTATUS(status) {
-        0 if libc::WIFEXITED(status) => Ok(()),
-        errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
-        _ => Err(io::Error::other("the child that tried it was killed")),
-    }
+    child::answer(Pid(child))
 }
 
 /// struct bpf_insn.
