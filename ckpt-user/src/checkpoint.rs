@@ -21,6 +21,7 @@ mod urgent;
 mod writing;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ use crate::error::{Doing, Error, Result};
 use crate::ids::{ImageId, ObjRef, PageRange, Pid, Tid};
 use crate::image::model::{Header, ParentRef};
 use crate::image::{Codec, ImageWriter, Records, TrailerInfo};
-use crate::pipeline::{self, DumpOptions, ExtentKind};
+use crate::pipeline::{self, Background, DumpOptions, ExtentKind};
 use crate::resources::collector::CollectOptions;
 use crate::resources::mapped_file::LookedAt;
 use crate::resources::{machine, preflight};
@@ -168,6 +169,7 @@ pub struct Target {
     mappings: Mappings,
     looked_at: LookedAt,
     stragglers: Stragglers,
+    background: Arc<Background>,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -190,8 +192,8 @@ impl Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
         let (programs, trust, mappings) = (tracker.programs, Trust::default(), Mappings::default());
         let stragglers = Stragglers::default();
-        let looked_at = LookedAt::default();
-        Target { pid, options, inspector, since, programs, trust, mappings, looked_at, stragglers }
+        let (looked_at, background) = (LookedAt::default(), Arc::default());
+        Target { pid, options, inspector, since, programs, trust, mappings, looked_at, stragglers, background }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -202,6 +204,11 @@ impl Target {
     /// The process `pid`, whose images are increments of `parent`, the pages of which have these hashes.
     pub fn since(parent: ParentRef, hashes: PageHashes, pid: Pid, tracker: Tracker, options: Options) -> Target {
         Target { since: Since::Hashed(parent, hashes), ..Target::new(pid, tracker, options) }
+    }
+
+    /// What shall rest while a cut is made.
+    pub fn background(&self) -> Arc<Background> {
+        Arc::clone(&self.background)
     }
 
     /// The next image is to be a whole one: the last ones are not to be had any more.
@@ -353,6 +360,8 @@ impl Target {
 
     fn cut_and_write(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
         let (live, early) = (when == When::Live, when == When::Early);
+        // Its threads get there while memory is protected.
+        let resting = self.background.rest();
         self.load_inspector(&all_threads(self.pid)?, live);
         let inspector = self.inspector.loaded();
         self.mappings.look(pids, inspector, early)?;
@@ -364,6 +373,7 @@ impl Target {
             timeout: self.options.freeze_timeout,
             inspector: &self.inspector,
             stragglers: &self.stragglers,
+            background: &self.background,
         };
         let (armed, mut first_pause) = match when {
             When::Live | When::Early => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
@@ -380,6 +390,7 @@ impl Target {
         };
         let (mappings, looked_at) = (&self.mappings, &self.looked_at);
         let (mut frozen, injectors) = freezer.freeze_with(|pid, state| mappings.unchanged(pid, state, looked_at))?;
+        drop(resting);
         preflight::newcomers(&frozen.tree, pids)?;
         let mut mapped = BTreeMap::new();
         for (pid, found) in std::mem::take(&mut frozen.mappings) {

@@ -10,13 +10,12 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::image::model::Header;
 use crate::image::{Codec, ImageError, ImageReader, ImageWriter, Index, Payload, RecordType, read_stored};
-use crate::pipeline::{self, LoadOptions, Repack};
+use crate::pipeline::{self, Background, LoadOptions, Repack};
 use crate::resources::mm;
 use crate::resources::vma::VmaRecord;
 use crate::restart::Input;
@@ -58,11 +57,11 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Merges a chain of images, the newest first and a whole one last, and commits the result to `destination`. Once `stop` is set, it fails
-/// at the next page.
+/// Merges a chain of images, the newest first and a whole one last, and commits the result to `destination`. It is in the `background`: once
+/// that is stopped, it fails.
 ///
 /// Errors: an image that is damaged or does not belong to the others, a full disk. Nothing has changed then.
-pub fn merge(chain: &[&Path], destination: Destination, stop: &AtomicBool) -> Result<Merged> {
+pub fn merge(chain: &[&Path], destination: Destination, background: &Background) -> Result<Merged> {
     let Some((newest, parents)) = chain.split_first() else {
         return Err(Error::Unexpected("there are no images to merge".to_owned()));
     };
@@ -73,13 +72,13 @@ pub fn merge(chain: &[&Path], destination: Destination, stop: &AtomicBool) -> Re
     };
     let mut writer = ImageWriter::to_file(destination.writer())?;
     let images = parents.iter().map(|path| Box::new(Lazy::new(path)) as Input).collect();
-    write(newest, images, &mut writer, stop).map_err(about)?;
+    write(newest, images, &mut writer, background).map_err(about)?;
     let trailer = writer.finish()?;
     destination.commit()?;
     Ok(Merged { images: chain.len(), bytes: trailer.bytes })
 }
 
-fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, stop: &AtomicBool) -> Result<()> {
+fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, background: &Background) -> Result<()> {
     let mut file = File::open(newest).doing(|| format!("cannot open {}", newest.display()))?;
     let trailer_checksum = trailer_checksum(&mut file)?;
     let mut reader = ImageReader::new(BufReader::with_capacity(BUFFER, &file))?;
@@ -95,7 +94,7 @@ fn write(newest: &Path, images: Vec<Input>, writer: &mut ImageWriter<'_>, stop: 
     let vmas: Vec<VmaRecord> = records.all(RecordType::Vma)?;
     let mapped = mm::mapped(&vmas, memories.iter().copied())?;
     let codec = Codec::from_name(&header.codec).unwrap_or_default();
-    let repack = Repack::new(writer, &memories, codec, stop);
+    let repack = Repack::new(writer, &memories, codec, background);
     let mut overlay = Overlay::new(&repack, mapped);
     let stats = pipeline::load(&mut reader, &overlay, &LoadOptions::default(), &|_| {})?;
     if stats.trailer_checksum != trailer_checksum || !memories.iter().all(|memory| stats.owners.contains(memory)) {

@@ -264,9 +264,9 @@ impl Watch {
         let folder = Folder::create(folder)?;
         let lock = Arc::new(folder.lock()?);
         folder.clean(&lock)?;
-        let start = |keep| Retention::start(folder.clone(), Arc::clone(&lock), keep);
-        let retention = options.keep.map(start).transpose()?;
         let target = Target::tracked(pid, tracker, options.checkpoint.clone());
+        let start = |keep| Retention::start(folder.clone(), Arc::clone(&lock), keep, target.background());
+        let retention = options.keep.map(start).transpose()?;
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
         let (made, costs, writes) = (None, Costs::default(), None);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Inspector;
@@ -10,6 +11,7 @@ use super::phases::{Phases, Stopwatch};
 use super::urgent::Urgent;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{Addr, Pid, Tid};
+use crate::pipeline::Background;
 use crate::resources::machine;
 use crate::resources::sharing::Sharing;
 use crate::sys::kcmp::Shared;
@@ -29,6 +31,7 @@ pub(super) struct Freezer<'a> {
     pub(super) timeout: Duration,
     pub(super) inspector: &'a Inspector,
     pub(super) stragglers: &'a Stragglers,
+    pub(super) background: &'a Arc<Background>,
 }
 
 /// A tree that stands still.
@@ -99,7 +102,7 @@ impl Freezer<'_> {
     pub(super) fn freeze_with(&self, as_before: impl Fn(Pid, &MemoryState) -> Option<Mapped>) -> Result<(Frozen, Injectors)> {
         let mut waits = WaitTimes::read(&all_threads(self.root)?);
         let cgroups = machine::cgroups(self.root)?;
-        let urgent = Some(Urgent::begin());
+        let urgent = Some(Urgent::begin(self.background));
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
         let (since, mut watch) = (tree.since, Stopwatch::from(tree.since));
         let mut states = BTreeMap::new();

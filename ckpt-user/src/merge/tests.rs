@@ -24,7 +24,6 @@ use crate::tracee::maps::{Prot, VmFlags};
 const PAGES: u64 = 40;
 /// A file whose contents are in every image.
 const FILE: ObjRef = ObjRef(9);
-static RUNNING: AtomicBool = AtomicBool::new(false);
 
 /// What a memory holds: pages by the byte that they are full of, and how many pages from the first on are mapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -133,7 +132,7 @@ impl Chain {
             match step {
                 Step::Merge(chain) => {
                     let into = self.folder.replace(&self.lock, chain[0].number).unwrap();
-                    merge(&paths(&chain), into, &RUNNING).unwrap();
+                    merge(&paths(&chain), into, &Background::default()).unwrap();
                 }
                 Step::Remove(entry) => self.folder.remove(&self.lock, entry.number).unwrap(),
             }
@@ -262,7 +261,11 @@ fn refused(chain: &Chain, stop: bool) -> String {
     let entries = chain.folder.scan().unwrap();
     let all: Vec<&Entry> = entries.iter().rev().collect();
     let into = chain.folder.replace(&chain.lock, all[0].number).unwrap();
-    let error = merge(&paths(&all), into, &AtomicBool::new(stop)).unwrap_err();
+    let background = Background::default();
+    if stop {
+        background.stop();
+    }
+    let error = merge(&paths(&all), into, &background).unwrap_err();
     assert_eq!(files(chain), before);
     assert_eq!(fs::read_dir(chain._place.path()).unwrap().count(), before.len() + 1, "something beside the lock is left");
     error.to_string()

@@ -8,6 +8,7 @@
 //! Where pages come from and go to is behind two traits. Nothing here knows of processes; nothing here starts a thread that outlives
 //! the call.
 
+mod background;
 mod dump;
 mod increment;
 mod load;
@@ -21,6 +22,7 @@ mod live_tests;
 #[cfg(test)]
 mod tests;
 
+pub use background::{Background, Resting};
 pub use dump::{DumpOptions, DumpStats, dump, end_owners};
 pub use increment::{Changes, increment, pages_by_owner};
 pub use load::{LoadOptions, LoadStats, load};

@@ -1,11 +1,10 @@
 //! Pages that come out of one image, or of several, into another.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::PageSink;
-use crate::error::{Error, Result};
+use super::{Background, PageSink};
+use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
 use crate::image::chunk::{ChunkBuffer, MAX_RUNS, Run, RunKind};
 use crate::image::{Codec, ImageWriter, codec};
@@ -18,8 +17,7 @@ pub struct Repack<'a> {
     writer: &'a ImageWriter<'a>,
     memories: &'a HashSet<ObjRef>,
     codec: Codec,
-    /// Whoever has set it wants no more.
-    stop: &'a AtomicBool,
+    background: &'a Background,
     /// As many as there are threads, once all have been here.
     spare: Mutex<Vec<ChunkBuffer>>,
     /// Runs without contents, which make chunks together: an owner at a time.
@@ -28,8 +26,13 @@ pub struct Repack<'a> {
 
 impl<'a> Repack<'a> {
     /// Into the image that `writer` writes, where the metadata is already.
-    pub fn new(writer: &'a ImageWriter<'a>, memories: &'a HashSet<ObjRef>, codec: Codec, stop: &'a AtomicBool) -> Repack<'a> {
-        Repack { writer, memories, codec, stop, spare: Mutex::default(), waiting: Mutex::new((ObjRef(0), Vec::new())) }
+    pub fn new(
+        writer: &'a ImageWriter<'a>,
+        memories: &'a HashSet<ObjRef>,
+        codec: Codec,
+        background: &'a Background,
+    ) -> Repack<'a> {
+        Repack { writer, memories, codec, background, spare: Mutex::default(), waiting: Mutex::new((ObjRef(0), Vec::new())) }
     }
 
     /// Writes what still waits, and ends the pages of these owners.
@@ -39,15 +42,8 @@ impl<'a> Repack<'a> {
         owners.iter().try_for_each(|owner| Ok(self.writer.end_owner(*owner)?))
     }
 
-    fn go_on(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Unexpected("merging was stopped".to_owned()));
-        }
-        Ok(())
-    }
-
     fn without_contents(&self, owner: ObjRef, run: Run) -> Result<()> {
-        self.go_on()?;
+        self.background.go_on()?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.0 != owner || waiting.1.len() == MAX_RUNS {
             write_runs(self.writer, waiting.0, &waiting.1)?;
@@ -72,7 +68,7 @@ fn write_runs(writer: &ImageWriter<'_>, owner: ObjRef, runs: &[Run]) -> Result<(
 
 impl PageSink for Repack<'_> {
     fn data(&self, owner: ObjRef, ranges: &[PageRange], bytes: &[u8]) -> Result<()> {
-        self.go_on()?;
+        self.background.go_on()?;
         let spare = self.spare().pop();
         let mut buffer = spare.unwrap_or_default();
         let runs: Vec<Run> = ranges.iter().map(|&pages| Run { pages, kind: RunKind::Data }).collect();
@@ -88,6 +84,7 @@ impl PageSink for Repack<'_> {
                 (Codec::Raw, bytes.len())
             }
         };
+        self.background.go_on()?;
         let chunk = buffer.seal(owner, codec, &runs, len);
         self.writer.chunk(&chunk)?;
         self.spare().push(chunk.into_buffer());

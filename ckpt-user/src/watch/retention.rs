@@ -2,14 +2,14 @@
 //!
 //! Merging rewrites a whole image, so it is bounded: after each pass the thread rests nine times as long as that took, and takes all points
 //! that have piled up at once the next time. It runs with the lowest niceness and idle I/O priority. It does not take SCHED_IDLE: beside a
-//! job that keeps every processor busy that would hardly ever run, and the folder would grow.
+//! job that keeps every processor busy that would hardly ever run, and the folder would grow. While a cut is made it rests altogether: the job
+//! that stands still may have to wait for milliseconds for a processor that even such a thread has just got.
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::Job;
 use crate::error::{Doing, Error, Result};
 use crate::ids::Tid;
 use crate::merge::merge;
+use crate::pipeline::Background;
 use crate::store::{Folder, Lock, Step, steps};
 use crate::sys::readiness::Waiting;
 use crate::sys::sched;
@@ -48,7 +49,7 @@ pub struct Keeper {
     folder: Folder,
     lock: Arc<Lock>,
     keep: NonZeroUsize,
-    stop: AtomicBool,
+    background: Arc<Background>,
 }
 
 impl Keeper {
@@ -59,7 +60,7 @@ impl Keeper {
             match step {
                 Step::Merge(chain) => {
                     let paths: Vec<&Path> = chain.iter().map(|entry| entry.path.as_path()).collect();
-                    let merged = merge(&paths, self.folder.replace(&self.lock, chain[0].number)?, &self.stop)?;
+                    let merged = merge(&paths, self.folder.replace(&self.lock, chain[0].number)?, &self.background)?;
                     tracing::info!("merged into {}: {merged:?}", paths[0].display());
                 }
                 Step::Remove(entry) => self.folder.remove(&self.lock, entry.number)?,
@@ -85,7 +86,7 @@ impl Keeper {
                 asked = waited.doing(|| "cannot wait for the merging").and_then(|()| job.is_asked_again());
             }
             if !matches!(asked, Ok(false)) {
-                self.stop();
+                self.background.stop();
             }
             match tidying.join() {
                 Ok(Err(_)) if matches!(asked, Ok(true)) => Ok(()),
@@ -94,17 +95,12 @@ impl Keeper {
             }
         })
     }
-
-    /// Has it fail, or do nothing more, if it merges.
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Retention {
-    /// Starts the thread, which waits for the first point.
-    pub fn start(folder: Folder, lock: Arc<Lock>, keep: NonZeroUsize) -> Result<Retention> {
-        let keeper = Arc::new(Keeper { folder, lock, keep, stop: AtomicBool::new(false) });
+    /// Starts the thread, which waits for the first point. It works in the `background`.
+    pub fn start(folder: Folder, lock: Arc<Lock>, keep: NonZeroUsize, background: Arc<Background>) -> Result<Retention> {
+        let keeper = Arc::new(Keeper { folder, lock, keep, background });
         let (tell, told) = bounded(1);
         let (end, ended) = bounded(0);
         let (report, faults) = unbounded();
@@ -133,11 +129,11 @@ impl Retention {
             return Err(panicked());
         }
         let Keeper { folder, lock, keep, .. } = &*self.keeper;
-        Ok(Keeper { folder: folder.clone(), lock: Arc::clone(lock), keep: *keep, stop: AtomicBool::new(false) })
+        Ok(Keeper { folder: folder.clone(), lock: Arc::clone(lock), keep: *keep, background: Arc::default() })
     }
 
     fn join(&mut self) -> thread::Result<()> {
-        self.keeper.stop();
+        self.keeper.background.stop();
         self.news = None;
         self.thread.take().map_or(Ok(()), JoinHandle::join)
     }
@@ -164,7 +160,7 @@ fn run(keeper: &Keeper, told: &Receiver<()>, ended: &Receiver<()>, report: &Send
         let began = Instant::now();
         match keeper.tidy() {
             Ok(()) => last.clear(),
-            Err(_) if keeper.stop.load(Ordering::Relaxed) => return,
+            Err(_) if keeper.background.is_stopped() => return,
             Err(error) => {
                 let text = error.to_string();
                 // Nobody listens only once the watch is over.
