@@ -19,6 +19,7 @@ pub mod ids;
 pub mod image;
 pub mod merge;
 pub mod orphans;
+pub mod page_set;
 pub mod pipeline;
 pub mod resources;
 pub mod restart;

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rangemap::RangeSet;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::collect::content_extents;
 use crate::ids::{ObjRef, Pid};
+use crate::page_set::PageSet;
 use crate::pipeline::{self, Changes, Extent, ExtentKind, KnownPages};
 use crate::resources::collector::{Content, FileId};
 use crate::resources::written::Stamp;
@@ -53,7 +53,7 @@ impl History {
     pub fn plan(&mut self, contents: &[Content]) -> (Vec<Extent>, Past) {
         let (mut plan, mut past) = (Vec::new(), Past::default());
         self.next.clear();
-        let all: RangeSet<u64> = std::iter::once(0..u64::MAX).collect();
+        let all: PageSet = std::iter::once(0..u64::MAX).collect();
         for content in contents {
             let of = Of::File(content.id);
             let before = self.last.get(&of).cloned();
@@ -167,10 +167,10 @@ impl Hashes {
     }
 
     /// The pages that have one.
-    fn pages(&self) -> RangeSet<u64> {
+    fn pages(&self) -> PageSet {
         let numbers = self.0.iter().flat_map(|(&at, piece)| (at * PIECE as u64..).zip(piece.iter()));
         let mut there = numbers.filter(|(_, hash)| **hash != 0).map(|(page, _)| page);
-        let mut pages = RangeSet::new();
+        let mut pages = PageSet::new();
         let Some(first) = there.next() else { return pages };
         let mut run = first..first + 1;
         for page in there {

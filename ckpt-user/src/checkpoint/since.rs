@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rangemap::RangeSet;
-
 use super::collect::{CutMemory, content_extents};
 use super::history::History;
 use super::live::Split;
@@ -14,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::image::Records;
 use crate::image::model::ParentRef;
+use crate::page_set::PageSet;
 use crate::pipeline::{self, Changes, Extent, KnownPages};
 use crate::resources::collector::Content;
 use crate::store::Past;
@@ -42,7 +41,7 @@ pub(super) struct Held {
     pub(super) pid: Pid,
     /// As the image calls it.
     pub(super) mm: ObjRef,
-    pub(super) pages: RangeSet<u64>,
+    pub(super) pages: PageSet,
 }
 
 impl Since {
@@ -99,7 +98,7 @@ impl Since {
     }
 
     /// After a cut: what was written between [`Since::prearm`] and that. `None`: it is not known, or nobody has wanted to know.
-    pub(super) fn written_since_prearm(&self, pid: Pid) -> Option<&RangeSet<u64>> {
+    pub(super) fn written_since_prearm(&self, pid: Pid) -> Option<&PageSet> {
         if let Since::Tracked(tracking) = self { tracking.memories.get(&pid)?.late.as_ref() } else { None }
     }
 
@@ -185,7 +184,7 @@ impl Since {
             Since::Nothing => None,
             Since::Tracked(tracking) => tracking.shrink(memories, plan),
             Since::Hashed(parent, hashes) => {
-                let mut compared: Vec<(ObjRef, RangeSet<u64>, RangeSet<u64>)> = Vec::new();
+                let mut compared: Vec<(ObjRef, PageSet, PageSet)> = Vec::new();
                 for memory in memories {
                     let Some(then) = hashes.memory_of(memory.pid) else { continue };
                     // Every page is read, and compared then.
@@ -255,15 +254,15 @@ pub(super) struct Tracking {
 #[derive(Debug, Default)]
 struct Known {
     /// Written since the parent was made. Finding out makes the kernel forget it, so it is kept until an image holds it.
-    written: RangeSet<u64>,
+    written: PageSet,
     /// Written since it was last found out what is shared.
-    fresh: RangeSet<u64>,
+    fresh: PageSet,
     /// As the parent calls it, and the pages that it or its own parents hold. `None`: it holds none.
-    held: Option<(ObjRef, RangeSet<u64>)>,
+    held: Option<(ObjRef, PageSet)>,
     /// All of it was protected since the last cut, by the tracker that is there.
     prearmed: bool,
     /// Written between that and the last cut.
-    late: Option<RangeSet<u64>>,
+    late: Option<PageSet>,
 }
 
 impl Tracking {

@@ -1,9 +1,8 @@
 //! Copies of pages of one memory, or of the contents of a file.
 
-use rangemap::RangeSet;
-
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use crate::page_set::PageSet;
 
 /// Pages that are read at once, which is what a source gives.
 pub(super) const AT_ONCE: u64 = 256;
@@ -48,7 +47,7 @@ impl Spool {
     }
 
     /// Those that were not `written` since.
-    pub(super) fn clean(&self, written: &RangeSet<u64>) -> Vec<PageRange> {
+    pub(super) fn clean(&self, written: &PageSet) -> Vec<PageRange> {
         let clean = self.ranges.iter().flat_map(|(range, _)| written.gaps(&range.numbers()).collect::<Vec<_>>());
         clean.map(PageRange::from).collect()
     }

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use rangemap::RangeSet;
-
 use super::mappings::Mapped;
 use crate::error::{Error, Result};
 use crate::ids::{PageRange, Pid};
+use crate::page_set::PageSet;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::presence::Presence;
@@ -55,12 +54,12 @@ impl Trackers {
     }
 
     /// [`DirtyTracker::cut`].
-    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped) -> Result<RangeSet<u64>> {
+    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped) -> Result<PageSet> {
         self.of(pid)?.cut(&mut mapped.mappings, mapped.as_left)
     }
 
     /// [`DirtyTracker::prearm`].
-    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
+    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) -> Result<PageSet> {
         self.of(pid)?.prearm(mappings, as_left)
     }
 

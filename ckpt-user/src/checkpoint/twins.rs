@@ -258,10 +258,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
-    use rangemap::RangeSet;
 
     use super::left::{left, runs};
     use super::*;
+    use crate::page_set::PageSet;
     use crate::store::SamePages;
 
     /// Memories as fork and writes leave them: of each page, where it is. No two things were ever in the same place.
@@ -403,7 +403,7 @@ mod tests {
             let (owners, mut plan) = tree.plan();
             let mut last = runs(&owners, &share(&owners, &mut plan, &|n, ranges| Ok(tree.read(n, ranges))).unwrap());
             for events in later {
-                let mut touched = vec![RangeSet::new(); tree.memories.len()];
+                let mut touched = vec![PageSet::new(); tree.memories.len()];
                 let mut moved = false;
                 // A new memory is looked at as a whole, and so are all others then.
                 for event in events.iter().filter(|event| !matches!(event, Event::Fork(_))) {
@@ -420,7 +420,7 @@ mod tests {
                     tree.act(event);
                 }
                 let (owners, mut plan) = tree.plan();
-                let touched: Vec<&RangeSet<u64>> = touched.iter().collect();
+                let touched: Vec<&PageSet> = touched.iter().collect();
                 let same = left(&last, &touched, &owners, &mut plan);
                 prop_assert_eq!(restored(&tree, &plan, &same), tree.memories.clone());
                 let distinct: BTreeSet<u64> = tree.memories.iter().flat_map(|memory| memory.values().copied()).collect();

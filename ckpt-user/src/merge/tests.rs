@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
-use rangemap::RangeSet;
 use tempfile::{TempDir, tempdir};
 
 use super::*;
 use crate::ids::{Addr, ImageId, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::image::model::{Container, Object, ParentRef, Section, TaskState, TaskTable};
 use crate::image::{read_stored, verify_stored};
+use crate::page_set::PageSet;
 use crate::pipeline::{Changes, DumpOptions, Extent, ExtentKind, PageSink, PageSource, increment, pages_by_owner};
 use crate::resources::memory::{self, MemoryRecord};
 use crate::resources::vma::Backing;
@@ -106,7 +106,7 @@ impl Chain {
         let mut plan = now.plan(mm);
         if self.last.is_some() {
             let differs = now.pages.iter().filter(|(page, value)| self.before.pages.get(page) != Some(value));
-            let written: RangeSet<u64> = differs.map(|(&page, _)| page..page + 1).collect();
+            let written: PageSet = differs.map(|(&page, _)| page..page + 1).collect();
             let held = pages_by_owner(&self.before.plan(mm)).remove(&mm).unwrap_or_default();
             plan = increment(&plan, &[Changes { owner: mm, written: &written, held: &held }]);
         }

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use rangemap::RangeSet;
-
 use super::{Extent, ExtentKind};
-use crate::ids::{ObjRef, PageRange, common, union};
+use crate::ids::{ObjRef, PageRange, union};
+use crate::page_set::PageSet;
 
 /// What is known of the memory `owner` since the parent of an increment was made.
 #[derive(Clone, Copy, Debug)]
@@ -13,14 +12,14 @@ pub struct Changes<'a> {
     /// The memory.
     pub owner: ObjRef,
     /// Pages that may have been written.
-    pub written: &'a RangeSet<u64>,
+    pub written: &'a PageSet,
     /// Pages that the parent, or one of its own, holds.
-    pub held: &'a RangeSet<u64>,
+    pub held: &'a PageSet,
 }
 
 /// The pages of each owner that a plan gives contents.
-pub fn pages_by_owner(plan: &[Extent]) -> HashMap<ObjRef, RangeSet<u64>> {
-    let mut pages: HashMap<ObjRef, RangeSet<u64>> = HashMap::new();
+pub fn pages_by_owner(plan: &[Extent]) -> HashMap<ObjRef, PageSet> {
+    let mut pages: HashMap<ObjRef, PageSet> = HashMap::new();
     // Pages of one owner stand together, for the most part.
     for run in plan.chunk_by(|a, b| a.owner == b.owner) {
         let with_contents = run.iter().filter(|e| e.kind != ExtentKind::Hole && e.pages.count > 0);
@@ -41,11 +40,11 @@ pub fn increment(whole: &[Extent], changes: &[Changes<'_>]) -> Vec<Extent> {
         };
         let pages = extent.pages.numbers();
         // In linear time: this is done while the target is stopped.
-        let taken = union(changes.held.gaps(&pages), changes.written.overlapping(&pages).map(|w| common(w, &pages)));
+        let taken = union(changes.held.gaps(&pages), changes.written.within(&pages));
         plan.extend(taken.into_iter().map(|run| Extent { pages: run.into(), ..*extent }));
     }
     let all = pages_by_owner(whole);
-    let none = RangeSet::new();
+    let none = PageSet::new();
     for &Changes { owner, held, .. } in changes {
         let there = all.get(&owner).unwrap_or(&none);
         for held in held.iter() {
@@ -111,7 +110,7 @@ mod tests {
     #[test]
     fn what_did_not_change_is_not_there() {
         let whole = plan_of(&Model::from([(1, 0), (2, 0)]));
-        let set = |pages: std::ops::Range<u64>| std::iter::once(pages).collect::<RangeSet<u64>>();
+        let set = |pages: std::ops::Range<u64>| std::iter::once(pages).collect::<PageSet>();
         let (written, held) = (set(2..3), set(1..5));
         let plan = increment(&whole, &[Changes { owner: MEMORY, written: &written, held: &held }]);
         let of = |kind| plan.iter().filter(move |e| e.kind == kind && e.pages.count > 0).map(|e| (e.pages.start, e.pages.count));

@@ -325,11 +325,11 @@ fn in_parts<T: Send>(range: PageRange, least: u64, part: impl Fn(PageRange) -> i
     Ok(all)
 }
 
-/// Adds pages that follow on the last ones. Where only few lie between, one call for all is quicker than two.
+/// Adds pages that follow on the last ones. Where not more than those of a page table lie between, one call for all is quicker than two: to pass over
+/// them takes the kernel 2 us, and a call that, and the time to have the other processors forget what they know of the page tables.
 fn merge(spans: &mut Vec<PageRange>, pages: PageRange) {
-    const NEAR: u64 = 64;
     match spans.last_mut() {
-        Some(last) if pages.start >= last.end() && pages.start - last.end() <= NEAR => last.count = pages.end() - last.start,
+        Some(last) if pages.start >= last.end() && pages.start - last.end() <= TABLE => last.count = pages.end() - last.start,
         _ => spans.push(pages),
     }
 }

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use rangemap::RangeSet;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::DirtyTracker;
 use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
+use crate::page_set::PageSet;
 use crate::pipeline::{KnownPages, PageSink};
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
@@ -27,7 +27,7 @@ impl DirtyTracker for Unseeing {
         Ok(())
     }
 
-    fn cut(&mut self, _: &mut [Mapping], _: bool) -> Result<RangeSet<u64>> {
+    fn cut(&mut self, _: &mut [Mapping], _: bool) -> Result<PageSet> {
         Ok(std::iter::once(0..u64::MAX).collect())
     }
 }

@@ -12,10 +12,10 @@ pub use kind::{Kind, Method, not_here};
 use std::fmt::Debug;
 
 use presence::Presence;
-use rangemap::RangeSet;
 
 use crate::error::Result;
 use crate::ids::PageRange;
+use crate::page_set::PageSet;
 use crate::tracee::maps::Mapping;
 #[cfg(doc)]
 use crate::tracee::maps::VmFlags;
@@ -40,15 +40,15 @@ pub trait DirtyTracker: Debug + Send {
     /// last cut, which left them so.
     ///
     /// Errors: what was written is not known any more, and another tracker must begin.
-    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<RangeSet<u64>>;
+    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<PageSet>;
 
     /// While the process runs: begins with what the next cut has to do, and returns what was written since the last one until now, which that will not
     /// tell again. `mappings` as they were a moment ago; `as_left` as for [`DirtyTracker::cut`].
     ///
     /// Errors: as [`DirtyTracker::cut`].
-    fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
+    fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<PageSet> {
         let _ = (mappings, as_left);
-        Ok(RangeSet::new())
+        Ok(PageSet::new())
     }
 
     /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut, or since [`DirtyTracker::prearm`] if

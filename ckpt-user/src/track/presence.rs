@@ -1,9 +1,8 @@
 //! What is there of a memory, kept from one cut to the next: what was touched since is looked at again, and nothing else. To ask the kernel for all of it
 //! each time would take longer than anything else that is done while a process stands still.
 
-use rangemap::RangeSet;
-
 use crate::ids::PageRange;
+use crate::page_set::PageSet;
 use crate::sys::pagemap::Page;
 
 /// What an image must say of a page.
@@ -44,7 +43,7 @@ pub type Run = (PageRange, Content);
 #[derive(Debug, Default)]
 pub struct Presence {
     /// Of these pages everything is known.
-    seen: RangeSet<u64>,
+    seen: PageSet,
     /// In order; no two that touch are alike.
     runs: Vec<Run>,
 }
@@ -56,7 +55,7 @@ impl Presence {
     }
 
     /// Of these pages everything is known.
-    pub fn seen(&self) -> &RangeSet<u64> {
+    pub fn seen(&self) -> &PageSet {
         &self.seen
     }
 
@@ -68,7 +67,7 @@ impl Presence {
     }
 
     /// From now on `seen` is what is known; of that, `touched` is as `there` says, and the rest as it was. Both in order, and `there` within `touched`.
-    pub fn update(&mut self, seen: RangeSet<u64>, touched: &[PageRange], there: &[Run]) {
+    pub fn update(&mut self, seen: PageSet, touched: &[PageRange], there: &[Run]) {
         let outside: Vec<PageRange> = seen.gaps(&(0..u64::MAX)).map(PageRange::from).collect();
         let kept = without(&without(&self.runs, &outside), touched);
         self.runs = merged(&kept, there);

@@ -11,12 +11,11 @@
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-use rangemap::RangeSet;
-
 use super::DirtyTracker;
 use super::presence::{Content, Presence, Run};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
+use crate::page_set::PageSet;
 use crate::sys::pagemap::{Page, PageMap, Taken};
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
 use crate::sys::{pidfd, probe};
@@ -67,12 +66,20 @@ pub struct ScanTracker {
     /// What was registered at the last cut or since, but for huge pages, which lose their protection as a whole.
     protected: Vec<PageRange>,
     /// What was registered at the last cut.
-    ours: RangeSet<u64>,
+    ours: PageSet,
     /// Registered since, while somebody changed the mappings: the page tables may say "protected" of pages there that anybody could write.
     unsure: Vec<PageRange>,
     /// `None`: the kernel tells too little for it.
     presence: Option<Presence>,
 }
+
+/// While the process runs, memory is protected again and again until so few pages were written meanwhile that the cut has little left to do: each pass is
+/// quicker than the one before, unless the process writes faster than pages can be protected.
+const SETTLED: u64 = 2048;
+/// Each pass makes the process fault once more on pages that it writes all the time, so there is an end to it; and to go on, each must have found at the
+/// most this part of what the one before did.
+const PASSES_MOST: u32 = 6;
+const LESS: (u64, u64) = (3, 4);
 
 /// What is scanned at once: pages side by side of which the same is asked.
 #[derive(Debug, Default)]
@@ -95,6 +102,16 @@ impl Scan {
             _ => self.stretches.push((pages, of_file)),
         }
     }
+}
+
+/// What a scan has found.
+#[derive(Debug, Default)]
+struct Found {
+    /// And protected again.
+    written: PageSet,
+    /// Those that may have changed in another way, too.
+    touched: Vec<PageRange>,
+    there: Vec<Run>,
 }
 
 /// Whether writes to a mapping are noted from now on.
@@ -125,7 +142,7 @@ impl ScanTracker {
         let page_map = PageMap::open(pid)?;
         can_scan(&page_map)?;
         let presence = tells_what_is_gone().then(Presence::default);
-        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: RangeSet::new(), unsure: Vec::new(), presence })
+        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: PageSet::new(), unsure: Vec::new(), presence })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
@@ -156,29 +173,48 @@ impl ScanTracker {
     }
 
     /// Takes what was written in memory that is registered, all of which is given; `lenient`: or was a moment ago.
-    fn take(&mut self, scan: &Scan, lenient: bool) -> Result<RangeSet<u64>> {
-        let (mut written, mut touched, mut there) = (RangeSet::new(), Vec::new(), Vec::new());
-        for &(pages, of_file) in &scan.stretches {
+    fn take(&mut self, scan: &Scan, lenient: bool) -> Result<PageSet> {
+        let Found { written, touched, there } = self.find(&scan.stretches, lenient)?;
+        if let Some(presence) = self.presence.as_mut() {
+            update(presence, &self.page_map, scan, &touched, &there)?;
+        }
+        Ok(written)
+    }
+
+    /// What was written of this since it was taken a moment ago, while the process runs. How many pages that are is returned.
+    fn take_again(&mut self, scan: &Scan, written: &mut PageSet) -> Result<u64> {
+        let found = self.find(&scan.stretches, true)?;
+        if let Some(presence) = self.presence.as_mut() {
+            let there = found.there.iter().map(|(run, _)| run.numbers());
+            let touched = union(found.touched.iter().map(|range| range.numbers()), there);
+            let touched: Vec<PageRange> = touched.into_iter().map(PageRange::from).collect();
+            presence.update(presence.seen().clone(), &touched, &found.there);
+        }
+        let pages = found.written.count();
+        written.extend(found.written);
+        Ok(pages)
+    }
+
+    fn find(&self, stretches: &[(PageRange, bool)], lenient: bool) -> Result<Found> {
+        let mut found = Found::default();
+        for &(pages, of_file) in stretches {
             let mut taken = Taken::default();
             let asked = if self.presence.is_some() { Content::asked(of_file) } else { Page::empty() };
             match lenient {
                 true => self.page_map.take_written_if_registered(pages, asked, &mut taken)?,
                 false => self.page_map.take_written(pages, asked, &mut taken)?,
             }
-            written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
-            touched.append(&mut taken.touched);
-            there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
+            found.written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
+            found.touched.append(&mut taken.touched);
+            found.there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
         }
-        if let Some(presence) = self.presence.as_mut() {
-            update(presence, &self.page_map, scan, &touched, &there)?;
-        }
-        Ok(written)
+        Ok(found)
     }
 }
 
 /// Keeps what is known of the memory up to date: `touched` pages are as `there` says.
 fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[PageRange], there: &[Run]) -> Result<()> {
-    let seen: RangeSet<u64> = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
+    let seen: PageSet = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
     // Registered already, but not looked at the last time: the scan has told only what was written there.
     let mut told = presence.seen().clone();
     told.extend(scan.fresh.iter().map(|fresh| fresh.numbers()));
@@ -202,7 +238,7 @@ fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[P
 }
 
 /// Is all of `pages` in the set?
-fn within(set: &RangeSet<u64>, pages: PageRange) -> bool {
+fn within(set: &PageSet, pages: PageRange) -> bool {
     set.gaps(&pages.numbers()).next().is_none()
 }
 
@@ -226,8 +262,9 @@ impl DirtyTracker for ScanTracker {
         Ok(())
     }
 
-    fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<RangeSet<u64>> {
-        let mut scan = Scan::default();
+    fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<PageSet> {
+        // What is known of huge pages is not kept, so they are not taken more than once.
+        let (mut scan, mut small) = (Scan::default(), Scan::default());
         self.protected.clear();
         for mapping in mappings {
             let noted = if mapping.flags.contains(VmFlags::WRITES_NOTED) {
@@ -251,13 +288,26 @@ impl DirtyTracker for ScanTracker {
             };
             scan.add(mapping, noted);
             if mapping.page_size == PAGE_SIZE {
+                small.add(mapping, Noted::Still);
                 self.protected.push(mapping.pages());
             }
         }
-        self.take(&scan, true)
+        let mut written = self.take(&scan, true)?;
+        let mut last = written.count();
+        for _ in 1..PASSES_MOST {
+            if last <= SETTLED {
+                break;
+            }
+            let again = self.take_again(&small, &mut written)?;
+            if again * LESS.1 > last * LESS.0 {
+                break;
+            }
+            last = again;
+        }
+        Ok(written)
     }
 
-    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<RangeSet<u64>> {
+    fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<PageSet> {
         let mut scan = Scan::default();
         let mut untracked = Vec::new();
         self.protected.clear();

@@ -30,11 +30,10 @@
 
 use std::collections::HashMap;
 
-use rangemap::RangeSet;
-
 use super::DirtyTracker;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
+use crate::page_set::PageSet;
 use crate::sys::pagemap::{Entry, PageMap, TABLE};
 use crate::sys::soft_dirty::{self, SoftDirtyBits};
 use crate::tracee::maps::{Mapping, MappingKind};
@@ -114,8 +113,8 @@ impl DirtyTracker for SoftDirtyTracker {
         Ok(())
     }
 
-    fn cut(&mut self, mappings: &mut [Mapping], _: bool) -> Result<RangeSet<u64>> {
-        let mut written = RangeSet::new();
+    fn cut(&mut self, mappings: &mut [Mapping], _: bool) -> Result<PageSet> {
+        let mut written = PageSet::new();
         let mut now = Tables::new(self.last.zero);
         for mapping in mappings {
             let pages = mapping.pages();
@@ -148,7 +147,7 @@ impl Tables {
     }
 
     /// Takes entries of pages side by side, all of one page table, and adds those that count as written since the cut that has found `before`.
-    fn take(&mut self, first: u64, entries: &[Entry], before: &Tables, written: &mut RangeSet<u64>) {
+    fn take(&mut self, first: u64, entries: &[Entry], before: &Tables, written: &mut PageSet) {
         if !entries.iter().any(|entry| entry.is_there()) {
             return;
         }
@@ -178,7 +177,7 @@ impl Tables {
     }
 }
 
-fn add(written: &mut RangeSet<u64>, run: std::ops::Range<u64>) {
+fn add(written: &mut PageSet, run: std::ops::Range<u64>) {
     if !run.is_empty() {
         written.insert(run);
     }
@@ -195,12 +194,12 @@ mod tests {
         let (mut last, mut next) = (Tables::new(ZERO), Tables::new(ZERO));
         // In the middle of others, which say nothing.
         let around = |entry: Entry| [Entry::quiet(1), entry, Entry::default()];
-        last.take(TABLE * 3 + 99, &around(before), &Tables::new(ZERO), &mut RangeSet::new());
-        let mut written = RangeSet::new();
+        last.take(TABLE * 3 + 99, &around(before), &Tables::new(ZERO), &mut PageSet::new());
+        let mut written = PageSet::new();
         next.take(TABLE * 3 + 99, &around(now), &last, &mut written);
         let page = TABLE * 3 + 100;
         assert!(!now.is_there() || written.iter().all(|run| *run == (page..page + 1)), "{written:?}");
-        !written.contains(&page)
+        !written.contains(page)
     }
 
     #[test]
@@ -235,12 +234,12 @@ mod tests {
 
     #[test]
     fn pages_are_found_wherever_mappings_and_tables_begin() {
-        let mut written = RangeSet::new();
+        let mut written = PageSet::new();
         let (mut last, mut next) = (Tables::new(ZERO), Tables::new(ZERO));
         let all: Vec<Entry> = (0..TABLE).map(|n| Entry::quiet(100 + n)).collect();
         last.take(0, &all[..200], &Tables::new(ZERO), &mut written);
         last.take(200, &all[200..], &Tables::new(ZERO), &mut written);
-        assert!(written.len() == 1 && written.contains(&0) && written.contains(&(TABLE - 1)), "{written:?}");
+        assert!(written.iter().count() == 1 && written.contains(0) && written.contains(TABLE - 1), "{written:?}");
         written.clear();
         let mut changed = all.clone();
         for at in [0, 1, 255, 511] {

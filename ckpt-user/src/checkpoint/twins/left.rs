@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use rangemap::RangeSet;
-
 use super::{names, take_out};
 use crate::checkpoint::collect::CutMemory;
-use crate::ids::{ObjRef, PageRange, Pid, common};
+use crate::ids::{ObjRef, PageRange, Pid};
+use crate::page_set::PageSet;
 use crate::pipeline::{Extent, pages_by_owner};
 use crate::store::same::Same;
 
@@ -31,13 +30,13 @@ impl Shared {
     pub(in super::super) fn left<'a>(
         &self,
         memories: &[CutMemory],
-        written: impl Fn(Pid) -> Option<&'a RangeSet<u64>>,
+        written: impl Fn(Pid) -> Option<&'a PageSet>,
         plan: &mut Vec<Extent>,
     ) -> Option<Vec<Same>> {
         if !memories.iter().map(|memory| memory.pid).eq(self.pids.iter().copied()) {
             return None;
         }
-        let written: Vec<&RangeSet<u64>> = self.pids.iter().map(|pid| written(*pid)).collect::<Option<_>>()?;
+        let written: Vec<&PageSet> = self.pids.iter().map(|pid| written(*pid)).collect::<Option<_>>()?;
         Some(left(&self.runs, &written, &names(memories), plan))
     }
 }
@@ -65,13 +64,13 @@ pub(super) fn runs(owners: &[ObjRef], same: &[Same]) -> Vec<Run> {
 
 /// What is left of `last` for these memories, called `owners` now, of which these pages were `touched` since. `plan`, that of a whole image, loses it for all
 /// but the owners. A page whose owner has touched it, or dropped it, goes to the first of the others that still have it.
-pub(super) fn left(last: &[Run], touched: &[&RangeSet<u64>], owners: &[ObjRef], plan: &mut Vec<Extent>) -> Vec<Same> {
+pub(super) fn left(last: &[Run], touched: &[&PageSet], owners: &[ObjRef], plan: &mut Vec<Extent>) -> Vec<Same> {
     let mut there = pages_by_owner(plan);
-    let there: Vec<RangeSet<u64>> = owners.iter().map(|owner| there.remove(owner).unwrap_or_default()).collect();
+    let there: Vec<PageSet> = owners.iter().map(|owner| there.remove(owner).unwrap_or_default()).collect();
     let untouched = |memory: usize, pages: PageRange| -> Vec<Range<u64>> {
         let pages = pages.numbers();
         let gaps = touched[memory].gaps(&pages);
-        gaps.flat_map(|gap| there[memory].overlapping(&gap).map(|pages| common(pages, &gap)).collect::<Vec<_>>()).collect()
+        gaps.flat_map(|gap| there[memory].within(&gap).collect::<Vec<_>>()).collect()
     };
     let mut heirs: HashMap<(usize, u64), (usize, u64)> = HashMap::new();
     let mut all: Vec<Same> = Vec::new();

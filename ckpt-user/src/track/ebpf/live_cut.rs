@@ -10,13 +10,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ckpt_ebpf::preserve::{PreImage, Tally, Window, first_ending_after, place};
-use rangemap::RangeSet;
 
 use super::error::EbpfError;
 use super::preserver::{ENTRY_BYTES, Preserver};
 use super::windows::{self, Layout};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
+use crate::page_set::PageSet;
 use crate::pipeline::LivePages;
 use crate::sys::pagemap::PageMap;
 
@@ -120,8 +120,8 @@ impl<'a> LiveCut<'a> {
     }
 
     /// The pages of `ranges` that are there, and that nobody has written to since they were protected.
-    fn clean(&self, part: &Part, ranges: &[PageRange]) -> Result<RangeSet<u64>> {
-        let mut clean = RangeSet::new();
+    fn clean(&self, part: &Part, ranges: &[PageRange]) -> Result<PageSet> {
+        let mut clean = PageSet::new();
         for span in spans(ranges) {
             let found = part.page_map.find_protected(span, |pages| clean.insert(pages.numbers()));
             // The address space is gone: another program runs, or none.
