@@ -79,6 +79,8 @@ fn parse_interval(text: &str) -> Result<IntervalArg, String> {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<ExitCode, Failure> {
+        // One checkpoint needs as much as the one before.
+        ckpt::sys::heap::keep_what_is_freed();
         // First, so that no command is started in vain.
         let tracker = self.saving.tracker()?;
         let (pid, mut job) = self.job()?;

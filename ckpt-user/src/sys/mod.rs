@@ -9,6 +9,7 @@ pub mod directory;
 pub mod fanotify;
 pub mod fcntl;
 pub mod handle;
+pub mod heap;
 pub mod inotify;
 pub mod kcmp;
 pub mod mounts;
