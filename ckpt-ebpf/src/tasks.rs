@@ -18,6 +18,67 @@ pub const RESTART_BLOCK_BYTES: usize = 64;
 /// Bytes for the name of a kernel function, with a NUL at the end; a longer name is cut.
 pub const SYMBOL_BYTES: usize = 48;
 
+/// The read-only global of type [`StateOwners`], to be set by the loader.
+pub const STATE_OWNERS: &str = "STATE_OWNERS";
+/// The read-only global, an array of [`STATE_PARTS_MAX`] [`StatePart`]s, to be set by the loader.
+pub const STATE_PARTS: &str = "STATE_PARTS";
+/// How many [`StatePart`]s there can be.
+pub const STATE_PARTS_MAX: usize = 32;
+/// Signals that have an action of their own.
+pub const ACTIONS: usize = 64;
+/// The most bytes of the kernel's record of an action that are looked at.
+pub const ACTION_WORDS: usize = 4;
+
+/// Where the kernel keeps what a thread tells nobody but itself: that goes into [`TaskRecord::state`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StateOwners {
+    /// How many [`StatePart`]s there are; 0: none is known, and no state is told.
+    pub parts: u32,
+    /// `task_struct.cred`.
+    pub credentials: u32,
+    /// `task_struct.signal`.
+    pub process: u32,
+    /// `task_struct.sighand`.
+    pub signals: u32,
+    /// `sighand_struct.action`.
+    pub actions: u32,
+    /// The size of an element of that.
+    pub action: u32,
+}
+
+/// Some bytes of a struct.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StatePart {
+    /// An [`Owner`].
+    pub of: u32,
+    /// Where in it.
+    pub at: u32,
+    /// Is it 8 bytes, rather than 4?
+    pub long: u32,
+}
+
+/// Whose a [`StatePart`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Owner {
+    /// The task's.
+    Task = 0,
+    /// Its credentials'.
+    Credentials = 1,
+    /// Its process's.
+    Process = 2,
+    /// Its memory's.
+    Memory = 3,
+}
+
+/// One more word goes into a digest. Whatever the others are, two that differ in one word are different.
+#[inline(always)]
+pub fn digest(so_far: u64, word: u64) -> u64 {
+    (so_far ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
 /// Offsets in bytes within the kernel's structs, from its BTF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -58,6 +119,8 @@ pub struct TaskOffsets {
     pub mm_lock_seq: u32,
     /// `task_struct.self_exec_id`.
     pub exec_id: u32,
+    /// `task_struct.start_boottime`.
+    pub started: u32,
 }
 
 /// One thread. Times are in nanoseconds of the kernel's scheduler clock, which starts near boot and counts neither suspension nor
@@ -84,6 +147,10 @@ pub struct TaskRecord {
     pub mm: u64,
     /// Counts the programs that it has executed.
     pub exec_id: u64,
+    /// When it was made, in nanoseconds since the machine was.
+    pub started: u64,
+    /// A digest of all [`StatePart`]s, and, of the main thread of a process, of what is done at each signal. 0 if it is not known.
+    pub state: u64,
     /// Thread id, in the reader's pid namespace.
     pub tid: u32,
     /// Process id, in the reader's pid namespace.

@@ -3,6 +3,7 @@
 //! Whatever cannot be saved is refused by name before anything is planted in the target. From the freeze on everything is held by
 //! guards: whatever fails, the target runs on, and no image appears.
 
+mod answered;
 mod collect;
 mod freezer;
 mod history;
@@ -47,6 +48,7 @@ pub use collect::preflight;
 pub use phases::Phases;
 pub use tracker::Tracker;
 
+use answered::Answered;
 use collect::{Cut, CutMemory, collect};
 use freezer::{Found, Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
@@ -170,6 +172,7 @@ pub struct Target {
     looked_at: LookedAt,
     stragglers: Stragglers,
     background: Arc<Background>,
+    answered: Answered,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -193,7 +196,19 @@ impl Target {
         let (programs, trust, mappings) = (tracker.programs, Trust::default(), Mappings::default());
         let stragglers = Stragglers::default();
         let (looked_at, background) = (LookedAt::default(), Arc::default());
-        Target { pid, options, inspector, since, programs, trust, mappings, looked_at, stragglers, background }
+        Target {
+            pid,
+            options,
+            inspector,
+            since,
+            programs,
+            trust,
+            mappings,
+            looked_at,
+            stragglers,
+            background,
+            answered: Answered::default(),
+        }
     }
 
     /// The process `pid`, of which only the first image is whole: each later one is an increment of the one before.
@@ -401,8 +416,8 @@ impl Target {
             mapped.insert(pid, found);
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
-        let (looked_at, since) = (&self.looked_at, &mut self.since);
-        let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), since, (armed, early))?;
+        let (looked_at, known) = (&self.looked_at, (&mut self.since, &mut self.answered));
+        let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), known, (armed, early))?;
         self.programs.cut_writes();
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);

@@ -7,7 +7,10 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::seq_file;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_seq_write, bpf_snprintf};
 use bytemuck::Zeroable;
-use ckpt_ebpf::tasks::{ABSENT, RESTART_BLOCK_BYTES, SYMBOL_BYTES, TaskOffsets, TaskRecord};
+use ckpt_ebpf::tasks::{
+    ABSENT, ACTION_WORDS, ACTIONS, Owner, RESTART_BLOCK_BYTES, STATE_PARTS_MAX, SYMBOL_BYTES, StateOwners, StatePart,
+    TaskOffsets, TaskRecord, digest,
+};
 
 use crate::kernel::read;
 
@@ -31,7 +34,16 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     mm: 0,
     mm_lock_seq: ABSENT,
     exec_id: 0,
+    started: 0,
 });
+
+#[unsafe(no_mangle)]
+static STATE_OWNERS: Global<StateOwners> =
+    Global::new(StateOwners { parts: 0, credentials: 0, process: 0, signals: 0, actions: 0, action: 0 });
+
+#[unsafe(no_mangle)]
+static STATE_PARTS: [Global<StatePart>; STATE_PARTS_MAX] =
+    [const { Global::new(StatePart { of: 0, at: 0, long: 0 }) }; STATE_PARTS_MAX];
 
 /// bpf_snprintf's format for the name of a kernel function; it must be in read-only data.
 #[unsafe(no_mangle)]
@@ -89,6 +101,8 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
     if offsets.mm_lock_seq != ABSENT && record.mm != 0 {
         record.mm_lock_seq = read(record.mm + u64::from(offsets.mm_lock_seq))?;
     }
+    record.started = read(task + u64::from(offsets.started))?;
+    record.state = state(task, leader, record.mm).unwrap_or(0);
     record.voluntary_switches = read(task + u64::from(offsets.voluntary_switches))?;
     record.exec_start = read(task + u64::from(offsets.exec_start))?;
     if let Some((clock, clock_task)) = clocks(&offsets, task) {
@@ -98,6 +112,43 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
     // SAFETY: the helper has no preconditions.
     record.monotonic = unsafe { bpf_ktime_get_ns() };
     Some(())
+}
+
+/// The digest of what only the thread itself tells, which is never 0.
+#[inline(always)]
+fn state(task: u64, leader: u64, mm: u64) -> Option<u64> {
+    let owners = STATE_OWNERS.load();
+    if owners.parts == 0 || mm == 0 {
+        return None;
+    }
+    let credentials: u64 = read(task + u64::from(owners.credentials))?;
+    let process: u64 = read(task + u64::from(owners.process))?;
+    let mut state = 0;
+    for (n, part) in STATE_PARTS.iter().enumerate() {
+        if n as u32 >= owners.parts {
+            break;
+        }
+        let part = part.load();
+        let owner = match part.of {
+            of if of == Owner::Credentials as u32 => credentials,
+            of if of == Owner::Process as u32 => process,
+            of if of == Owner::Memory as u32 => mm,
+            _ => task,
+        };
+        let at = owner + u64::from(part.at);
+        let word = if part.long != 0 { read::<u64>(at)? } else { u64::from(read::<u32>(at)?) };
+        state = digest(state, word);
+    }
+    if task == leader {
+        let signals: u64 = read(task + u64::from(owners.signals))?;
+        for n in 0..ACTIONS as u64 {
+            let action: [u64; ACTION_WORDS] = read(signals + u64::from(owners.actions) + n * u64::from(owners.action))?;
+            for word in action {
+                state = digest(state, word);
+            }
+        }
+    }
+    Some(state.max(1))
 }
 
 /// A pid namespace, as one finds numbers in it.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use super::Options;
-use super::freezer::{Frozen, Injectors};
+use super::answered::{Answered, Asking};
+use super::freezer::{Frozen, Injectors, States};
 use super::mappings::Mapped;
 use super::phases::Stopwatch;
 use super::since::Since;
@@ -150,7 +151,7 @@ pub(super) fn collect(
     mut injectors: Injectors,
     mapped: &mut BTreeMap<Pid, Mapped>,
     (options, looked_at): (&Options, &LookedAt),
-    since: &mut Since,
+    (since, answered): (&mut Since, &mut Answered),
     (mut armed, early): (Option<Trackers>, bool),
 ) -> Result<Cut> {
     let root = target.tree.root();
@@ -184,20 +185,22 @@ pub(super) fn collect(
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     }
     let mut states = Vec::new();
-    let Frozen { tree, sharing, waits, .. } = target;
+    let Frozen { tree, sharing, waits, states: seen, .. } = target;
     for ((process, statuses), (mm, fds)) in tree.processes.iter_mut().zip(&statuses).zip(of_processes) {
         let pid = process.pid;
         let fds = fds.ok_or_else(|| Error::Unexpected(format!("the descriptors of pid {pid} were not collected")))?;
         let injector = injectors.of(sharing.first(Shared::Memory, pid))?;
-        let (sections, threads) = inside(&mut cx, process, statuses, injector, waits, (mm, fds))?;
+        let (sections, threads) = inside(&mut cx, process, statuses, (injector, answered), (waits, seen), (mm, fds))?;
         states.push(TaskState { pid, sections, threads });
     }
-    let Frozen { tree, sharing, .. } = target;
+    answered.end_of_cut();
+    let Frozen { tree, sharing, states: seen, .. } = target;
     let seen_through = |process: &FrozenProcess| sharing.first(Shared::Memory, process.pid) == process.pid;
     for process in tree.processes.iter_mut().filter(|process| seen_through(process)) {
+        let space = seen.space(process.pid);
         let mut leader = injectors.leader(process)?;
-        since.prepare(&mut leader)?;
-        if let Some(Err(error)) = armed.as_mut().map(|trackers| trackers.prepare(&mut leader)) {
+        since.prepare(&mut leader, space)?;
+        if let Some(Err(error)) = armed.as_mut().map(|trackers| trackers.prepare(&mut leader, space)) {
             tracing::info!("pages are copied while the process is stopped: {error}");
             armed = None;
         }
@@ -265,8 +268,8 @@ fn inside(
     cx: &mut Collector<'_>,
     process: &mut FrozenProcess,
     statuses: &[Status],
-    injector: &mut Injector,
-    waits: &WaitTimes,
+    (injector, answered): (&mut Injector, &mut Answered),
+    (waits, seen): (&WaitTimes, &States),
     holds: (ObjRef, ObjRef),
 ) -> Result<(Vec<Section>, Vec<ThreadState>)> {
     let pid = process.pid;
@@ -282,15 +285,12 @@ fn inside(
             asked.push((resource.ask)(&who, &mut batch)?);
         }
         let memory_asked = (n == 0).then(|| memory::ask(&mut batch));
-        let answers = {
-            let mut task = RemoteTask::new(injector, thread);
-            let answers = task.ask(batch)?;
-            task.leave()?;
-            answers
-        };
+        let (tid, state) = (thread.tid, seen.thread(thread.tid));
+        // The page that ckpt maps in the task for its own use is locked only where everything to come is.
+        let locks = || Ok(n == 0 && procfs::status(pid, tid)?.vmlck > status.vmlck);
+        let (answers, lock_future) =
+            answered.ask(Asking { task: RemoteTask::new(injector, thread), state, locks: &locks }, &batch)?;
         if let Some(asked) = memory_asked {
-            // The page that ckpt maps in the task for its own use is locked only where everything to come is.
-            let lock_future = procfs::status(pid, thread.tid)?.vmlck > status.vmlck;
             let record = MemoryRecord::collect(holds, lock_future, &asked, &answers)?;
             process_sections.push(Section::encode(memory::KIND, &record)?);
         }
@@ -298,6 +298,9 @@ fn inside(
         for (at, collect) in asked.into_iter().enumerate() {
             let section = collect(cx, &who, &answers)?;
             if at < of_process.len() { process_sections.push(section) } else { sections.push(section) }
+        }
+        if !cx.take_passing() {
+            answered.remember(tid, state, batch, (answers, lock_future));
         }
         let record = cpu::collect(thread, injector.memory(), waits)?;
         sections.push(Section::encode(cpu::KIND, &record)?);

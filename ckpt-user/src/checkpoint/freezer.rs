@@ -1,7 +1,7 @@
 //! Stopping the tree that is checkpointed, so that none of its processes knows of it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use crate::resources::sharing::Sharing;
 use crate::sys::kcmp::Shared;
 use crate::sys::ptrace;
 use crate::tracee::freeze::{FrozenProcess, Stragglers, threads};
-use crate::tracee::interrupted::{self, Sleep, WaitTimes};
+use crate::tracee::interrupted::{self, WaitTimes};
 use crate::tracee::maps::{self, Mapping};
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
 use crate::tracee::stale;
 use crate::tracee::tree::{FrozenTree, members};
-use crate::track::ebpf::{MemoryState, TaskInspector};
+use crate::track::ebpf::{AddressSpace, MemoryState, TaskInspector, ThreadState};
 
 /// Stops a tree.
 pub(super) struct Freezer<'a> {
@@ -44,10 +44,30 @@ pub(super) struct Frozen {
     pub(super) cgroups: Vec<String>,
     /// The mappings of each memory, by the process that it is seen through.
     pub(super) mappings: BTreeMap<Pid, Found>,
+    /// As far as the kernel tells.
+    pub(super) states: States,
     pub(super) since: Instant,
     pub(super) watch: Stopwatch,
     /// `None`: it will stand still for longer.
     urgent: Option<Urgent>,
+}
+
+/// What the kernel itself tells of processes that stand still.
+#[derive(Debug, Default)]
+pub(super) struct States {
+    threads: HashMap<Tid, ThreadState>,
+    memories: HashMap<Pid, MemoryState>,
+}
+
+impl States {
+    pub(super) fn thread(&self, tid: Tid) -> Option<ThreadState> {
+        self.threads.get(&tid).copied()
+    }
+
+    /// The address space of the process.
+    pub(super) fn space(&self, pid: Pid) -> Option<AddressSpace> {
+        self.memories.get(&pid).map(|state| state.space)
+    }
 }
 
 /// The mappings of a memory that stands still.
@@ -105,11 +125,10 @@ impl Freezer<'_> {
         let urgent = Some(Urgent::begin(self.background));
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;
         let (since, mut watch) = (tree.since, Stopwatch::from(tree.since));
-        let mut states = BTreeMap::new();
+        let mut states = States::default();
         for process in &tree.processes {
-            if let Some((sleeps, state)) = self.inspector.loaded().and_then(|inspector| look(inspector, process.pid)) {
-                waits.learn(sleeps);
-                states.insert(process.pid, state);
+            if let Some(inspector) = self.inspector.loaded() {
+                look(inspector, process.pid, &mut waits, &mut states);
             }
         }
         let sharing = Sharing::of(&tree.pids())?;
@@ -118,24 +137,31 @@ impl Freezer<'_> {
             let first = sharing.first(Shared::Memory, process.pid);
             let mapped = match mappings.entry(first) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(match states.get(&first).and_then(|state| as_before(first, state)) {
-                    Some(mapped) => Found::AsBefore(mapped),
-                    None => Found::Read(maps::read(first)?),
-                }),
+                Entry::Vacant(place) => {
+                    place.insert(match states.memories.get(&first).and_then(|state| as_before(first, state)) {
+                        Some(mapped) => Found::AsBefore(mapped),
+                        None => Found::Read(maps::read(first)?),
+                    })
+                }
             };
             let injector = injectors.enter(first, process, mapped.list())?;
             mend_interrupted(process, injector.memory(), &waits)?;
         }
         watch.end_of(|parts| &mut parts.freeze_us);
-        Ok((Frozen { tree, sharing, waits, cgroups, mappings, since, watch, urgent }, injectors))
+        Ok((Frozen { tree, sharing, waits, cgroups, mappings, states, since, watch, urgent }, injectors))
     }
 }
 
-/// What the kernel itself tells of a process that stands still. `None`: it does not.
-fn look(inspector: &TaskInspector, pid: Pid) -> Option<(Vec<(Tid, Sleep)>, MemoryState)> {
-    let looked = inspector.look(pid).inspect_err(|error| tracing::warn!("waits are measured without eBPF: {error}"));
-    let (threads, state) = looked.ok()?;
-    Some((threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))).collect(), state))
+/// Adds what the kernel itself tells of a process that stands still.
+fn look(inspector: &TaskInspector, pid: Pid, waits: &mut WaitTimes, states: &mut States) {
+    match inspector.look(pid) {
+        Ok((threads, memory)) => {
+            waits.learn(threads.iter().filter_map(|thread| Some((thread.tid, thread.sleep()?))));
+            states.threads.extend(threads.iter().filter_map(|thread| Some((thread.tid, thread.state?))));
+            states.memories.insert(pid, memory);
+        }
+        Err(error) => tracing::warn!("waits are measured without eBPF: {error}"),
+    }
 }
 
 /// The means to make calls in the memories of a tree, by the process that each is seen through.

@@ -47,12 +47,13 @@ fn begin(freezer: &Freezer<'_>, since: &mut Since) -> Result<(Option<Trackers>, 
     let mut armed = (!since.tracks()).then(|| Trackers::none(Method::Scan));
     let seen_through = frozen.memories();
     for process in frozen.tree.processes.iter_mut().filter(|process| seen_through.contains(&process.pid)) {
+        let space = frozen.states.space(process.pid);
         let mut leader = injectors.leader(process)?;
         match &mut armed {
-            None if since.tracks() => since.prepare(&mut leader)?,
+            None if since.tracks() => since.prepare(&mut leader, space)?,
             None => {}
             Some(trackers) => {
-                if let Err(error) = trackers.prepare(&mut leader) {
+                if let Err(error) = trackers.prepare(&mut leader, space) {
                     tracing::info!("pages are copied while the process is stopped: {error}");
                     armed = None;
                 }

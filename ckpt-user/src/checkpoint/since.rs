@@ -20,6 +20,7 @@ use crate::store::same::Same;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::Method;
+use crate::track::ebpf::AddressSpace;
 use crate::track::hash::PageHashes;
 use crate::track::presence::Presence;
 
@@ -56,8 +57,8 @@ impl Since {
     }
 
     /// Before a cut, with every thread stopped: does whatever needs a thread of the target, `task`.
-    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.prepare(task) } else { Ok(()) }
+    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>, space: Option<AddressSpace>) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.prepare(task, space) } else { Ok(()) }
     }
 
     /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
@@ -281,12 +282,12 @@ impl Tracking {
         self.memories.entry(pid).or_default()
     }
 
-    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+    fn prepare(&mut self, task: &mut RemoteTask<'_>, space: Option<AddressSpace>) -> Result<()> {
         let pid = task.pid();
         if !self.trackers.has(pid) {
             self.forget(pid);
         }
-        if let Some(error) = self.trackers.prepare(task)? {
+        if let Some(error) = self.trackers.prepare(task, space)? {
             tracing::warn!("the next image holds all of the memory of pid {pid}: {error}");
             self.forget(pid);
         }

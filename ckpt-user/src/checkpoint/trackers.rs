@@ -8,6 +8,7 @@ use crate::ids::{PageRange, Pid};
 use crate::page_set::PageSet;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
+use crate::track::ebpf::AddressSpace;
 use crate::track::presence::Presence;
 use crate::track::{DirtyTracker, Method};
 
@@ -41,9 +42,9 @@ impl Trackers {
 
     /// [`DirtyTracker::prepare`] for the memory of `task`. One that has lost sight of it (another program runs in it, say) makes place for a new one:
     /// why is returned.
-    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<Option<Error>> {
+    pub(super) fn prepare(&mut self, task: &mut RemoteTask<'_>, space: Option<AddressSpace>) -> Result<Option<Error>> {
         let pid = task.pid();
-        let lost = self.all.get_mut(&pid).and_then(|tracker| tracker.prepare(task).err());
+        let lost = self.all.get_mut(&pid).and_then(|tracker| tracker.prepare(task, space).err());
         if lost.is_some() {
             self.all.remove(&pid);
         }

@@ -79,6 +79,7 @@ pub struct Collector<'a> {
     next: u32,
     contents: Vec<Content>,
     refusals: Vec<Refusal>,
+    passing: bool,
     facts: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
 
@@ -97,8 +98,20 @@ impl<'a> Collector<'a> {
             next: 1,
             contents: Vec::new(),
             refusals: Vec::new(),
+            passing: false,
             facts: HashMap::new(),
         }
+    }
+
+    /// What a thread has just answered is true of this moment only, or could change without a trace in what the kernel keeps of it for
+    /// [`crate::track::ebpf::ThreadState`].
+    pub fn is_passing(&mut self) {
+        self.passing = true;
+    }
+
+    /// Was it said so since this was asked last?
+    pub fn take_passing(&mut self) -> bool {
+        std::mem::take(&mut self.passing)
     }
 
     /// Something about the whole cut (who holds which pipe, ...) that `find` finds out from its processes, the first time that it is

@@ -62,12 +62,16 @@ impl TaskResource for IntervalTimers {
         }))
     }
 
-    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
+    fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
         for ((id, _), name) in asked.iter().zip(NAMES) {
             answers.ret(*id).doing(|| format!("cannot read {name} of pid {}", who.pid))?;
         }
         let [real, virtual_time, profile] = asked.map(|(_, slot)| IntervalTimer::from_raw(answers.value(slot)));
-        Ok(IntervalTimersRecord { real, virtual_time, profile })
+        let record = IntervalTimersRecord { real, virtual_time, profile };
+        if record != IntervalTimersRecord::default() {
+            cx.is_passing();
+        }
+        Ok(record)
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &Self::Record) -> Result<()> {

@@ -62,8 +62,12 @@ impl TaskResource for MemoryPolicy {
         Ok(has_choice.then(|| ask(batch)))
     }
 
-    fn collect(_cx: &mut Collector<'_>, _who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
-        asked.map_or(Ok(MemoryPolicyRecord::default()), |asked| answer(asked, answers))
+    fn collect(cx: &mut Collector<'_>, _who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
+        let record = asked.map_or(Ok(MemoryPolicyRecord::default()), |asked| answer(asked, answers))?;
+        if record != MemoryPolicyRecord::default() {
+            cx.is_passing();
+        }
+        Ok(record)
     }
 
     fn restore(_cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, record: &Self::Record) -> Result<()> {

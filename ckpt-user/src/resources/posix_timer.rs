@@ -134,7 +134,7 @@ impl TaskResource for PosixTimers {
         Ok(timers.into_iter().map(ask).collect())
     }
 
-    fn collect(_cx: &mut Collector<'_>, who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
+    fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, asked: Self::Asked, answers: &Answers) -> Result<Self::Record> {
         let mut timers = Vec::new();
         for (mut timer, id, slot) in asked {
             answers.ret(id).doing(|| format!("cannot read timer {} of pid {}", timer.id, who.pid))?;
@@ -146,6 +146,7 @@ impl TaskResource for PosixTimers {
                 timer.notify = libc::SIGEV_NONE;
             }
             timers.push(timer);
+            cx.is_passing();
         }
         Ok(PosixTimersRecord { timers })
     }

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 const PR_SPEC_L1D_FLUSH: i32 = 2;
 /// ARCH_SET_CPUID (asm/prctl.h).
 const ARCH_SET_CPUID: i32 = 0x1012;
+/// The same.
+const ARCH_GET_UNTAG_MASK: i32 = 0x4001;
 
 /// The mitigations of which each thread has its own setting here: those of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH and
 /// PR_SPEC_L1D_FLUSH that the kernel says prctl can control.
@@ -20,6 +22,14 @@ pub fn speculation_controls() -> &'static [i32] {
         };
         all.into_iter().filter(can).collect()
     })
+}
+
+/// Can processes have tags in their addresses here (LAM)?
+pub fn has_address_tags() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    let mut mask = 0u64;
+    // SAFETY: the call writes a mask of 64 bits, for which there is room.
+    *HAS.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_UNTAG_MASK, &raw mut mask) == 0 })
 }
 
 /// Can the CPUID instruction be made to fault here? (It then faults for no thread that has not asked for it, such as us.)

@@ -4,7 +4,7 @@ use bytemuck::AnyBitPattern;
 use nix::errno::Errno;
 
 /// A piece of the batch's memory: passed to a call as a pointer, read back from the answers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     pub(super) at: usize,
     pub(super) len: usize,
@@ -15,7 +15,7 @@ pub struct Slot {
 pub struct CallId(usize);
 
 /// An argument of a system call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arg {
     /// A number, or an address that is already valid in the task.
     Num(u64),
@@ -65,14 +65,14 @@ impl From<Slot> for Arg {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) nr: i64,
     pub(super) args: [Arg; 6],
 }
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub(super) calls: Vec<Call>,
     pub(super) data: Vec<u8>,

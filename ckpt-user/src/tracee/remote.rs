@@ -34,6 +34,8 @@ pub struct Injector {
     workspace: Workspace,
     /// Stub and workspace are in memory that the caller has mapped for them, and takes away.
     given: bool,
+    /// Something was put into the place of the stub.
+    planted: bool,
 }
 
 impl Injector {
@@ -42,13 +44,13 @@ impl Injector {
     pub fn new(pid: Pid, mappings: &[Mapping]) -> Result<(Injector, Option<Saved>)> {
         let memory = ProcessMemory::open(pid)?;
         let Cave { at, stale } = cave::find(pid, &memory, mappings)?;
-        Ok((Injector { memory, cave: at, workspace: Workspace::default(), given: false }, stale))
+        Ok((Injector { memory, cave: at, workspace: Workspace::default(), given: false, planted: false }, stale))
     }
 
     /// For a process that has inherited the place of this one's stub and workspace.
     fn inherited(&self, pid: Pid) -> Result<Injector> {
         let memory = ProcessMemory::open(pid)?;
-        Ok(Injector { memory, cave: self.cave, workspace: self.workspace, given: self.given })
+        Ok(Injector { memory, cave: self.cave, workspace: self.workspace, given: self.given, planted: self.planted })
     }
 
     /// The memory of the process.
@@ -66,7 +68,8 @@ impl Injector {
         (self.cave.0..self.cave.0 + stub::planted_len() as u64).contains(&rip)
     }
 
-    pub(super) fn plant(&self, thread: &StoppedThread) -> Result<()> {
+    pub(super) fn plant(&mut self, thread: &StoppedThread) -> Result<()> {
+        self.planted = true;
         let mut bytes = bytemuck::bytes_of(&Saved::new(&thread.regs, thread.sigmask, self.workspace)).to_vec();
         bytes.extend_from_slice(stub::code());
         self.memory.write(self.cave, &bytes)
@@ -84,7 +87,7 @@ impl Injector {
         if self.workspace.len > 0 {
             self.unmap(thread, self.workspace)?;
         }
-        self.clear()
+        if self.planted { self.clear() } else { Ok(()) }
     }
 
     /// Unmaps memory of ckpt's own, with the help of a stopped thread.

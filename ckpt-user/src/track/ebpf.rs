@@ -2,7 +2,7 @@
 //!
 //! - [`Preserver`]: the old contents of pages, saved before they change;
 //! - [`FaultLog`], which comes with it: the write faults of chosen processes, as they happen; [`WriteWatch`]: what they amount to;
-//! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, and when each thread last ran;
+//! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, when each thread last ran, and whether it would answer as it has;
 //! - [`pty_state`]: what waits in a pseudoterminal;
 //! - [`mqueue_messages`]: what waits in a POSIX message queue;
 //! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
@@ -20,12 +20,13 @@ mod preserver;
 mod pty_state;
 mod restart_block;
 mod semaphore_undo;
+mod thread_state;
 mod windows;
 mod writes;
 
 pub use error::EbpfError;
 pub use fault_log::{Counters, FaultLog, Happening};
-pub use inspector::{MemoryState, TaskInspector, TaskTiming, restart_blocks};
+pub use inspector::{AddressSpace, MemoryState, TaskInspector, TaskTiming, ThreadState, restart_blocks};
 pub use live_cut::LiveCut;
 pub use mqueue_messages::{QueuedMessage, mqueue_messages};
 pub use preserver::{Preserver, Room, ToPreserve};

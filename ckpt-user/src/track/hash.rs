@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::DirtyTracker;
+use super::ebpf::AddressSpace;
 use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::page_set::PageSet;
@@ -23,7 +24,7 @@ impl DirtyTracker for Unseeing {
         "hash"
     }
 
-    fn prepare(&mut self, _: &mut RemoteTask<'_>) -> Result<()> {
+    fn prepare(&mut self, _: &mut RemoteTask<'_>, _: Option<AddressSpace>) -> Result<()> {
         Ok(())
     }
 

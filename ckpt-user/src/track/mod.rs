@@ -11,6 +11,7 @@ pub use kind::{Kind, Method, not_here};
 
 use std::fmt::Debug;
 
+use ebpf::AddressSpace;
 use presence::Presence;
 
 use crate::error::Result;
@@ -27,10 +28,10 @@ pub trait DirtyTracker: Debug + Send {
     fn name(&self) -> &'static str;
 
     /// Before each cut but the first, with every thread of the process stopped: makes sure that it still sees the memory of the process. `task` is
-    /// one of the threads.
+    /// one of the threads, `space` which memory the process has, if the kernel tells: while that is the same, it need not be tried.
     ///
     /// Errors: it has lost sight of it (another program was executed, say), and another tracker must begin.
-    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()>;
+    fn prepare(&mut self, task: &mut RemoteTask<'_>, space: Option<AddressSpace>) -> Result<()>;
 
     /// At a cut, with every thread of the process stopped: the numbers of the pages that were written since the last cut (at the first one, of
     /// every page that is there). From now on watches for the next cut. What it cannot watch counts as written, each time. `mappings` as

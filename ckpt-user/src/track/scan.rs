@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
 use super::DirtyTracker;
+use super::ebpf::AddressSpace;
 use super::presence::{Content, Presence, Run};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
@@ -71,6 +72,8 @@ pub struct ScanTracker {
     unsure: Vec<PageRange>,
     /// `None`: the kernel tells too little for it.
     presence: Option<Presence>,
+    /// That of the process when this was last tried to be that of the descriptor.
+    space: Option<AddressSpace>,
 }
 
 /// While the process runs, memory is protected again and again until so few pages were written meanwhile that the cut has little left to do: each pass is
@@ -142,7 +145,16 @@ impl ScanTracker {
         let page_map = PageMap::open(pid)?;
         can_scan(&page_map)?;
         let presence = tells_what_is_gone().then(Presence::default);
-        Ok(ScanTracker { pid, notes, page_map, protected: Vec::new(), ours: PageSet::new(), unsure: Vec::new(), presence })
+        Ok(ScanTracker {
+            pid,
+            notes,
+            page_map,
+            protected: Vec::new(),
+            ours: PageSet::new(),
+            unsure: Vec::new(),
+            presence,
+            space: None,
+        })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
@@ -249,7 +261,10 @@ impl DirtyTracker for ScanTracker {
 
     /// Nothing is executed from here to the cut: every thread is stopped. The trial is made with memory of ckpt's own, which nobody else has
     /// registered: what is registered in the address space of the descriptor must be seen in that of the process.
-    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+    fn prepare(&mut self, task: &mut RemoteTask<'_>, space: Option<AddressSpace>) -> Result<()> {
+        if space.is_some() && space == self.space {
+            return Ok(());
+        }
         let page_map = PageMap::open(self.pid)?;
         let own = task.own_pages()?;
         let lost = "it has another address space than before (another program was executed)";
@@ -258,7 +273,7 @@ impl DirtyTracker for ScanTracker {
         if !page_map.notes_writes(own)? {
             return Err(Error::Unexpected(doing()));
         }
-        self.page_map = page_map;
+        (self.page_map, self.space) = (page_map, space);
         Ok(())
     }
 

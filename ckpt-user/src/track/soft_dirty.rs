@@ -31,6 +31,7 @@
 use std::collections::HashMap;
 
 use super::DirtyTracker;
+use super::ebpf::AddressSpace;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
 use crate::page_set::PageSet;
@@ -93,7 +94,7 @@ impl DirtyTracker for SoftDirtyTracker {
 
     /// Another program has another address space, in which everything is new, unless others have cleared its bits. The trial is made with
     /// memory of ckpt's own: it must be the same physical page in the address space of the last cut and in that of the process.
-    fn prepare(&mut self, task: &mut RemoteTask<'_>) -> Result<()> {
+    fn prepare(&mut self, task: &mut RemoteTask<'_>, _: Option<AddressSpace>) -> Result<()> {
         let page_map = PageMap::open(self.pid)?;
         let own = PageRange { count: 1, ..task.own_pages()? };
         // So that it is there.

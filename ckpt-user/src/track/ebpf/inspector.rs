@@ -1,16 +1,18 @@
 //! Reading the kernel's own records about the threads of a process: restart blocks, and when each thread last ran.
 
 use std::io::{ErrorKind, Read};
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use ckpt_ebpf::faults::FAULTS;
-use ckpt_ebpf::tasks::{ABSENT, OFFSETS, PROGRAM, TaskOffsets, TaskRecord};
+use ckpt_ebpf::tasks::{ABSENT, OFFSETS, PROGRAM, STATE_OWNERS, STATE_PARTS, StatePart, TaskOffsets, TaskRecord};
 use nix::time::{ClockId, clock_gettime};
 
 use super::restart_block::{Deadline, Layout, RestartBlock};
+use super::thread_state::Table;
 use super::{EbpfError, Result, load};
 use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
 use crate::sys::bpf::task_iterator;
@@ -37,7 +39,14 @@ pub struct TaskTiming {
     /// How often the thread went to sleep by itself; being stopped by a tracer counts, too. If it has grown by more than that
     /// between two readings, the thread was awake in between.
     pub voluntary_switches: u64,
+    /// `None` if the kernel does not tell.
+    pub state: Option<ThreadState>,
 }
+
+/// Stands for all that a thread, stopped, can be asked by system calls of its own: as long as it is the same, the answers are. Not those that tell
+/// a time, nor those that tell of a memory policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadState(NonZeroU64);
 
 impl TaskTiming {
     /// How a thread that is stopped within such a call must go on waiting, if the time that is left is known.
@@ -60,13 +69,22 @@ impl TaskTiming {
     }
 }
 
-/// Which address space a process has, and how often its mappings may have changed.
+/// Which address space a process has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryState {
+pub struct AddressSpace {
     /// The kernel's address of it.
     pub(super) mm: u64,
     /// How many programs the process has executed: each has another address space, which may be at the address of one before.
     execs: u64,
+    /// When the process was made, which had another's number, maybe.
+    started: u64,
+}
+
+/// Which address space a process has, and how often its mappings may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryState {
+    /// See there.
+    pub space: AddressSpace,
     /// Counts how often its lock was taken for writing, without which no mapping changes. `None`: this kernel does not tell.
     changes: Option<u32>,
 }
@@ -95,10 +113,15 @@ impl TaskInspector {
         let btf = Btf::of_kernel().map_err(missing)?;
         let offsets = offsets(&btf).map_err(missing)?;
         let layout = Layout::of(&btf).map_err(missing)?;
+        let table = Table::of(&btf).map_err(missing)?;
         let page = u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX);
         let mut loader = EbpfLoader::new();
         // The log of write faults is in the same object, and of no use here.
         loader.override_global(OFFSETS, bytemuck::bytes_of(&offsets), true).map_max_entries(FAULTS, page);
+        if let Some(Table { owners, parts }) = &table {
+            loader.override_global(STATE_OWNERS, bytemuck::bytes_of(owners), true);
+            loader.override_global(STATE_PARTS, bytemuck::cast_slice::<StatePart, u8>(parts), true);
+        }
         let mut ebpf = load(&mut loader)?;
         let kernel = AyaBtf::from_sys_fs().map_err(|e| EbpfError::new(DOING, e))?;
         let program = ebpf.program_mut(PROGRAM).ok_or_else(|| EbpfError::unexpected(DOING, "it is not in the object"))?;
@@ -161,12 +184,14 @@ impl TaskInspector {
             restart,
             last_ran: last_ran(record),
             voluntary_switches: record.voluntary_switches,
+            state: NonZeroU64::new(record.state).map(ThreadState),
         }
     }
 }
 
 fn memory_of(record: &TaskRecord) -> MemoryState {
-    MemoryState { mm: record.mm, execs: record.exec_id, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
+    let space = AddressSpace { mm: record.mm, execs: record.exec_id, started: record.started };
+    MemoryState { space, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
 }
 
 /// The restart blocks of a process's threads, with a program loaded for this once: see [`TaskInspector`], also for what must be
@@ -196,6 +221,7 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
         mm: task("mm")?,
         mm_lock_seq: ABSENT,
         exec_id: task("self_exec_id")?,
+        started: task("start_boottime")?,
     };
     match task("se.cfs_rq") {
         Ok(offset) => {

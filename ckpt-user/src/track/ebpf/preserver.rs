@@ -151,7 +151,7 @@ impl Preserver {
                 return Err(EbpfError::unexpected(doing(), reason));
             }
             let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
-            parts.push(Part { mm: memory.mm, owner, layout, page_map, pages });
+            parts.push(Part { mm: memory.space.mm, owner, layout, page_map, pages });
         }
         let bitmap = bits.div_ceil(64) as usize;
         store_all(&self.faulted.words()[..bitmap], 0);
