@@ -142,8 +142,9 @@ pub fn set_user_dispatch(tid: Tid, config: &UserDispatch) -> io::Result<()> {
 /// Is the register set `kind` (an NT_* number) in use by this thread? The kernel answers ENODEV or ENXIO for one that is not, EINVAL
 /// for one that it does not know.
 pub fn has_register_set(tid: Tid, kind: i32) -> io::Result<bool> {
-    let mut area = vec![0u8; 16 * 1024];
-    let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
+    // Where there is more, so much of it is given.
+    let mut first = 0u64;
+    let mut iov = libc::iovec { iov_base: (&raw mut first).cast(), iov_len: size_of_val(&first) };
     match request(libc::PTRACE_GETREGSET, tid, kind as usize as *mut c_void, (&raw mut iov).cast()) {
         Ok(_) => Ok(true),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EINVAL)) => Ok(false),

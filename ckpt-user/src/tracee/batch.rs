@@ -125,7 +125,7 @@ impl Batch {
 }
 
 /// What the calls of a batch returned, and what they left in its memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     pub(super) returned: Vec<i64>,
     pub(super) data: Vec<u8>,

@@ -119,3 +119,36 @@ fn struct_of(owner: Owner) -> &'static str {
         Owner::Memory => "mm_struct",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ckpt_ebpf::tasks::{ACTIONS, digest};
+
+    use super::*;
+    use crate::resources::trial::Trial;
+    use crate::tracee::batch::Batch;
+    use crate::track::ebpf::TaskInspector;
+
+    /// ARCH_GET_XCOMP_PERM (asm/prctl.h).
+    const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+
+    /// They have no field of a task that has a name, and few machines let anybody change them.
+    #[test]
+    fn the_permitted_states_of_the_processor_are_where_they_are_looked_for() {
+        let mut program = Trial::sleep();
+        let mut batch = Batch::new();
+        let slot = batch.value(&0u64);
+        batch.call(libc::SYS_arch_prctl, [ARCH_GET_XCOMP_PERM.into(), slot.into()]);
+        let permitted: u64 = program.task().run(batch).unwrap().value(slot);
+        assert_ne!(permitted, 0);
+        let this_alone = |btf: &Btf| {
+            let mut table = Table::of(btf)?.expect("this kernel has all fields");
+            (table.parts[0], table.owners.parts) = (table.parts[table.owners.parts as usize - 1], 1);
+            Ok(Some(table))
+        };
+        let (threads, _) = TaskInspector::load_with(this_alone).unwrap().look(program.pid()).unwrap();
+        // The actions of a program that has just begun are all zeros.
+        let expected = (0..ACTIONS * ACTION_WORDS).fold(digest(0, permitted), |so_far, _| digest(so_far, 0));
+        assert_eq!(threads[0].state.unwrap().0.get(), expected);
+    }
+}
