@@ -11,6 +11,7 @@ pub mod fcntl;
 pub mod handle;
 pub mod inotify;
 pub mod kcmp;
+pub mod landlock;
 pub mod mounts;
 pub mod mqueue;
 pub mod pagemap;
