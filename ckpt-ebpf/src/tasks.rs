@@ -23,7 +23,7 @@ pub const STATE_OWNERS: &str = "STATE_OWNERS";
 /// The read-only global, an array of [`STATE_PARTS_MAX`] [`StatePart`]s, to be set by the loader.
 pub const STATE_PARTS: &str = "STATE_PARTS";
 /// How many [`StatePart`]s there can be.
-pub const STATE_PARTS_MAX: usize = 32;
+pub const STATE_PARTS_MAX: usize = 40;
 /// Signals that have an action of their own.
 pub const ACTIONS: usize = 64;
 /// The most bytes of the kernel's record of an action that are looked at.
@@ -37,6 +37,8 @@ pub struct StateOwners {
     pub parts: u32,
     /// `task_struct.cred`.
     pub credentials: u32,
+    /// `cred.security`.
+    pub security: u32,
     /// `task_struct.signal`.
     pub process: u32,
     /// `task_struct.sighand`.
@@ -71,6 +73,8 @@ pub enum Owner {
     Process = 2,
     /// Its memory's.
     Memory = 3,
+    /// What security modules keep of its credentials.
+    Security = 4,
 }
 
 /// One more word goes into a digest. Whatever the others are, two that differ in one word are different.

@@ -6,7 +6,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
-use crate::sys::signal;
+use crate::sys::{landlock, signal};
 use crate::tracee::tree::{Member, members};
 
 /// From now on processes below this one whose parents end become its children.
@@ -40,11 +40,11 @@ pub fn end() -> Result<()> {
     }
 }
 
-/// Those that descend from this process: its children, or all.
+/// Those that descend from this process: its children, or all. (Witnesses are not the job's.)
 fn below(all: bool) -> Result<Vec<Member>> {
     let own = Pid(std::process::id() as i32);
     let members = members(own)?.into_iter().skip(1);
-    Ok(members.filter(|member| all || member.parent == own).collect())
+    Ok(members.filter(|member| (all || member.parent == own) && !landlock::is_witness(member.pid)).collect())
 }
 
 fn bury(pid: Pid, flags: WaitPidFlag) -> Result<()> {

@@ -261,6 +261,40 @@ def report():
     assert_eq!(told.len(), 10);
 }
 
+/// Who has sent a datagram is told to its receiver, who may answer.
+#[test]
+fn datagrams_of_senders_that_have_names() {
+    needs_root!();
+    let told = is_the_same(
+        "
+names = ['server', '\\0ckpt-server-%d' % os.getpid()]
+servers, senders = [[socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(n)] for n in (2, 4)]
+for server, name in zip(servers, names): server.bind(name)
+senders[0].bind('sender')
+senders[1].bind('')
+senders[2].bind('\\0ckpt-sender-%d' % os.getpid())
+senders[2].connect('sender')
+for name in names:
+    for n in (0, 1, 3, 2, 2, 0): senders[n].sendto(b'of %d' % n, name)
+    r = piped(b'in a datagram')
+    senders[1].sendmsg([b'with'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, r.to_bytes(4, 'little'))], 0, name)
+    os.close(r)
+names = [sender.getsockname() for sender in senders[:3]]
+def report():
+    for server in servers:
+        for _ in range(7):
+            data, fds, _, address = socket.recv_fds(server, 100, 10)
+            print(data, [os.read(fd, 100) for fd in fds], names.index(address) if address else None)
+            if data in (b'of 0', b'with'): server.sendto(b'answer to ' + data, address)
+    for sender in senders[:2]: print([sender.recv(100) for _ in range(4 if sender is senders[0] else 2)])
+    print('done', flush=True)
+",
+    );
+    assert_eq!(told.len(), 16);
+    assert!(told[0] == "b'of 0' [] 0" && told[2] == "b'of 3' [] None", "{told:#?}");
+    assert_eq!(told[15], "[b'answer to with', b'answer to with']");
+}
+
 /// A child has sent to its parent, and has ended; another one is about to receive.
 #[test]
 fn between_processes() {

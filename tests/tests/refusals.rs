@@ -357,6 +357,29 @@ os.close(call('seccomp', 317, 1, 8, struct.pack('HxxxxxxQ', 4, ctypes.addressof(
     stays_as_it_is_once_stopped(script, &["seccomp filter of thread", "asks another process", "without that supervisor"]);
 }
 
+/// landlock_create_ruleset(2) for writing to files, and landlock_restrict_self(2).
+const UNDER_LANDLOCK: &str = "
+attributes = ctypes.c_uint64(2)
+rules = call('landlock', 444, ctypes.byref(attributes), 8, 0)
+call('landlock', 446, rules, 0)
+os.close(rules)
+";
+
+#[test]
+fn landlock_rules_of_root() {
+    needs_root!();
+    stays_as_it_is_once_stopped(UNDER_LANDLOCK, &["thread", "under Landlock rules", "without that sandbox"]);
+}
+
+#[test]
+fn landlock_rules_of_a_user() {
+    needs_root!();
+    let script = format!(
+        "os.setgroups([]); os.setresgid(1234, 1234, 1234); os.setresuid(1234, 1234, 1234); prctl(38, 1, 0, 0, 0){UNDER_LANDLOCK}"
+    );
+    stays_as_it_is_once_stopped(&script, &["thread", "under Landlock rules", "without that sandbox"]);
+}
+
 /// Of what is no process that could be saved there is one thing to tell.
 fn is_no_target(pid: i32, words: &[&str]) {
     let folder = tempdir().unwrap();

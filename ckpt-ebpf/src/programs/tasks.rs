@@ -39,7 +39,7 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
 
 #[unsafe(no_mangle)]
 static STATE_OWNERS: Global<StateOwners> =
-    Global::new(StateOwners { parts: 0, credentials: 0, process: 0, signals: 0, actions: 0, action: 0 });
+    Global::new(StateOwners { parts: 0, credentials: 0, security: 0, process: 0, signals: 0, actions: 0, action: 0 });
 
 #[unsafe(no_mangle)]
 static STATE_PARTS: [Global<StatePart>; STATE_PARTS_MAX] =
@@ -122,6 +122,7 @@ fn state(task: u64, leader: u64, mm: u64) -> Option<u64> {
         return None;
     }
     let credentials: u64 = read(task + u64::from(owners.credentials))?;
+    let security: u64 = read(credentials + u64::from(owners.security))?;
     let process: u64 = read(task + u64::from(owners.process))?;
     let mut state = 0;
     for (n, part) in STATE_PARTS.iter().enumerate() {
@@ -133,6 +134,7 @@ fn state(task: u64, leader: u64, mm: u64) -> Option<u64> {
             of if of == Owner::Credentials as u32 => credentials,
             of if of == Owner::Process as u32 => process,
             of if of == Owner::Memory as u32 => mm,
+            of if of == Owner::Security as u32 => security,
             _ => task,
         };
         let at = owner + u64::from(part.at);

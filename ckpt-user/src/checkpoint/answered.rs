@@ -151,6 +151,14 @@ mod tests {
         });
         try_it("signal stack", &with(libc::SYS_sigaltstack, None, &[0x10_0000, 0, 0x8000], [0, 0]));
         try_it("action", &with(libc::SYS_rt_sigaction, Some(10), &[1, 0, 0, 0], [0, 8]));
+        try_it("Landlock", &|program| {
+            let mut batch = Batch::new();
+            // struct landlock_ruleset_attr: LANDLOCK_ACCESS_FS_WRITE_FILE.
+            let attributes = batch.value(&2u64);
+            let made = batch.call(libc::SYS_landlock_create_ruleset, [attributes.into(), 8u64.into(), 0u64.into()]);
+            let rules = program.task().run(batch)?.ret(made).map_err(|errno| crate::error::Error::os("make rules", errno))?;
+            program.task().call("restrict", libc::SYS_landlock_restrict_self, [Arg::from(rules), 0u64.into()]).map(drop)
+        });
         try_it("real-time timer", &with(libc::SYS_setitimer, Some(0), &[0, 0, 1000, 0], [0, 0]));
         try_it("virtual timer", &with(libc::SYS_setitimer, Some(1), &[0, 0, 1000, 0], [0, 0]));
         try_it("profiling timer", &with(libc::SYS_setitimer, Some(2), &[0, 0, 1000, 0], [0, 0]));

@@ -184,16 +184,18 @@ pub(super) fn collect(
     if !cx.refusals().is_empty() {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     }
-    let mut states = Vec::new();
-    let Frozen { tree, sharing, waits, states: seen, .. } = target;
-    for ((process, statuses), (mm, fds)) in tree.processes.iter_mut().zip(&statuses).zip(of_processes) {
-        let pid = process.pid;
-        let fds = fds.ok_or_else(|| Error::Unexpected(format!("the descriptors of pid {pid} were not collected")))?;
-        let injector = injectors.of(sharing.first(Shared::Memory, pid))?;
-        let (sections, threads) = inside(&mut cx, process, statuses, (injector, answered), (waits, seen), (mm, fds))?;
-        states.push(TaskState { pid, sections, threads });
-    }
-    answered.end_of_cut();
+    let states = match insides(&mut cx, target, &statuses, (&mut injectors, answered), of_processes) {
+        // What was refused there must leave the process as it was, too.
+        Err(error) => {
+            if let Err(left) = injectors.remove(&mut target.tree)
+                && !matches!(left, Error::Gone(_))
+            {
+                tracing::warn!("what ckpt has put into the processes is still there, until the next checkpoint: {left}");
+            }
+            return Err(error);
+        }
+        Ok(states) => states,
+    };
     let Frozen { tree, sharing, states: seen, .. } = target;
     let seen_through = |process: &FrozenProcess| sharing.first(Shared::Memory, process.pid) == process.pid;
     for process in tree.processes.iter_mut().filter(|process| seen_through(process)) {
@@ -261,6 +263,27 @@ pub(super) fn collect(
 
 pub(super) fn content_extents(content: &Content) -> impl Iterator<Item = Extent> + '_ {
     content.pages.iter().map(|&pages| Extent { owner: content.owner, pages, kind: ExtentKind::Read })
+}
+
+/// [`inside`] of every process; `of_processes`: what each holds.
+fn insides(
+    cx: &mut Collector<'_>,
+    target: &mut Frozen,
+    statuses: &[Vec<Status>],
+    (injectors, answered): (&mut Injectors, &mut Answered),
+    of_processes: Vec<(ObjRef, Option<ObjRef>)>,
+) -> Result<Vec<TaskState>> {
+    let Frozen { tree, sharing, waits, states: seen, .. } = target;
+    let mut states = Vec::new();
+    for ((process, statuses), (mm, fds)) in tree.processes.iter_mut().zip(statuses).zip(of_processes) {
+        let pid = process.pid;
+        let fds = fds.ok_or_else(|| Error::Unexpected(format!("the descriptors of pid {pid} were not collected")))?;
+        let injector = injectors.of(sharing.first(Shared::Memory, pid))?;
+        let (sections, threads) = inside(cx, process, statuses, (injector, answered), (waits, seen), (mm, fds))?;
+        states.push(TaskState { pid, sections, threads });
+    }
+    answered.end_of_cut();
+    Ok(states)
 }
 
 /// What only the threads themselves can tell: each answers one batch of system calls. `holds`: the memory and the descriptor table of the process.

@@ -1,16 +1,20 @@
-//! The label that a security module (SELinux, AppArmor, Smack) confines a thread by.
+//! What security modules confine a thread by.
 //!
-//! ckpt does not change labels: a new thread has ckpt's own, and if that is another the restart fails and says so.
+//! * A label (SELinux, AppArmor, Smack). ckpt does not change labels: a new thread has ckpt's own, and if that is another the restart fails and
+//!   says so.
+//! * Rules of Landlock, which the kernel gives to nobody: a thread that is under them is refused, because it would come back free of them.
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::task_file;
-use crate::tracee::batch::{Answers, Batch};
+use crate::sys::status::Status;
+use crate::sys::{landlock, task_file};
+use crate::tracee::batch::{Answers, Batch, CallId};
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -29,6 +33,23 @@ pub struct SecurityLabelRecord {
 #[derive(Debug)]
 struct Labels {
     there_are: bool,
+}
+
+/// A process that the thread may look at, if Landlock lets it.
+fn witness(status: &Status) -> Result<Option<Pid>> {
+    let (user, group) = (status.uids[0], status.gids[0]);
+    landlock::witness(user, group).doing(|| format!("cannot make a process of user {user}, by which Landlock is found"))
+}
+
+/// Makes what [`SecurityLabel`] will need for a thread that still runs.
+pub fn prepare(status: &Status) -> Result<()> {
+    witness(status).map(drop)
+}
+
+/// Has the thread's own label, rather than Landlock, kept it from looking?
+fn is_labelled_otherwise(who: &Subject<'_>) -> Result<bool> {
+    let own = Pid(std::process::id() as i32);
+    Ok(read(who.pid, who.tid)? != read(own, own.leader())?)
 }
 
 /// AppArmor's word for a thread that it does not confine.
@@ -61,13 +82,29 @@ fn suits(wanted: Option<&[u8]>, now: Option<&[u8]>) -> bool {
 impl TaskResource for SecurityLabel {
     const KIND: &'static str = "security-label";
     type Record = SecurityLabelRecord;
-    type Asked = ();
+    /// The call that looks at the witness.
+    type Asked = Option<CallId>;
 
-    fn ask(_who: &Subject<'_>, _batch: &mut Batch) -> Result<()> {
-        Ok(())
+    fn ask(who: &Subject<'_>, batch: &mut Batch) -> Result<Option<CallId>> {
+        let Some(witness) = witness(who.status)? else { return Ok(None) };
+        let (head, len) = (batch.room(8), batch.room(8));
+        Ok(Some(batch.call(libc::SYS_get_robust_list, [witness.0.into(), head.into(), len.into()])))
     }
 
-    fn collect(cx: &mut Collector<'_>, who: &Subject<'_>, (): (), _answers: &Answers) -> Result<SecurityLabelRecord> {
+    fn collect(
+        cx: &mut Collector<'_>,
+        who: &Subject<'_>,
+        looked: Option<CallId>,
+        answers: &Answers,
+    ) -> Result<SecurityLabelRecord> {
+        if looked.is_some_and(|id| answers.ret(id) == Err(Errno::EPERM)) && !is_labelled_otherwise(who)? {
+            return cx.refuse(
+                who.pid,
+                format!("thread {}", who.tid),
+                "is under Landlock rules, which the kernel shows to nobody, so that it would come back free of them",
+                "run the program without that sandbox",
+            );
+        }
         // All threads have one or none has: that is for the kernel's modules to say.
         let labels = cx.fact(|_| Ok(Labels { there_are: read(who.pid, who.tid)?.is_some() }))?;
         Ok(SecurityLabelRecord { label: if labels.there_are { read(who.pid, who.tid)? } else { None } })
@@ -99,6 +136,46 @@ mod tests {
     fn whatever_label_this_machine_gives_suits_itself() {
         let (before, after) = trial::roundtrip::<SecurityLabel>(|_| {});
         assert_eq!(before, after);
+    }
+
+    /// Makes system calls in the program.
+    fn calls<const N: usize>(program: &mut Trial, calls: [(libc::c_long, [u64; 3]); N]) {
+        for (nr, args) in calls {
+            program.task().call("prepare", nr, args.map(Into::into)).unwrap();
+        }
+    }
+
+    const BECOME_A_USER: [(libc::c_long, [u64; 3]); 3] =
+        [(libc::SYS_setgroups, [0; 3]), (libc::SYS_setresgid, [1001, 1002, 1003]), (libc::SYS_setresuid, [1001, 1002, 1003])];
+
+    #[test]
+    fn a_thread_under_landlock_rules_is_refused_whoever_it_is() {
+        for user in [false, true] {
+            let mut program = Trial::sleep();
+            if user {
+                calls(&mut program, BECOME_A_USER);
+                program.prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
+            }
+            program.collect::<SecurityLabel>().expect("there are no rules yet");
+            let mut batch = Batch::new();
+            // struct landlock_ruleset_attr: LANDLOCK_ACCESS_FS_WRITE_FILE.
+            let attributes = batch.value(&2u64);
+            let made = batch.call(libc::SYS_landlock_create_ruleset, [attributes.into(), 8u64.into(), 0u64.into()]);
+            let rules = program.task().run(batch).unwrap().ret(made).unwrap();
+            calls(&mut program, [(libc::SYS_landlock_restrict_self, [rules, 0, 0]), (libc::SYS_close, [rules, 0, 0])]);
+            let said = program.collect::<SecurityLabel>().unwrap_err().to_string();
+            assert!(said.contains("Landlock"), "{said}");
+        }
+    }
+
+    #[test]
+    fn one_that_has_given_up_its_capabilities_is_not_taken_for_it() {
+        let mut program = Trial::sleep();
+        let mut batch = Batch::new();
+        let (head, none) = (batch.value(&[0x2008_0522u32, 0]), batch.room(24));
+        let dropped = batch.call(libc::SYS_capset, [head.into(), none.into()]);
+        assert_eq!(program.task().run(batch).unwrap().ret(dropped), Ok(0));
+        program.collect::<SecurityLabel>().unwrap();
     }
 
     #[test]

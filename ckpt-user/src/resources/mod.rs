@@ -108,6 +108,7 @@ pub mod unix_pair;
 pub mod unix_peek;
 pub mod unix_peer;
 pub mod unix_queue;
+pub mod unix_senders;
 #[cfg(test)]
 mod unix_tests;
 pub mod view;

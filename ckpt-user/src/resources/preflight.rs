@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::task::Subject;
-use super::{Collector, cpu, fanotify, fs_state, machine, task_registry, terminals};
+use super::{Collector, cpu, fanotify, fs_state, lsm, machine, task_registry, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::status::Status;
@@ -159,8 +159,9 @@ fn tracers(pid: Pid, refusals: &mut Vec<Refusal>) -> Result<()> {
                 let reason = format!("is being traced by {tracer}, and there can be only one tracer");
                 refusals.push(refusal(pid, format!("thread {tid}"), &reason, "end that, or have it detach, first"));
             }
+            Ok(status) => lsm::prepare(&status)?,
             // The thread has ended meanwhile.
-            Ok(_) | Err(Error::Gone(_)) => {}
+            Err(Error::Gone(_)) => {}
             Err(error) => return Err(error),
         }
     }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::in_flight::Flights;
 use super::unix_peer::Pool;
+use super::unix_senders::Senders;
 use super::written::Rollback;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
@@ -46,6 +47,8 @@ pub struct Restorer<'a> {
     pub rollback: Rollback,
     /// Pairs of unix sockets that are made together.
     pub pairs: Pool,
+    /// Unix sockets that may have to send again what waits elsewhere.
+    pub senders: Senders,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
@@ -74,6 +77,7 @@ impl<'a> Restorer<'a> {
             options,
             rollback: Rollback::default(),
             pairs: Pool::default(),
+            senders: Senders::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),
@@ -94,8 +98,9 @@ impl<'a> Restorer<'a> {
         self.once_open.push(Box::new(fill));
     }
 
-    /// Takes what was asked for.
+    /// Takes what was asked for. With it go our copies of sockets, which would keep them open.
     pub(super) fn once_open(&mut self) -> Vec<OnceOpen> {
+        self.senders = Senders::default();
         std::mem::take(&mut self.once_open)
     }
 

@@ -22,6 +22,7 @@ use super::unix_name::UnixName;
 use super::unix_pair::{self, UnixPair, shut_down};
 use super::unix_peer;
 use super::unix_queue::{self, Message};
+use super::unix_senders;
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
@@ -249,8 +250,10 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
         let reason = "holds an empty message, which the kernel shows only once";
         return holder.refuse_for_now(reason, "let the program receive it, or try again at a quieter moment");
     }
-    if messages.iter().any(|message| !message.from.is_empty()) || (name.is_none() && !messages.is_empty()) {
-        let reason = "holds messages of other sockets that the program has not received yet";
+    let have_names = messages.iter().any(|message| !message.from.is_empty());
+    let again = !have_names || (can_be_reached && unix_senders::are_there(cx, d, &messages, &diag)?);
+    if !again || (name.is_none() && !messages.is_empty()) {
+        let reason = "holds messages of other sockets that could not send them again, which the program has not received yet";
         return holder.refuse_for_now(reason, "try again at a quieter moment");
     }
     let inode = messages.iter().any(|message| message.descriptors > 0).then_some(d.stat.st_ino as u32);
@@ -281,18 +284,22 @@ fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {
         shut_down(fd.as_fd(), alone.shutdown)?;
         return Ok(fd);
     };
-    let laden = alone.queue.iter().any(Message::is_laden);
-    if !laden {
+    if alone.socket.kind == libc::SOCK_DGRAM {
+        cx.senders.add(&name.address, fd.as_fd())?;
+    }
+    // These are sent when all is there that they need.
+    let late = alone.queue.iter().any(|message| message.is_laden() || !message.from.is_empty());
+    if !late {
         alone.options.restore(fd.as_fd())?;
     }
     let duplicate = || fd.try_clone().doing(|| "cannot duplicate a socket");
     let (kind, queue, shutdown) = (alone.socket.kind, alone.queue.clone(), alone.shutdown);
     // A socket file of the program's earlier life is replaced only once all else is found to fit.
     let own = duplicate()?;
-    if !laden {
+    if !late {
         cx.defer(move || {
             name.bind(own.as_fd(), |address| {
-                if queue.is_empty() { Ok(()) } else { unix_queue::fill(sender_to(address, kind)?.as_fd(), &queue, &[]) }
+                if queue.is_empty() { Ok(()) } else { unix_queue::fill(sender_to(address, kind)?.as_fd(), &[], &queue, &[]) }
             })?;
             shut_down(own.as_fd(), shutdown)
         });
@@ -301,6 +308,7 @@ fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {
     // Its name may lead nowhere any more by the time when the messages are sent.
     let sender = Rc::new(OnceCell::new());
     let connected = sender.clone();
+    let reachable_at = name.reachable_at();
     cx.defer(move || {
         name.bind(own.as_fd(), |address| {
             // It is set only here.
@@ -309,10 +317,11 @@ fn restore_alone(cx: &mut Restorer<'_>, alone: &Alone) -> Result<OwnedFd> {
         })
     });
     let (own, inode, options) = (duplicate()?, alone.inode, alone.options.clone());
+    let (senders, address) = (cx.senders.clone(), reachable_at);
     cx.when_open(move |flights| {
         let sender =
             sender.get().ok_or_else(|| Error::Unexpected("a unix socket was not bound before it is filled".to_owned()))?;
-        unix_queue::fill(sender.as_fd(), &queue, inode.map_or(&[], |inode| flights.to(inode)))?;
+        senders.fill(&address, sender.as_fd(), &queue, inode.map_or(&[], |inode| flights.to(inode)))?;
         options.restore(own.as_fd())?;
         shut_down(own.as_fd(), shutdown)
     });

@@ -125,7 +125,7 @@ impl UnixPair {
     fn fill(&self, fds: [BorrowedFd<'_>; 2], flights: &Flights<'_>) -> Result<()> {
         for (own, other) in [(0, 1), (1, 0)] {
             let Some(end) = &self.ends[own] else { continue };
-            unix_queue::fill(fds[other], &end.queue, end.inode.map_or(&[], |inode| flights.to(inode)))?;
+            unix_queue::fill(fds[other], &[], &end.queue, end.inode.map_or(&[], |inode| flights.to(inode)))?;
             if end.reset && self.ends[other].is_none() {
                 // Closing an end that has not received everything resets the other.
                 raw::send_now(fds[own], b"?").doing(|| "cannot make a pair of unix sockets again")?;

@@ -76,7 +76,7 @@ pub fn hides_empty(sender: BorrowedFd<'_>, kind: i32, messages: &[Message]) -> R
     let empty = queue::unreceived(ours.as_fd()).doing(doing)?;
     let bare: Vec<Message> =
         messages.iter().map(|message| Message { descriptors: 0, credentials: None, ..message.clone() }).collect();
-    fill(ours.as_fd(), &bare, &[])?;
+    fill(ours.as_fd(), &[], &bare, &[])?;
     let expected = queue::unreceived(ours.as_fd()).doing(doing)? - empty;
     let actual = queue::unreceived(sender).doing(doing)?;
     // What a socket has sent elsewhere counts, too, but hardly ever adds up to just this.
@@ -87,29 +87,31 @@ pub fn hides_empty(sender: BorrowedFd<'_>, kind: i32, messages: &[Message]) -> R
 /// by its pid, whether two messages in a stream have one sender.
 fn send(
     sender: BorrowedFd<'_>,
+    to: &[u8],
     data: &[u8],
     files: &[BorrowedFd<'_>],
     credentials: Option<Credentials>,
     stand_ins: &mut Vec<NewProcess>,
 ) -> std::io::Result<usize> {
-    match scm::send_now(sender, data, files, credentials) {
+    match scm::send_now(sender, to, data, files, credentials) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
             let pid = Pid(credentials.unwrap_or_default().pid);
             stand_ins.push(NewProcess::spawn(pid, false).map_err(std::io::Error::other)?);
-            scm::send_now(sender, data, files, credentials)
+            scm::send_now(sender, to, data, files, credentials)
         }
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && credentials.is_some() => {
             tracing::warn!(
                 "a message in a unix socket tells of ckpt as its sender, which is not allowed to name another: {error}"
             );
-            scm::send_now(sender, data, files, None)
+            scm::send_now(sender, to, data, files, None)
         }
         sent => sent,
     }
 }
 
-/// Sends everything from `sender`, whatever the size of its buffer. `files`: those that travel with the messages, in order.
-pub fn fill(sender: BorrowedFd<'_>, messages: &[Message], files: &[BorrowedFd<'_>]) -> Result<()> {
+/// Sends everything from `sender`, whatever the size of its buffer, to an address, or (empty) to its peer. `files`: those that travel with the
+/// messages, in order.
+pub fn fill(sender: BorrowedFd<'_>, to: &[u8], messages: &[Message], files: &[BorrowedFd<'_>]) -> Result<()> {
     if messages.iter().map(|message| message.descriptors as usize).sum::<usize>() != files.len() {
         return Err(Error::Restart("the image tells in two ways how many descriptors wait in a unix socket".to_owned()));
     }
@@ -128,12 +130,12 @@ pub fn fill(sender: BorrowedFd<'_>, messages: &[Message], files: &[BorrowedFd<'_
     for message in messages {
         let (own, others) = files.split_at(message.descriptors as usize);
         files = others;
-        let mut sent = send(sender, &message.data, own, message.credentials, &mut stand_ins).doing(doing)?;
+        let mut sent = send(sender, to, &message.data, own, message.credentials, &mut stand_ins).doing(doing)?;
         if sent < message.data.len() && !own.is_empty() {
             return Err(Error::Restart("a message with descriptors does not fit into its socket in one piece".to_owned()));
         }
         while sent < message.data.len() {
-            sent += send(sender, &message.data[sent..], &[], message.credentials, &mut stand_ins).doing(doing)?;
+            sent += send(sender, to, &message.data[sent..], &[], message.credentials, &mut stand_ins).doing(doing)?;
         }
     }
     if raised {

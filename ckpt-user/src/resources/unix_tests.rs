@@ -242,7 +242,22 @@ fn datagrams_to_a_name() {
     }
     let named = UnixDatagram::bind(folder.path().join("sender")).unwrap();
     named.send_to(b"x", &path).unwrap();
+    drop(named);
     assert!(refusal(&server).contains("messages of other sockets"));
+}
+
+#[test]
+fn a_sender_with_a_name_sends_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let [to, from] = ["server", "sender"].map(|name| folder.path().join(name));
+    let [server, sender] = [&to, &from].map(|path| UnixDatagram::bind(path).unwrap());
+    sender.send_to(b"waits", &to).unwrap();
+    let cut = collect(&[server.as_fd(), sender.as_fd()]).unwrap();
+    let record: UnixRecord = cut.record(0);
+    let UnixRecord::Alone(alone) = record else { panic!("{record:?}") };
+    assert_eq!(alone.queue[0].from, raw::local_address(sender.as_fd()).unwrap());
+    sender.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(refusal(&server).contains("messages of other sockets"), "it could not send again");
 }
 
 #[test]

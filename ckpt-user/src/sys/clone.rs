@@ -48,16 +48,24 @@ pub enum Cloned {
 
 /// Makes a child with the given pid.
 pub fn child_with_pid(pid: Pid, flags: u64) -> io::Result<Cloned> {
-    let args = CloneArgs {
+    clone(&CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD as u64,
         set_tid: &raw const pid.0 as u64,
         set_tid_size: 1,
         ..CloneArgs::default()
-    };
-    // SAFETY: the struct and the pid that it points to outlive the call. Without CLONE_VM the child has its own copy of everything;
+    })
+}
+
+/// Makes a child whose end is told by no signal, and which stays until it is waited for, even if we ignore SIGCHLD.
+pub fn silent_child() -> io::Result<Cloned> {
+    clone(&CloneArgs::default())
+}
+
+fn clone(args: &CloneArgs) -> io::Result<Cloned> {
+    // SAFETY: the struct, and the pid that it may point to, outlive the call. Without CLONE_VM the child has its own copy of everything;
     // it does what `Cloned::Child` demands.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) } {
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
         got => Ok(Cloned::Parent(Pid(got as i32))),

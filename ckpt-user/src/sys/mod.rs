@@ -12,6 +12,7 @@ pub mod handle;
 pub mod heap;
 pub mod inotify;
 pub mod kcmp;
+pub mod landlock;
 pub mod mounts;
 pub mod mqueue;
 pub mod pagemap;

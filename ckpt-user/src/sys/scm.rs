@@ -140,6 +140,7 @@ fn put(control: &mut Vec<u8>, kind: i32, value: &[u8]) {
 /// Sends a message, or (stream) some of it, without waiting, with descriptors and in the name of whom is said.
 pub fn send_now(
     fd: BorrowedFd<'_>,
+    to: &[u8],
     data: &[u8],
     files: &[BorrowedFd<'_>],
     credentials: Option<Credentials>,
@@ -152,7 +153,7 @@ pub fn send_now(
     if let Some(credentials) = &credentials {
         put(&mut control, libc::SCM_CREDENTIALS, bytemuck::bytes_of(credentials));
     }
-    socket::send_with(fd, data, &control, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    socket::send_with(fd, to, data, &control, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
 }
 
 #[cfg(test)]
@@ -173,7 +174,7 @@ mod tests {
             uid: nix::unistd::getuid().as_raw(),
             gid: nix::unistd::getgid().as_raw(),
         };
-        assert_eq!(send_now(a.as_fd(), b"bytes", &[file.as_fd(), a.as_fd()], Some(me)).unwrap(), 5);
+        assert_eq!(send_now(a.as_fd(), &[], b"bytes", &[file.as_fd(), a.as_fd()], Some(me)).unwrap(), 5);
         let mut buffer = [0; 10];
         for flags in [libc::MSG_PEEK, 0] {
             let (got, _, with) = receive(b.as_fd(), &mut buffer, flags).unwrap();
@@ -189,7 +190,7 @@ mod tests {
         let sent: [&[u8]; 4] = [b"one", &[2; 20_000], b"3", b"four"];
         let mut before = 0;
         for message in sent {
-            assert_eq!(send_now(a.as_fd(), message, &[], None).unwrap(), message.len());
+            assert_eq!(send_now(a.as_fd(), &[], message, &[], None).unwrap(), message.len());
             assert_eq!(before_the_last(b.as_fd(), before + message.len()).unwrap(), before);
             before += message.len();
         }

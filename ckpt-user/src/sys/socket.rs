@@ -202,14 +202,18 @@ pub fn receive_with(
     Ok((Received { len: len as usize, flags: message.msg_flags }, address, message.msg_controllen))
 }
 
-/// sendmsg with control messages, to the peer.
-pub fn send_with(fd: BorrowedFd<'_>, data: &[u8], control: &[u8], flags: i32) -> io::Result<usize> {
+/// sendmsg with control messages, to an address; an empty one: to the peer.
+pub fn send_with(fd: BorrowedFd<'_>, to: &[u8], data: &[u8], control: &[u8], flags: i32) -> io::Result<usize> {
     let mut piece = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     // SAFETY: zero is a valid msghdr; every pointer put into it outlives the call, which only reads as much as is said.
     let n = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut piece;
         message.msg_iovlen = 1;
+        if !to.is_empty() {
+            message.msg_name = to.as_ptr().cast_mut().cast();
+            message.msg_namelen = to.len() as libc::socklen_t;
+        }
         if !control.is_empty() {
             message.msg_control = control.as_ptr().cast_mut().cast();
             message.msg_controllen = control.len();

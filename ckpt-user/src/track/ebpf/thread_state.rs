@@ -7,7 +7,7 @@
 use ckpt_ebpf::tasks::{ACTION_WORDS, Owner, STATE_PARTS_MAX, StateOwners, StatePart};
 
 use crate::sys::btf::{Btf, BtfError};
-use crate::sys::prctl;
+use crate::sys::{landlock, prctl};
 
 /// The fields behind all that `resources` ask of a thread or of its process: of whom, where, and whether they are 8 bytes, rather than 4.
 const FIELDS: &[(Owner, &str, bool)] = &[
@@ -54,6 +54,10 @@ const FIELDS: &[(Owner, &str, bool)] = &[
     (Owner::Memory, "context.ldt", true),
 ];
 
+/// So much of what security modules keep of credentials is looked at: 8 to 32 bytes each, that of Landlock among the first. What belongs to nobody may change,
+/// for no harm.
+const SECURITY_LONGS: u32 = 8;
+
 /// How long `it` of a process is, in longs: two timers, each with a time and a period.
 const CPU_TIMER_LONGS: u32 = 4;
 
@@ -84,6 +88,10 @@ impl Table {
             let longs = if path == "it" { CPU_TIMER_LONGS } else { 1 };
             parts.extend((0..longs).map(|n| part(at + 8 * n)));
         }
+        // What Landlock lets a thread look at.
+        if landlock::is_there() {
+            parts.extend((0..SECURITY_LONGS).map(|n| StatePart { of: Owner::Security as u32, at: 8 * n, long: 1 }));
+        }
         // ARCH_GET_UNTAG_MASK, where there are tags.
         if prctl::has_address_tags() {
             parts.push(StatePart { of: Owner::Memory as u32, at: btf.offset_of("mm_struct", "context.untag_mask")?, long: 1 });
@@ -100,6 +108,7 @@ impl Table {
         let owners = StateOwners {
             parts: parts.len() as u32,
             credentials: task("cred")?,
+            security: btf.offset_of("cred", "security")?,
             process: task("signal")?,
             signals: task("sighand")?,
             actions: btf.offset_of("sighand_struct", "action")?,
@@ -114,7 +123,7 @@ impl Table {
 fn struct_of(owner: Owner) -> &'static str {
     match owner {
         Owner::Task => "task_struct",
-        Owner::Credentials => "cred",
+        Owner::Credentials | Owner::Security => "cred",
         Owner::Process => "signal_struct",
         Owner::Memory => "mm_struct",
     }
