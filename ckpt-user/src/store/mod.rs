@@ -16,7 +16,7 @@ mod test_sink;
 pub use chains::Chains;
 pub use destination::Destination;
 pub use fan_out::FanOut;
-pub use folder::{Ending, Entry, Folder, Lock, header_of};
+pub use folder::{Ending, Entry, FileState, Folder, Lock, header_of};
 pub use lineage::{parents_beside, resolve};
 pub use overlay::{Mapped, Overlay};
 pub use past::Past;
