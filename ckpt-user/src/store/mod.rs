@@ -17,7 +17,7 @@ pub use chains::Chains;
 pub use destination::Destination;
 pub use fan_out::FanOut;
 pub use folder::{Ending, Entry, FileState, Folder, Lock, header_of};
-pub use lineage::{parents_beside, resolve};
+pub use lineage::resolve;
 pub use overlay::{Mapped, Overlay};
 pub use past::Past;
 pub use retention::{Step, steps};
