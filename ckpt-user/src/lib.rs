@@ -22,6 +22,8 @@ pub mod orphans;
 pub mod pipeline;
 pub mod resources;
 pub mod restart;
+#[cfg(test)]
+mod skip;
 pub mod stand_in;
 pub mod store;
 pub mod sys;
