@@ -15,6 +15,7 @@ mod prearm;
 mod precopy;
 mod since;
 mod spool;
+mod tasks;
 mod tracker;
 mod trackers;
 mod twins;

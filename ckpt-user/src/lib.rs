@@ -23,6 +23,8 @@ pub mod page_set;
 pub mod pipeline;
 pub mod resources;
 pub mod restart;
+#[cfg(test)]
+mod skip;
 pub mod stand_in;
 pub mod store;
 pub mod sys;

@@ -4,6 +4,7 @@
 //! next one holds what it should have. Between checkpoints one thread waits for everything at once: the time of the next, the end of the
 //! job, signals. Checkpoints are made on that thread too, for a tracer must not change. Older points are merged on another.
 
+mod chain;
 mod cost;
 mod restarts;
 mod retention;
@@ -22,11 +23,12 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Report, Target, Tracker, Writes};
 use crate::error::{Doing, Error, Result};
-use crate::ids::{ImageId, Pid};
+use crate::ids::Pid;
 use crate::stand_in::{Ended, StandIn};
 use crate::store::{Folder, Lock};
 use crate::sys::pidfd;
 use crate::sys::readiness::Waiting;
+use chain::{Chain, Link};
 use cost::Costs;
 pub use restarts::Restarts;
 use retention::Retention;
@@ -247,8 +249,8 @@ pub struct Watch {
     target: Target,
     options: Options,
     made: Option<RangeInclusive<u64>>,
-    /// The last image, of which the next is an increment.
-    last: Option<(u64, ImageId)>,
+    /// What the next image stands on, if it is an increment.
+    chain: Chain,
     pauses: Histogram<u64>,
     costs: Costs,
     writes: Option<AllWrites>,
@@ -269,14 +271,14 @@ impl Watch {
         let retention = options.keep.map(start).transpose()?;
         let pauses = Histogram::new_with_bounds(1, LONGEST_US, 3)
             .map_err(|e| Error::Unexpected(format!("cannot make a histogram: {e}")))?;
-        let (made, costs, writes) = (None, Costs::default(), None);
-        Ok(Watch { folder, lock, retention, target, options, made, last: None, pauses, costs, writes, bytes: 0, failed: 0 })
+        let (made, chain, costs, writes) = (None, Chain::default(), Costs::default(), None);
+        Ok(Watch { folder, lock, retention, target, options, made, chain, pauses, costs, writes, bytes: 0, failed: 0 })
     }
 
     /// Goes on with a job that was brought back: as `pid` it begins with a whole image.
     pub fn follow(&mut self, pid: Pid) {
         self.target.follow(pid);
-        self.last = None;
+        self.chain.clear();
     }
 
     /// The numbers of the images that were made, from the first to the last. `None`: there is none yet.
@@ -343,21 +345,14 @@ impl Watch {
     }
 
     fn checkpoint(&mut self) -> Result<(u64, Report)> {
-        // Somebody else may have removed or damaged it; then nothing could be brought back from its increments.
-        if let Some(lost) = self.last.take_if(|(last, id)| !self.folder.holds(*last, *id)) {
-            self.begin_anew(lost);
-        }
+        self.see_to_chain();
         let (number, destination) = self.folder.next(&self.lock)?;
         let report = self.target.checkpoint(destination, &|_, _| {})?;
-        // That may have happened meanwhile, too. Merging leaves no image without its parent.
-        let parent = self.last.take().filter(|(last, id)| !self.folder.holds(*last, *id));
-        let lost = parent.filter(|_| self.folder.parent_of(number, report.image_id).is_some());
         let first = self.made.as_ref().map_or(number, |made| *made.start());
         self.made = Some(first..=number);
-        match lost {
-            Some(lost) => self.begin_anew(lost),
-            None => self.last = Some((number, report.image_id)),
-        }
+        self.chain.add(&self.folder, (number, report.image_id), report.parent_id.is_some());
+        // It may have happened meanwhile, too.
+        self.see_to_chain();
         self.bytes += report.bytes;
         // Longer pauses than the histogram can hold count as the longest that it can.
         self.pauses.saturating_record(report.pause_us);
@@ -368,10 +363,16 @@ impl Watch {
         Ok((number, report))
     }
 
-    /// An image that others need is lost.
-    fn begin_anew(&mut self, (last, id): (u64, ImageId)) {
-        tracing::warn!("image {last} ({id}) is not in the folder any more, or damaged: the next one is whole");
-        self.target.begin_anew();
+    /// Has the next image be a whole one if nothing could be brought back from an increment.
+    fn see_to_chain(&mut self) {
+        if let Some(Link { number, image_id, .. }) = self.chain.lost(&self.folder) {
+            tracing::warn!(
+                "image {number} ({image_id}) is not in the folder any more as it was made, or damaged; what stands on it cannot be \
+                 restarted: the next one is whole"
+            );
+            self.chain.clear();
+            self.target.begin_anew();
+        }
     }
 
     /// All of them together.

@@ -9,6 +9,7 @@ use crate::ckpt;
 use crate::job::Job;
 use crate::moments::Moments;
 use crate::process;
+use crate::watched;
 
 /// How often each program is interrupted.
 pub const TIMES: u32 = 3;
@@ -38,6 +39,20 @@ pub fn survives<R: PartialEq + Debug>(start: impl Fn(&Path) -> Job, result: impl
         };
         assert!(found == expected, "the result differs: {found:?} instead of {expected:?}");
     }
+}
+
+/// The same under a watch, by live cuts and increments, and with `times` crashes at any moment. The program says "step 0" when it has begun, and everything it
+/// finds out, and complains of nothing.
+pub fn survives_crashes(start: impl Fn(&Path) -> Job, interval: &str, times: u32) {
+    let moments = Moments::new();
+    let undisturbed = tempfile::tempdir().expect("no temporary folder");
+    let expected = start(undisturbed.path()).succeed();
+    let folder = tempfile::tempdir().expect("no temporary folder");
+    let job = start(folder.path());
+    job.wait_for_line("step 0");
+    let mut job = watched::survives_crashes(job, interval, times, &moments, |_| {});
+    assert_eq!(job.succeed(), expected);
+    assert_eq!(job.errors(), "");
 }
 
 /// A job goes on after a checkpoint as it was; and so it is after another one, by which it is killed, and a restart, `verify` says.

@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use ckpt_tests::job::Job;
-use ckpt_tests::moments::Moments;
-use ckpt_tests::{needs_root, python, story, watched};
-use tempfile::tempdir;
+use ckpt_tests::{needs_root, python, story};
 
 /// A master makes files and connections, and passes them to workers (as servers with workers do): each of these hashes what it gets, and answers
 /// through the connection. Several are always under way.
@@ -108,15 +106,7 @@ fn survives(script: &str, rounds: u32) {
 /// Live cuts and increments, and a crash at any moment.
 fn survives_crashes(script: &str, rounds: u32) {
     needs_root!();
-    let moments = Moments::new();
-    let undisturbed = tempdir().unwrap();
-    let expected = start(undisturbed.path(), script, rounds).succeed();
-    let folder = tempdir().unwrap();
-    let job = start(folder.path(), script, rounds);
-    job.wait_for_line("step 0");
-    let mut job = watched::survives_crashes(job, "20ms", 4, &moments, |_| {});
-    assert_eq!(job.succeed(), expected);
-    assert_eq!(job.errors(), "");
+    story::survives_crashes(|folder| start(folder, script, rounds), "20ms", 4);
 }
 
 #[test]

@@ -243,6 +243,33 @@ server, _ = listener.accept()
     ckpt::checkpoint(job.pid(), &folder.path().join("image"), &["--tcp-close"]);
 }
 
+/// An orphan, adopted by a subreaper, shares its descriptors with a process further below: nobody could make it so.
+#[test]
+fn a_family_that_could_not_be_made_again() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let script = "
+root = os.getpid()
+c.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+r, w = os.pipe()
+def clone_files(): return c.syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0)
+if os.fork() == 0:
+    if os.fork() == 0:
+        middle = clone_files()
+        if middle == 0:
+            if clone_files() == 0:
+                while os.getppid() != root: time.sleep(0.01)
+                os.write(w, b'x')
+                while True: signal.pause()
+            os._exit(0)
+        os.waitpid(middle, 0)
+    while True: signal.pause()
+os.read(r, 1)
+";
+    let job = or_skip!(python::rest_after(folder.path(), script));
+    stays_as_it_is(&job, &["its family", "could not be made again", "shares"]);
+}
+
 /// Every reason is told at once, of all processes.
 #[test]
 fn all_reasons_together() {

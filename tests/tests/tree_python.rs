@@ -7,8 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ckpt_tests::job::Job;
-use ckpt_tests::moments::Moments;
-use ckpt_tests::{ckpt, needs_root, python, story, watched};
+use ckpt_tests::{ckpt, needs_root, python, story};
 use tempfile::tempdir;
 
 const PROGRAM: &str = "
@@ -81,15 +80,7 @@ fn what_spawns() {
 /// Live cuts and increments, and the shared memory is newer than the last of them, or gone.
 fn survives_crashes(method: &str, rounds: u32) {
     needs_root!();
-    let moments = Moments::new();
-    let undisturbed = tempdir().unwrap();
-    let expected = start(undisturbed.path(), method, rounds).succeed();
-    let folder = tempdir().unwrap();
-    let job = start(folder.path(), method, rounds);
-    job.wait_for_line("step 0");
-    let mut job = watched::survives_crashes(job, "50ms", 3, &moments, |_| {});
-    assert_eq!(job.succeed(), expected);
-    assert_eq!(job.errors(), "");
+    story::survives_crashes(|folder| start(folder, method, rounds), "50ms", 3);
 }
 
 #[test]

@@ -9,11 +9,12 @@ use super::freezer::{Frozen, Injectors, States};
 use super::mappings::Mapped;
 use super::phases::Stopwatch;
 use super::since::Since;
+use super::tasks;
 use super::trackers::Trackers;
 use super::twins;
 use crate::error::{Error, Refusal, Result};
 use crate::ids::{ObjRef, Pid};
-use crate::image::model::{Container, Object, Section, Shares, TaskEntry, TaskKind, TaskState, TaskTable, ThreadState};
+use crate::image::model::{Container, Object, Section, TaskState, TaskTable, ThreadState};
 use crate::image::{RecordType, Records};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::resources::collector::{Collected, Content, ObjectKey};
@@ -23,7 +24,7 @@ use crate::resources::memory::{self, MemoryRecord, MemorySource};
 use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, SharedSeen, VmaRecord};
-use crate::resources::{Collector, cpu, hierarchy, in_flight, machine, mm, preflight, sysv, task_registry, written};
+use crate::resources::{Collector, cpu, in_flight, machine, mm, preflight, sysv, task_registry, written};
 use crate::store::{SamePages, past, same};
 use crate::sys::kcmp::Shared;
 use crate::sys::procfs;
@@ -34,7 +35,6 @@ use crate::tracee::interrupted::WaitTimes;
 use crate::tracee::maps;
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
-use crate::tracee::tree::{FrozenTree, Member};
 
 /// Everything that an image of the target holds but the contents of its pages.
 pub(super) struct Cut {
@@ -107,7 +107,8 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
                 other => other,
             }
         })?;
-        in_flight::collect(&mut cx, &mut met)
+        in_flight::collect(&mut cx, &mut met)?;
+        cx.attempt(|_| tasks::check_running(root))
     })?;
     // Some are found both from outside and on the way.
     let others: Vec<Refusal> = cx.refusals().iter().filter(|refusal| !refusals.contains(refusal)).cloned().collect();
@@ -155,8 +156,8 @@ pub(super) fn collect(
     (mut armed, early): (Option<Trackers>, bool),
 ) -> Result<Cut> {
     let root = target.tree.root();
-    let tasks = task_table(&target.tree, &target.sharing)?;
-    check_hierarchy(root, &tasks)?;
+    let tasks = tasks::table(&target.tree, &target.sharing)?;
+    tasks::check(root, &tasks)?;
     let mut cx = Collector::new(&options.collect, target.tree.pids());
     cx.looked_at = Some(looked_at);
     let mut met = Descriptions::default();
@@ -330,63 +331,4 @@ fn inside(
         threads.push(ThreadState { tid: thread.tid, sections });
     }
     Ok((process_sections, threads))
-}
-
-/// Could these processes be made again?
-fn check_hierarchy(root: Pid, tasks: &TaskTable) -> Result<()> {
-    match hierarchy::plan(tasks) {
-        Ok(_) => Ok(()),
-        Err(reason) => Err(Error::Refused(Refusal {
-            pid: root,
-            object: "its family".to_owned(),
-            reason: format!("could not be made again: {reason}"),
-            advice: "checkpoint a process that all of them descend from, or wait until the one that is named has ended"
-                .to_owned(),
-            passing: false,
-        })),
-    }
-}
-
-/// Those that live and those that have ended, parents before their children.
-fn task_table(tree: &FrozenTree, sharing: &Sharing) -> Result<TaskTable> {
-    let alive = tree.processes.iter().map(|process| living(process, sharing));
-    let dead = tree.dead.iter().map(ended);
-    Ok(TaskTable { tasks: alive.chain(dead).collect::<Result<_>>()? })
-}
-
-fn living(process: &FrozenProcess, sharing: &Sharing) -> Result<TaskEntry> {
-    let pid = process.pid;
-    let shares = |what: Shared| Some(sharing.first(what, pid)).filter(|first| *first != pid);
-    Ok(TaskEntry {
-        threads: process.threads.iter().map(|thread| thread.tid).collect(),
-        stopped_by: process.threads.iter().find_map(|thread| thread.group_stop),
-        shares: Shares {
-            memory: shares(Shared::Memory),
-            files: shares(Shared::Files),
-            directories: shares(Shared::Directories),
-            signal_actions: shares(Shared::SignalActions),
-        },
-        ..entry(pid, TaskKind::Alive)?
-    })
-}
-
-fn ended(member: &Member) -> Result<TaskEntry> {
-    let status = procfs::stat(member.pid)?.exit_code.unwrap_or(0);
-    entry(member.pid, TaskKind::Zombie(status))
-}
-
-fn entry(pid: Pid, kind: TaskKind) -> Result<TaskEntry> {
-    let stat = procfs::stat(pid)?;
-    Ok(TaskEntry {
-        pid,
-        ppid: Pid(stat.ppid),
-        pgid: Pid(stat.pgrp),
-        sid: Pid(stat.session),
-        threads: Vec::new(),
-        kind,
-        stopped_by: None,
-        exit_signal: stat.exit_signal.unwrap_or(libc::SIGCHLD),
-        shares: Shares::default(),
-        comm: stat.comm,
-    })
 }

@@ -9,6 +9,7 @@ use ckpt::image::{
 use ckpt::resources::vma::VmaRecord;
 use ckpt::store::{self, SamePages};
 
+use super::parents::Parents;
 use super::{Failure, input, output};
 
 mod folder;
@@ -131,14 +132,11 @@ impl Args {
         if !stored.needs_parent() {
             return Ok(None);
         }
-        match store::parents_beside(&self.image, &stored.header) {
-            Ok(Some(parents)) => match store::resolve(&parents) {
-                Ok(records) => Ok(Some(records)),
-                Err(ckpt::Error::Parent { older, source }) => Err(format!("{}: {source}", parents[older].display())),
-                Err(other) => Err(other.to_string()),
-            },
-            Ok(None) => Err("the images that it builds on are not all in the same folder".to_owned()),
-            Err(error) => Err(error.to_string()),
+        let parents = Parents::beside(&self.image, stored.header.clone()).map_err(|failure| failure.to_string())?;
+        match store::resolve(parents.paths()) {
+            Ok(records) => Ok(Some(records)),
+            Err(ckpt::Error::Parent { older, source }) => Err(format!("{}: {source}", parents.paths()[older].display())),
+            Err(other) => Err(other.to_string()),
         }
     }
 }

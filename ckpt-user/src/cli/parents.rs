@@ -1,6 +1,8 @@
 //! The parents of an increment: those that the user names, and those that lie beside it.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ckpt::Error;
@@ -27,14 +29,24 @@ impl Parents {
 
     /// Of the image `image`: those that are not given are looked for in its folder.
     pub fn of(image: &Path, given: &[PathBuf]) -> Result<Parents, Failure> {
-        let mut left = given.iter().map(|path| Ok((path.clone(), read_header(path)?))).collect::<Result<Vec<_>, Failure>>()?;
+        let given = given.iter().map(|path| Ok((path.clone(), read_header(path)?))).collect::<Result<Vec<_>, Failure>>()?;
+        Parents::from(image, read_header(image)?, given, "; name it with --parent")
+    }
+
+    /// Of the image `image`, which says `header` of itself: all are looked for in its folder.
+    pub fn beside(image: &Path, header: Header) -> Result<Parents, Failure> {
+        Parents::from(image, header, Vec::new(), "")
+    }
+
+    fn from(image: &Path, mut header: Header, mut left: Vec<(PathBuf, Header)>, advice: &str) -> Result<Parents, Failure> {
         let mut found: Vec<PathBuf> = Vec::new();
-        let (mut newest, mut header) = (image.to_owned(), read_header(image)?);
+        let mut beside = Beside::default();
+        let mut newest = image.to_owned();
         while let Some(parent) = header.parent {
             let is_it = |header: &Header| header.image_id == Some(parent.image_id);
             let next = match left.iter().position(|(_, header)| is_it(header)) {
                 Some(at) => left.swap_remove(at),
-                None => beside(&newest, parent.image_id)?,
+                None => beside.find(&newest, parent.image_id, advice)?,
             };
             if found.contains(&next.0) || next.0 == image {
                 return Err(Failure::Damaged(format!("{} is an increment of itself", next.0.display())));
@@ -51,6 +63,11 @@ impl Parents {
             ))),
             None => Ok(Parents(found)),
         }
+    }
+
+    /// Where they are.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.0
     }
 
     /// Opens all of them.
@@ -85,25 +102,45 @@ fn read_header(path: &Path) -> Result<Header, Failure> {
     header_of(path)?.map_err(|source: ImageError| Failure::Image { path: path.display().to_string(), source })
 }
 
-/// The image `id` in the folder of `image`. What is no image there is none of ours.
-fn beside(image: &Path, id: ImageId) -> Result<(PathBuf, Header), Failure> {
-    let folder = image.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = |error| Failure::file(format!("cannot read the folder {}", folder.display()), error);
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if !entry.file_type().map_err(failed)?.is_file() {
-            continue;
+/// The images of the folder that was looked into last.
+#[derive(Debug, Default)]
+struct Beside {
+    folder: PathBuf,
+    images: HashMap<ImageId, (PathBuf, Header)>,
+}
+
+impl Beside {
+    /// The image `id` in the folder of `image`, of which it is the parent.
+    fn find(&mut self, image: &Path, id: ImageId, advice: &str) -> Result<(PathBuf, Header), Failure> {
+        let folder = image.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if self.folder != folder {
+            self.read(folder).map_err(|error| Failure::file(format!("cannot read the folder {}", folder.display()), error))?;
         }
-        // It may be gone, or for others alone.
-        if let Ok(Ok(header)) = header_of(&entry.path())
-            && header.image_id == Some(id)
-        {
-            return Ok((entry.path(), header));
-        }
+        self.images.get(&id).cloned().ok_or_else(|| {
+            Failure::Damaged(format!(
+                "{} is an increment of image {id}, which is not in the folder {}{advice}",
+                image.display(),
+                folder.display()
+            ))
+        })
     }
-    Err(Failure::Damaged(format!(
-        "{} is an increment of image {id}, which is not in the folder {}; name it with --parent",
-        image.display(),
-        folder.display()
-    )))
+
+    /// What is no image there is none of ours.
+    fn read(&mut self, folder: &Path) -> io::Result<()> {
+        self.images.clear();
+        self.folder = folder.to_owned();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            // It may be gone, or for others alone.
+            if let Ok(Ok(header)) = header_of(&entry.path())
+                && let Some(id) = header.image_id
+            {
+                self.images.entry(id).or_insert((entry.path(), header));
+            }
+        }
+        Ok(())
+    }
 }

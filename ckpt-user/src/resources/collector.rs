@@ -75,6 +75,8 @@ pub struct Collector<'a> {
     pub looked_at: Option<&'a LookedAt>,
     in_flight: Vec<u32>,
     objects: Vec<Object>,
+    /// Where each object stands in the table.
+    places: HashMap<ObjRef, usize>,
     numbers: HashMap<ObjectKey, ObjRef>,
     next: u32,
     contents: Vec<Content>,
@@ -94,6 +96,7 @@ impl<'a> Collector<'a> {
             looked_at: None,
             in_flight: Vec::new(),
             objects: Vec::new(),
+            places: HashMap::new(),
             numbers: HashMap::new(),
             next: 1,
             contents: Vec::new(),
@@ -136,6 +139,7 @@ impl<'a> Collector<'a> {
         self.next += 1;
         self.numbers.insert(key, objref);
         let section = make(self, objref)?;
+        self.places.insert(objref, self.objects.len());
         self.objects.push(Object { objref, section });
         Ok(objref)
     }
@@ -147,7 +151,7 @@ impl<'a> Collector<'a> {
 
     /// The kind of an object that was collected.
     pub fn kind_of(&self, objref: ObjRef) -> Option<&str> {
-        self.objects.iter().rev().find(|object| object.objref == objref).map(|object| object.section.kind.as_str())
+        self.places.get(&objref).map(|&at| self.objects[at].section.kind.as_str())
     }
 
     /// Takes note of a unix socket, by its inode, whose queue is saved and has descriptors in it.

@@ -18,7 +18,7 @@ use super::regular::Regular;
 use crate::error::{Doing, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
-use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
+use crate::tracee::maps::{self, Mapping, MappingKind, VmFlags};
 
 /// Makes an object of the file behind a mapping.
 pub fn collect(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<ObjRef> {
@@ -61,7 +61,7 @@ pub fn intern_file(
 
 /// Opens the very file that is mapped: through /proc/PID/map_files where we may, else by its name if that still names it.
 fn open_mapped(pid: Pid, mapping: &Mapping, writable: bool) -> Result<OwnedFd> {
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
+    let link = maps::file_of(pid, mapping.start, mapping.end);
     let open = |path: &std::ffi::OsStr| File::options().read(true).write(writable).open(path);
     let by_link = match open(link.as_ref()) {
         Ok(file) => return Ok(file.into()),

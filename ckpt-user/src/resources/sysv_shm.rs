@@ -19,7 +19,7 @@ use crate::ids::{Addr, ObjRef, PAGE_SIZE, Pid};
 use crate::image::model::Section;
 use crate::sys::sparse;
 use crate::sys::sysv::{self, Attachment, Kind, SHM_DEST, SHM_LOCKED};
-use crate::tracee::maps::{Mapping, VmFlags};
+use crate::tracee::maps::{self, Mapping, VmFlags};
 use crate::tracee::remote::RemoteTask;
 
 /// The kind of the object.
@@ -59,7 +59,7 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, mapping: &Mapping) -> Result<Ob
     cx.intern(ObjectKey::Inode(KIND, 0, mapping.inode), |cx, owner| {
         let id = i32::try_from(mapping.inode).map_err(|_| Error::Unexpected(format!("{}: it has no id", doing())))?;
         let now = sysv::segment(id).doing(doing)?;
-        let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
+        let link = maps::file_of(pid, mapping.start, mapping.end);
         let source = File::open(&link).doing(doing)?;
         let data = sparse::data_ranges(source.as_fd(), 0..now.size).doing(doing)?;
         // No file has this device: the ids of segments are not numbers of files.

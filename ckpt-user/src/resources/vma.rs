@@ -12,7 +12,7 @@ use crate::error::{Doing, Result};
 use crate::ids::{Addr, ObjRef, PAGE_SIZE, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::sys::pagemap::PageMap;
-use crate::tracee::maps::{Mapping, MappingKind, Prot, VmFlags};
+use crate::tracee::maps::{self, Mapping, MappingKind, Prot, VmFlags};
 use crate::track::presence::{Content, Presence};
 
 /// One mapping in an image.
@@ -249,7 +249,7 @@ fn unseen(seen: &mut SharedSeen, id: u64, offset: u64, at: PageRange) -> Vec<Pag
 /// Which of `pages` of shared anonymous memory hold data, as the file behind it tells; all of them where we may not ask it.
 fn shared_data(pid: Pid, vma: &VmaRecord, pages: PageRange) -> Result<Vec<PageRange>> {
     let Backing::SharedAnonymous { offset, .. } = vma.backing else { return Ok(Vec::new()) };
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start.0, vma.end.0);
+    let link = maps::file_of(pid, vma.start, vma.end);
     let Ok(file) = File::open(&link) else { return Ok(vec![pages]) };
     let to_offset = |page: u64| offset + (page - vma.start.page()) * PAGE_SIZE;
     let data = crate::sys::sparse::data_ranges(file.as_fd(), to_offset(pages.start)..to_offset(pages.end()))

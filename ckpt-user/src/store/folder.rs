@@ -5,13 +5,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Destination;
 use crate::error::{Doing, Error, Result};
 use crate::ids::ImageId;
-use crate::image::model::{Header, ParentRef};
+use crate::image::model::Header;
 use crate::image::{ImageError, ImageReader, Index, PageCounts, Payload};
 use crate::sys::fcntl;
 
@@ -49,6 +49,16 @@ pub struct Ending {
     pub trailer_checksum: u64,
     /// Pages of which the image tells.
     pub pages: PageCounts,
+}
+
+/// By this it shows whether a file is still the one that was written, and as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileState {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
 }
 
 const SUFFIX: &str = ".ckpt";
@@ -114,17 +124,22 @@ impl Folder {
         Ok((number, Destination::file(&self.image(number))?))
     }
 
-    /// The image that the one with this number goes on from, if it is there and is that one.
-    pub fn parent_of(&self, number: u64, image_id: ImageId) -> Option<ParentRef> {
-        let header = File::open(self.image(number)).ok().and_then(|file| header(file).ok())?;
-        header.parent.filter(|_| header.image_id == Some(image_id))
+    /// What the image with this number says of itself, if it is there, from its beginning to its end, and is this one.
+    pub fn whole_header(&self, number: u64, image_id: ImageId) -> Option<Header> {
+        let file = File::open(self.image(number)).ok()?;
+        let has_end = Index::find(&file).is_ok_and(|index| index.is_some());
+        header(file).ok().filter(|header| has_end && header.image_id == Some(image_id))
     }
 
-    /// Is the image with this number there, from its beginning to its end, and is it this one?
-    pub fn holds(&self, number: u64, image_id: ImageId) -> bool {
-        let Ok(file) = File::open(self.image(number)) else { return false };
-        let has_end = Index::find(&file).is_ok_and(|index| index.is_some());
-        has_end && header(file).is_ok_and(|header| header.image_id == Some(image_id))
+    /// The file of the image with this number, as far as it can be told without reading it. `None`: it is not there.
+    pub fn state(&self, number: u64) -> Option<FileState> {
+        let found = fs::metadata(self.image(number)).ok()?;
+        Some(FileState {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
     }
 
     /// Where an image goes that takes the place of the one with this number.

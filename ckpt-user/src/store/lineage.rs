@@ -1,11 +1,9 @@
 //! The metadata of an increment, found out with that of its parents.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{Chains, Folder};
 use crate::error::{Doing, Result};
-use crate::image::model::Header;
 use crate::image::{ImageReader, Records, read_stored};
 
 /// The metadata of the first of these images, of which each is an increment of the next, up to one that is whole. The records can be written
@@ -21,14 +19,4 @@ pub fn resolve(images: &[PathBuf]) -> Result<Records> {
         resolved = Some(read.map_err(|source| crate::Error::Parent { older, source: Box::new(source.into()) })?);
     }
     Ok(resolved.unwrap_or_default())
-}
-
-/// The parents of an image, the nearest first, as far as they are images of the folder in which it is. `None`: not all are there.
-pub fn parents_beside(image: &Path, header: &Header) -> Result<Option<Vec<PathBuf>>> {
-    let Some(parent) = header.parent else { return Ok(Some(Vec::new())) };
-    let folder = image.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let entries = Folder::open(folder).scan()?;
-    let is_parent = |header: &Header| header.image_id == Some(parent.image_id);
-    let Some(at) = entries.iter().position(|entry| entry.header.as_ref().is_ok_and(is_parent)) else { return Ok(None) };
-    Ok(Chains::of(&entries).chain(at).ok().map(|chain| chain.iter().map(|entry| entry.path.clone()).collect()))
 }

@@ -191,6 +191,11 @@ pub fn read_with_flags(pid: Pid) -> Result<Vec<Mapping>> {
     parse_file(pid, "smaps")
 }
 
+/// The link that leads to the very file behind the mapping of these bounds, whatever has become of its name.
+pub fn file_of(pid: Pid, start: Addr, end: Addr) -> String {
+    format!("/proc/{pid}/map_files/{:x}-{:x}", start.0, end.0)
+}
+
 fn parse_file(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
     let text = procfs::read(format!("/proc/{pid}/{file}")).doing(|| format!("cannot read the mappings of pid {pid}"))?;
     parse(&text).ok_or_else(|| Error::Unexpected(format!("/proc/{pid}/{file} has a line that ckpt does not understand")))

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use super::super::fd_trial::{collect, flags, refusal, refusal_for_a_deleted_file};
 use super::*;
+use crate::skip;
 
 const CLOEXEC_NONBLOCK: u32 = 0x3;
 const OPEN: u64 = 0x20;
@@ -19,10 +20,10 @@ fn lines(fd: &OwnedFd) -> Vec<String> {
     lines
 }
 
-/// A group, or `None` where this is not allowed.
-fn group(flags: u32) -> Option<OwnedFd> {
+/// A group for a test, or `None` where this is not allowed.
+fn group(test: &str, flags: u32) -> Option<OwnedFd> {
     let made = fanotify::create(flags, (libc::O_RDWR | libc::O_NOATIME | libc::O_CLOEXEC) as u32);
-    made.map_err(|error| eprintln!("skipped: no fanotify here: {error}")).ok()
+    made.map_err(|error| skip::note(test, &format!("no fanotify here: {error}"))).ok()
 }
 
 #[test]
@@ -32,7 +33,7 @@ fn marks_come_back() {
     fs::write(&file, "").unwrap();
     // FAN_CLASS_CONTENT; FAN_REPORT_DFID_NAME.
     for class in [0, 0x4, 0xc00] {
-        let Some(old) = group(CLOEXEC_NONBLOCK | class) else { return };
+        let Some(old) = group("marks_come_back", CLOEXEC_NONBLOCK | class) else { return };
         let mark = |flags, mask, path: &Path| fanotify::mark(old.as_fd(), FAN_MARK_ADD | flags, mask, path).unwrap();
         mark(0, MODIFY | ON_CHILDREN | 0x4000_0000, folder.path());
         mark(0, OPEN, &file);
@@ -60,7 +61,7 @@ fn events_that_wait_and_permissions_are_refused() {
     let (waits, asks) = (folder.path().join("waits"), folder.path().join("asks"));
     fs::write(&waits, "").unwrap();
     fs::write(&asks, "").unwrap();
-    let Some(fd) = group(CLOEXEC_NONBLOCK | 0x4) else { return };
+    let Some(fd) = group("events_that_wait_and_permissions_are_refused", CLOEXEC_NONBLOCK | 0x4) else { return };
     fanotify::mark(fd.as_fd(), FAN_MARK_ADD, OPEN, &waits).unwrap();
     File::open(&waits).unwrap();
     assert!(!that_ask(super::super::fd_trial::this_process()).unwrap().contains(&fd.as_raw_fd()));
@@ -71,14 +72,14 @@ fn events_that_wait_and_permissions_are_refused() {
             assert!(refused().contains("decides what other programs may open"), "{}", refused());
             assert!(that_ask(super::super::fd_trial::this_process()).unwrap().contains(&fd.as_raw_fd()));
         }
-        Err(error) => eprintln!("skipped: no permission events here: {error}"),
+        Err(error) => skip::note("events_that_wait_and_permissions_are_refused", &format!("no permission events here: {error}")),
     }
 }
 
 #[test]
 fn a_deleted_file_is_refused() {
     let refused = refusal_for_a_deleted_file(|path| {
-        let fd = group(CLOEXEC_NONBLOCK)?;
+        let fd = group("a_deleted_file_is_refused", CLOEXEC_NONBLOCK)?;
         fanotify::mark(fd.as_fd(), FAN_MARK_ADD, OPEN, path).unwrap();
         Some(fd)
     });
@@ -91,7 +92,7 @@ fn hostile_records_are_errors() {
     let options = super::super::restorer::RestoreOptions::default();
     let mut cx = Restorer::new(&options, Vec::new());
     let mark = |on, path: &[u8], mask| Mark { on, path: path.to_vec(), mask, ignored: 0, flags: 0 };
-    let Some(_) = group(0) else { return };
+    let Some(_) = group("hostile_records_are_errors", 0) else { return };
     for marks in [
         vec![mark(On::Inode, b"/no/such/file", 2)],
         vec![mark(On::Inode, b"/no\0name", 2)],

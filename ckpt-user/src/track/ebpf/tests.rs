@@ -1,7 +1,7 @@
 //! The programs in the running kernel, on this process and on one with threads that wait in every way that has a restart block.
 //! Where eBPF cannot be used, the tests say so and pass.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::num::NonZeroUsize;
 use std::process::{Child, Command, Stdio};
@@ -28,11 +28,7 @@ fn usable<T>(test: &str, result: super::Result<T>) -> Option<T> {
         Err(e) if matches!(e.kind(), PermissionDenied | Unsupported) => e.to_string(),
         Err(e) => panic!("{e}"),
     };
-    println!("SKIPPED {test}: {reason}");
-    if let Some(file) = env::var_os("CKPT_TEST_SKIPS") {
-        let mut list = OpenOptions::new().append(true).create(true).open(file).unwrap();
-        writeln!(list, "{test}\t{reason}").unwrap();
-    }
+    crate::skip::note(test, &reason);
     None
 }
 
