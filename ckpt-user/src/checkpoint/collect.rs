@@ -27,8 +27,8 @@ use crate::resources::vma::{self, SharedSeen, VmaRecord};
 use crate::resources::{Collector, cpu, in_flight, machine, mm, preflight, sysv, task_registry, written};
 use crate::store::{SamePages, past, same};
 use crate::sys::kcmp::Shared;
-use crate::sys::procfs;
 use crate::sys::status::Status;
+use crate::sys::{prctl, procfs};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::FrozenProcess;
 use crate::tracee::interrupted::WaitTimes;
@@ -317,6 +317,10 @@ fn inside(
         if let Some(asked) = memory_asked {
             let record = MemoryRecord::collect(holds, lock_future, &asked, &answers)?;
             process_sections.push(Section::encode(memory::KIND, &record)?);
+            // Where the kernel keeps the permission for them is not among the fields of a task.
+            if prctl::has_states_on_demand() {
+                cx.is_passing();
+            }
         }
         let mut sections = Vec::new();
         for (at, collect) in asked.into_iter().enumerate() {

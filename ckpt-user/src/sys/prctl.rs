@@ -8,6 +8,10 @@ const PR_SPEC_L1D_FLUSH: i32 = 2;
 const ARCH_SET_CPUID: i32 = 0x1012;
 /// The same.
 const ARCH_GET_UNTAG_MASK: i32 = 0x4001;
+/// The same.
+const ARCH_GET_XCOMP_SUPP: i32 = 0x1021;
+/// The one state that is on demand so far: the tiles of AMX.
+const TILE_DATA: u64 = 1 << 18;
 
 /// The mitigations of which each thread has its own setting here: those of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH and
 /// PR_SPEC_L1D_FLUSH that the kernel says prctl can control.
@@ -24,12 +28,25 @@ pub fn speculation_controls() -> &'static [i32] {
     })
 }
 
+/// Are there states of the processor here that a process must ask for (AMX)?
+pub fn has_states_on_demand() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let mut supported = 0u64;
+        // SAFETY: the call writes a mask of 64 bits, for which there is room.
+        let asked = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &raw mut supported) };
+        asked == 0 && supported & TILE_DATA != 0
+    })
+}
+
 /// Can processes have tags in their addresses here (LAM)?
 pub fn has_address_tags() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
-    let mut mask = 0u64;
-    // SAFETY: the call writes a mask of 64 bits, for which there is room.
-    *HAS.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_UNTAG_MASK, &raw mut mask) == 0 })
+    *HAS.get_or_init(|| {
+        let mut mask = 0u64;
+        // SAFETY: the call writes a mask of 64 bits, for which there is room.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_UNTAG_MASK, &raw mut mask) == 0 }
+    })
 }
 
 /// Can the CPUID instruction be made to fault here? (It then faults for no thread that has not asked for it, such as us.)

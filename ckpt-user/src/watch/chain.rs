@@ -8,7 +8,14 @@ use crate::store::{FileState, Folder};
 
 /// See the module: the whole one first, the last one at the end.
 #[derive(Debug, Default)]
-pub struct Chain(Vec<Link>);
+pub struct Chain {
+    links: Vec<Link>,
+    /// Where the next look begins, of a chain that is too long for all of it to be looked at each time.
+    next: usize,
+}
+
+/// So many links are looked at at once, and the last. Without merging there may be hundreds of thousands.
+const AT_ONCE: usize = 512;
 
 /// An image of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,21 +32,24 @@ impl Chain {
     /// There is a new image. `goes_on`: it is an increment of the last one.
     pub fn add(&mut self, folder: &Folder, (number, image_id): (u64, ImageId), goes_on: bool) {
         if !goes_on {
-            self.0.clear();
+            self.links.clear();
         }
-        self.0.push(Link { number, image_id, state: folder.state(number) });
+        self.links.push(Link { number, image_id, state: folder.state(number) });
     }
 
     /// The next image goes on from none of them.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.links.clear();
     }
 
     /// An image that is lost, though the last one needs it. Contents are not read: what was changed shows in the size and the time of its file.
     pub fn lost(&mut self, folder: &Folder) -> Option<Link> {
-        let last = self.0.last()?;
+        let last = self.links.last()?;
         let as_made = |link: &Link| link.state.is_some() && folder.state(link.number) == link.state;
-        if folder.whole_header(last.number, last.image_id).is_some() && self.0.iter().all(as_made) {
+        let first = if self.next < self.links.len() { self.next } else { 0 };
+        let looked_at = &self.links[first..self.links.len().min(first + AT_ONCE)];
+        self.next = first + AT_ONCE;
+        if folder.whole_header(last.number, last.image_id).is_some() && as_made(last) && looked_at.iter().all(as_made) {
             return None;
         }
         // Those before may have been merged away while this looked for them; then the second look finds the one that has taken their place.
@@ -55,15 +65,15 @@ impl Chain {
 
     /// The same by what the images say of themselves, from the last one back to one that is whole, be it made so or merged.
     fn look_closer(&mut self, folder: &Folder) -> Option<Link> {
-        for at in (0..self.0.len()).rev() {
-            let link = self.0[at];
+        for at in (0..self.links.len()).rev() {
+            let link = self.links[at];
             let now = folder.state(link.number);
             let header = folder.whole_header(link.number, link.image_id);
             let is_as_made = now.is_some() && now == link.state;
             match header {
                 Some(header) if header.parent.is_none() && (is_as_made || header.stands_for.is_some()) => {
-                    self.0.drain(..at);
-                    self.0[0].state = now;
+                    self.links.drain(..at);
+                    self.links[0].state = now;
                     return None;
                 }
                 Some(_) if is_as_made => {}
@@ -152,7 +162,7 @@ mod tests {
         write(place.path(), 3, None, Some(0));
         (1..=2).for_each(|number| fs::remove_file(image(place.path(), number)).unwrap());
         assert_eq!(lost(&mut chain, &folder), None);
-        assert_eq!(chain.0.iter().map(|link| link.number).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(chain.links.iter().map(|link| link.number).collect::<Vec<_>>(), [3, 4]);
         fs::remove_file(image(place.path(), 3)).unwrap();
         assert_eq!(lost(&mut chain, &folder), Some(3));
     }

@@ -46,7 +46,7 @@ pub struct TaskTiming {
 /// Stands for all that a thread, stopped, can be asked by system calls of its own: as long as it is the same, the answers are. Not those that tell
 /// a time, nor those that tell of a memory policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThreadState(pub(super) NonZeroU64);
+pub struct ThreadState(NonZeroU64);
 
 impl TaskTiming {
     /// How a thread that is stopped within such a call must go on waiting, if the time that is left is known.
@@ -108,16 +108,12 @@ pub struct TaskInspector {
 impl TaskInspector {
     /// Loads the program. Needs the kernel's type information (CONFIG_DEBUG_INFO_BTF), and Linux 6.1.
     pub fn load() -> Result<TaskInspector> {
-        TaskInspector::load_with(Table::of)
-    }
-
-    pub(super) fn load_with(table: impl FnOnce(&Btf) -> Result<Option<Table>, BtfError>) -> Result<TaskInspector> {
         const DOING: &str = "cannot load the eBPF program that reads restart blocks";
         let missing = |e: BtfError| EbpfError::unsupported(DOING, e.to_string());
         let btf = Btf::of_kernel().map_err(missing)?;
         let offsets = offsets(&btf).map_err(missing)?;
         let layout = Layout::of(&btf).map_err(missing)?;
-        let table = table(&btf).map_err(missing)?;
+        let table = Table::of(&btf).map_err(missing)?;
         let page = u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX);
         let mut loader = EbpfLoader::new();
         // The log of write faults is in the same object, and of no use here.

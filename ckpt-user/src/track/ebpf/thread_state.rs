@@ -96,9 +96,6 @@ impl Table {
         if prctl::has_address_tags() {
             parts.push(StatePart { of: Owner::Memory as u32, at: btf.offset_of("mm_struct", "context.untag_mask")?, long: 1 });
         }
-        // ARCH_GET_XCOMP_PERM. The state of the FPU is within a task, or right behind it (Linux 6.16).
-        let fpu = btf.offset_of("task_struct", "thread.fpu").or_else(|_| btf.size_of("task_struct"))?;
-        parts.push(StatePart { of: Owner::Task as u32, at: fpu + btf.offset_of("fpu", "perm")?, long: 1 });
 
         let action = btf.size_of("k_sigaction")?;
         if action as usize != size_of::<[u64; ACTION_WORDS]>() || parts.len() > STATE_PARTS_MAX {
@@ -126,38 +123,5 @@ fn struct_of(owner: Owner) -> &'static str {
         Owner::Credentials | Owner::Security => "cred",
         Owner::Process => "signal_struct",
         Owner::Memory => "mm_struct",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ckpt_ebpf::tasks::{ACTIONS, digest};
-
-    use super::*;
-    use crate::resources::trial::Trial;
-    use crate::tracee::batch::Batch;
-    use crate::track::ebpf::TaskInspector;
-
-    /// ARCH_GET_XCOMP_PERM (asm/prctl.h).
-    const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
-
-    /// They have no field of a task that has a name, and few machines let anybody change them.
-    #[test]
-    fn the_permitted_states_of_the_processor_are_where_they_are_looked_for() {
-        let mut program = Trial::sleep();
-        let mut batch = Batch::new();
-        let slot = batch.value(&0u64);
-        batch.call(libc::SYS_arch_prctl, [ARCH_GET_XCOMP_PERM.into(), slot.into()]);
-        let permitted: u64 = program.task().run(batch).unwrap().value(slot);
-        assert_ne!(permitted, 0);
-        let this_alone = |btf: &Btf| {
-            let mut table = Table::of(btf)?.expect("this kernel has all fields");
-            (table.parts[0], table.owners.parts) = (table.parts[table.owners.parts as usize - 1], 1);
-            Ok(Some(table))
-        };
-        let (threads, _) = TaskInspector::load_with(this_alone).unwrap().look(program.pid()).unwrap();
-        // The actions of a program that has just begun are all zeros.
-        let expected = (0..ACTIONS * ACTION_WORDS).fold(digest(0, permitted), |so_far, _| digest(so_far, 0));
-        assert_eq!(threads[0].state.unwrap().0.get(), expected);
     }
 }
