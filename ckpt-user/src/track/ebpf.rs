@@ -20,6 +20,7 @@ mod preserver;
 mod pty_state;
 mod restart_block;
 mod semaphore_undo;
+mod touched;
 mod windows;
 mod writes;
 
