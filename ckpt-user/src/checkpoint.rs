@@ -430,8 +430,9 @@ impl Target {
             false => None,
         };
         let inspector = self.inspector.loaded();
-        let by_log = |trust: &mut Trust| live && self.since.tracks() && trust.reason_against().is_none();
-        if let Some(inspector) = inspector.filter(|_| by_log(&mut self.trust_in_log)) {
+        let can_note = live && self.since.tracks() && self.mappings.last().any(|(.., as_left)| as_left);
+        let noting = inspector.filter(|_| can_note && self.trust_in_log.reason_against().is_none());
+        if let Some(inspector) = noting {
             self.programs.begin_noting(inspector, pids);
             // The last that is done before the freeze: the less was touched since, the better.
             let as_left = self.mappings.last().filter(|(.., as_left)| *as_left);
@@ -454,6 +455,11 @@ impl Target {
         let before = Before { armed, early, noted: &mut || self.programs.noted().filter(|_| live) };
         let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), since, before)?;
         self.programs.cut_writes();
+        let passes_over = cut.memories.iter().any(|memory| !self.since.passed_over(memory.pid).is_empty());
+        if noting.is_some() && !passes_over {
+            // To protect memory once more costs the target faults.
+            self.trust_in_log.lose("the memory is too small, or too much of it is written");
+        }
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);
         }
@@ -478,7 +484,7 @@ impl Target {
             true => self.programs.publish(&self.mappings, &cut.memories, &split, &self.since),
             false => None,
         };
-        if live_cut.is_none() && cut.memories.iter().any(|memory| !self.since.passed_over(memory.pid).is_empty()) {
+        if live_cut.is_none() && passes_over {
             return Err(Error::Unseen("nobody watches it after the cut".to_owned()));
         }
         frozen.watch.end_of(|parts| &mut parts.plan_us);
