@@ -115,13 +115,16 @@ pub enum Kind {
     Exec = 2,
     /// It has ended, and is watched no more.
     Exit = 3,
+    /// It is about to give up pages, of a mapping that stays as it is (madvise(2)).
+    Removal = 4,
 }
 
 /// Something that has happened to a process that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Entry {
-    /// Of a write fault the number of the page: the address divided by the page size. Of a fork the new process.
+    /// Of a write fault the number of the page: the address divided by the page size. Of a fork the new process. Of a removal the number of the first
+    /// page.
     pub value: u64,
     /// [`Control::epoch`] when it happened.
     pub epoch: u64,
@@ -130,7 +133,7 @@ pub struct Entry {
     /// A [`Kind`].
     pub kind: u16,
     /// Of a write fault the low bits of the processor's error code (Intel SDM 3A, 4.7): bit 0 the page was present, bit 1 ([`WRITE`]) it was a
-    /// write, bit 2 by user code.
+    /// write, bit 2 by user code. Of a removal the logarithm of the number of pages, rounded up.
     pub error_code: u16,
 }
 

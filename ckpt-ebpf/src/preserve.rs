@@ -10,6 +10,8 @@
 //! writes through get_user_pages) is found in the page tables by user space, which must look at the pages that it has copied *after* it has
 //! claimed them: they must still be protected, or noted in [`FAULTED`] as pages that a program found protected when they were about to be written.
 //!
+//! Windows may have pages that nobody is to copy, whose bit in [`CLAIMED`] is set from the beginning. They are noted in [`FAULTED`] like all others.
+//!
 //! A program that cannot save a page (the ring is full, the page is not there) claims nothing and notes nothing. Such a page is then found
 //! unprotected, and that cut is void: nothing is lost silently.
 
@@ -137,8 +139,8 @@ pub struct PageTables {
     pub brk: u32,
     /// Address spaces in [`MEMORIES`]: nothing is looked up while there are none.
     pub memories: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1: pages that are not to be copied are noted as well before a system call takes them away, which takes a look at each.
+    pub noting: u32,
 }
 
 /// Index into [`TALLIES`].

@@ -50,7 +50,7 @@ pub use phases::Phases;
 pub use tracker::Tracker;
 
 use answered::Answered;
-use collect::{Cut, CutMemory, collect};
+use collect::{Before, Cut, CutMemory, collect};
 use freezer::{Found, Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
@@ -118,6 +118,11 @@ pub struct Report {
     pub pages_preserved: u64,
     /// The time that the target has lost to that, over all its threads, microseconds.
     pub preserving_us: u64,
+    /// Pages that the scan in the pause has passed over, because the log of write faults had nothing of them; that they were unchanged was proved afterwards.
+    /// 0: the scan was of all memory.
+    pub pages_unscanned: u64,
+    /// Why the scan was of all memory, after it was tried to pass over the most of it.
+    pub scan_fallback: Option<String>,
     /// What the target's first process has written since the cut before, as far as the programs of eBPF see it: where pages are copied while the target
     /// runs, from the second image of a watch on.
     pub writes: Option<Writes>,
@@ -168,7 +173,10 @@ pub struct Target {
     inspector: Inspector,
     since: Since,
     programs: Programs,
+    /// In cuts whose pages are copied while the target runs.
     trust: Trust,
+    /// In the log of write faults.
+    trust_in_log: Trust,
     mappings: Mappings,
     looked_at: LookedAt,
     stragglers: Stragglers,
@@ -194,8 +202,8 @@ impl Target {
     /// The process `pid`, whose images are all whole.
     pub fn new(pid: Pid, tracker: Tracker, options: Options) -> Target {
         let (inspector, since) = (Inspector::NotNeededYet, Since::Nothing);
-        let (programs, trust, mappings) = (tracker.programs, Trust::default(), Mappings::default());
-        let stragglers = Stragglers::default();
+        let (programs, mappings, stragglers) = (tracker.programs, Mappings::default(), Stragglers::default());
+        let (trust, trust_in_log) = (Trust::default(), Trust::default());
         let (looked_at, background) = (LookedAt::default(), Arc::default());
         Target {
             pid,
@@ -204,6 +212,7 @@ impl Target {
             since,
             programs,
             trust,
+            trust_in_log,
             mappings,
             looked_at,
             stragglers,
@@ -236,7 +245,8 @@ impl Target {
     pub fn follow(&mut self, pid: Pid) {
         self.pid = pid;
         self.since.forget();
-        (self.trust, self.mappings, self.stragglers) = (Trust::default(), Mappings::default(), Stragglers::default());
+        (self.mappings, self.stragglers) = (Mappings::default(), Stragglers::default());
+        (self.trust, self.trust_in_log) = (Trust::default(), Trust::default());
     }
 
     /// Checkpoints the process and everything that descends from it.
@@ -259,15 +269,17 @@ impl Target {
             false if self.options.after == After::Continue && self.since.sees() => When::Early,
             false => When::Stopped,
         };
-        let saved = preflight::while_it_lives(pid, || match self.save_patiently(&destination, &pids, when, progress) {
-            Err(Error::Void(why)) => {
-                tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
-                self.trust.lose(&why);
-                destination.begin_again()?;
-                Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
-            }
-            other => Ok((other?, not_tried)),
-        });
+        let mut scan_fallback = None;
+        let saved =
+            preflight::while_it_lives(pid, || match self.save_by_log(&destination, &pids, when, progress, &mut scan_fallback) {
+                Err(Error::Void(why) | Error::Unseen(why)) => {
+                    tracing::info!("the checkpoint of pid {pid} is made again with the process stopped: {why}");
+                    self.trust.lose(&why);
+                    destination.begin_again()?;
+                    Ok((self.save(&destination, &pids, When::Stopped, progress)?, Some(why)))
+                }
+                other => Ok((other?, not_tried)),
+            });
         if saved.is_err() {
             self.looked_at.close();
         }
@@ -302,6 +314,8 @@ impl Target {
             pages_precopied: written.precopied,
             pages_preserved: written.preserved,
             preserving_us: written.preserving.as_micros() as u64,
+            pages_unscanned: written.unscanned,
+            scan_fallback,
             writes,
             live_fallback,
             total_us: began.elapsed().as_micros() as u64,
@@ -352,6 +366,34 @@ impl Target {
         }
     }
 
+    /// Writes an image. If the log of write faults had not all that was written, tries it again without, and says why.
+    fn save_by_log(
+        &mut self,
+        destination: &Destination,
+        pids: &[Pid],
+        when: When,
+        progress: Progress<'_>,
+        scan_fallback: &mut Option<String>,
+    ) -> Result<Saved> {
+        match self.save_patiently(destination, pids, when, progress) {
+            Err(Error::Unseen(why)) => {
+                tracing::info!("the checkpoint of pid {} is made again with a scan of all memory: {why}", self.pid);
+                self.trust_in_log.lose(&why);
+                self.trust_in_log.rest_once();
+                *scan_fallback = Some(why);
+                destination.begin_again()?;
+                self.save_patiently(destination, pids, when, progress)
+            }
+            Ok(saved) => {
+                if saved.written.unscanned > 0 {
+                    self.trust_in_log.win();
+                }
+                Ok(saved)
+            }
+            other => other,
+        }
+    }
+
     /// Writes an image, and tries it again a few times where only what may be over in a moment stands against it.
     fn save_patiently(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
         for pause in PAUSES_MS {
@@ -367,7 +409,7 @@ impl Target {
 
     /// Writes an image. `pids`: the processes of the target as they were a moment ago, against which nothing stands.
     ///
-    /// Errors: [`Error::Void`], only if pages are copied live: nothing is lost, but what was written is no image.
+    /// Errors: [`Error::Void`] and [`Error::Unseen`], only if pages are copied live: nothing is lost, but what was written is no image.
     fn save(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
         let saved = self.cut_and_write(destination, pids, when, progress);
         self.looked_at.close();
@@ -404,6 +446,15 @@ impl Target {
             true => Spools::fill(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
             false => None,
         };
+        let inspector = self.inspector.loaded();
+        let can_note = live && self.since.tracks() && self.mappings.last().any(|(.., as_left)| as_left);
+        let noting = inspector.filter(|_| can_note && self.trust_in_log.reason_against().is_none());
+        if let Some(inspector) = noting {
+            self.programs.begin_noting(inspector, pids);
+            // The last that is done before the freeze: the less was touched since, the better.
+            let as_left = self.mappings.last().filter(|(.., as_left)| *as_left);
+            as_left.for_each(|(pid, mappings, as_left)| self.since.prearm(pid, mappings, as_left));
+        }
         let (mappings, looked_at) = (&self.mappings, &self.looked_at);
         let (mut frozen, injectors) = freezer.freeze_with(|pid, state| mappings.unchanged(pid, state, looked_at))?;
         drop(resting);
@@ -418,8 +469,14 @@ impl Target {
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
         let (looked_at, known) = (&self.looked_at, (&mut self.since, &mut self.answered));
-        let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), known, (armed, early))?;
+        let before = Before { armed, early, noted: &mut || self.programs.noted().filter(|_| live) };
+        let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), known, before)?;
         self.programs.cut_writes();
+        let passes_over = cut.memories.iter().any(|memory| !self.since.passed_over(memory.pid).is_empty());
+        if noting.is_some() && !passes_over {
+            // To protect memory once more costs the target faults.
+            self.trust_in_log.lose("the memory is too small, or too much of it is written");
+        }
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);
         }
@@ -440,7 +497,13 @@ impl Target {
         if live || spooled.is_some() {
             split.leave(&cut.copies);
         }
-        let live_cut = live.then(|| self.programs.publish(&self.mappings, &cut.memories, &split)).flatten();
+        let live_cut = match live {
+            true => self.programs.publish(&self.mappings, &cut.memories, &split, &self.since),
+            false => None,
+        };
+        if live_cut.is_none() && passes_over {
+            return Err(Error::Unseen("nobody watches it after the cut".to_owned()));
+        }
         frozen.watch.end_of(|parts| &mut parts.plan_us);
         let header = header(machine::random_id()?, parent, dump.codec)?;
         let base = self.since.metadata().filter(|_| parent.is_some());

@@ -53,6 +53,11 @@ pub enum Error {
     #[error("the pages could not be copied while the process ran: {0}")]
     Void(String),
 
+    /// Pages may have been written before the cut that the log of write faults does not tell of: what was copied is of no use, and the cut must be taken
+    /// again with a look at all of the memory.
+    #[error("not all that was written was seen: {0}")]
+    Unseen(String),
+
     /// The image cannot be read, or could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -88,6 +88,21 @@ fn count_region(region: Region) {
     }
 }
 
+/// The current process is about to give up pages of a mapping that stays as it is.
+#[inline(always)]
+pub fn note_removal(tgid: u32, address: u64, len: u64) -> Option<()> {
+    let task = TRACKED.get_ptr_mut(tgid)?;
+    let control = CONTROL.get(0)?;
+    let pages = (address.wrapping_add(len).wrapping_add((1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT).wrapping_sub(address >> PAGE_SHIFT);
+    let error_code = if pages < 2 { 0 } else { 64 - (pages - 1).leading_zeros() as u16 };
+    if !log(Entry { value: address >> PAGE_SHIFT, epoch: control.epoch, tgid, kind: Kind::Removal as u16, error_code }) {
+        // SAFETY: as in `note`.
+        unsafe { add_one(&raw mut (*task).lost) };
+        count(Counter::Lost);
+    }
+    Some(())
+}
+
 /// False: the ring buffer is full.
 #[inline(always)]
 fn log(entry: Entry) -> bool {

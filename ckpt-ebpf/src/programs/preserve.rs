@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE};
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::{map, raw_tracepoint};
@@ -10,6 +11,7 @@ use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use aya_ebpf::programs::RawTracePointContext;
 use ckpt_ebpf::preserve::{MEMORIES_MAX, Memory, PAGE_BYTES, PageTables, PreImage, Tally, Window, first_ending_after, place};
 
+use crate::faults;
 use crate::kernel::read;
 
 const PAGE_SHIFT: u32 = 12;
@@ -204,17 +206,21 @@ const ARGUMENTS: [u64; 5] = [112, 104, 96, 56, 72];
 
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
-    before_system_call(ctx.arg(0), ctx.arg(1));
+    before_system_call(ctx.tgid(), ctx.arg(0), ctx.arg(1));
     0
 }
 
 #[inline(always)]
-fn before_system_call(regs: u64, number: u64) -> Option<()> {
+fn before_system_call(tgid: u32, regs: u64, number: u64) -> Option<()> {
     if !matches!(number, MMAP | MUNMAP | BRK | MREMAP | MADVISE | REMAP_FILE_PAGES) {
         return None;
     }
-    let current = Current::find()?;
     let argument = |n: usize| read::<u64>(regs + ARGUMENTS[n]);
+    // All the others change mappings, which the kernel counts.
+    if number == MADVISE && takes_pages_away(argument(2)?) {
+        faults::note_removal(tgid, argument(0)?, argument(1)?);
+    }
+    let current = Current::find()?;
     let (first, len) = (argument(0)?, argument(1)?);
     match number {
         MMAP if argument(3)? & MAP_FIXED == 0 => return None,
@@ -261,7 +267,7 @@ fn before_removal(current: &Current, address: u64, len: u64) -> Option<()> {
     Some(())
 }
 
-/// One page, or one word of pages that nobody has to save. 1: enough.
+/// One page, or one word of pages of which nothing is left to do. 1: enough.
 extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
     // SAFETY: what `before_removal` has passed.
     let walk = unsafe { &mut *walk };
@@ -292,7 +298,13 @@ impl Walk {
         let (word, _) = place(bit);
         let claimed = CLAIMED.get_ptr_mut(word)?;
         // SAFETY: as in `Current::save`.
-        let left = !unsafe { claimed.read_volatile() } >> (bit % 64);
+        let mut done = unsafe { claimed.read_volatile() };
+        if current.tables.noting != 0 {
+            let faulted = FAULTED.get_ptr_mut(word)?;
+            // SAFETY: as in `Current::save`.
+            done &= unsafe { faulted.read_volatile() };
+        }
+        let left = !done >> (bit % 64);
         if left == 0 {
             self.page += 64 - bit % 64;
         } else {

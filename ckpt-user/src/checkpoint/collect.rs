@@ -35,6 +35,7 @@ use crate::tracee::interrupted::WaitTimes;
 use crate::tracee::maps;
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
+use crate::track::Touched;
 
 /// Everything that an image of the target holds but the contents of its pages.
 pub(super) struct Cut {
@@ -146,14 +147,23 @@ fn outside(
     Ok(Outside { mm, memory, fds })
 }
 
-/// `early`: pages were copied before, so it matters what was written since.
+/// What was done before the freeze.
+pub(super) struct Before<'a> {
+    /// Memory was protected for this cut alone.
+    pub(super) armed: Option<Trackers>,
+    /// Pages were copied, so it matters what was written since.
+    pub(super) early: bool,
+    /// Ends the noting of what is touched since memory was protected: [`crate::track::DirtyTracker::only_touched`]. `None`: that is not known.
+    pub(super) noted: &'a mut dyn FnMut() -> Option<Touched>,
+}
+
 pub(super) fn collect(
     target: &mut Frozen,
     mut injectors: Injectors,
     mapped: &mut BTreeMap<Pid, Mapped>,
     (options, looked_at): (&Options, &LookedAt),
     (since, answered): (&mut Since, &mut Answered),
-    (mut armed, early): (Option<Trackers>, bool),
+    Before { mut armed, early, noted }: Before<'_>,
 ) -> Result<Cut> {
     let root = target.tree.root();
     let tasks = tasks::table(&target.tree, &target.sharing)?;
@@ -211,10 +221,11 @@ pub(super) fn collect(
     injectors.remove(&mut target.tree)?;
     target.watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
+    let touched = noted();
     for (&pid, mapped) in mapped.iter_mut() {
-        since.cut(pid, mapped, early)?;
+        since.cut(pid, mapped, early, touched.as_ref())?;
         if let Some(trackers) = &mut armed {
-            trackers.cut(pid, mapped)?;
+            trackers.cut(pid, mapped, None)?;
         }
     }
     target.watch.end_of(|parts| &mut parts.scan_us);

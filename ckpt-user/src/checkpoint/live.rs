@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::{CutMemory, Freezer, Frozen, Mappings};
+use super::{CutMemory, Freezer, Frozen, Mappings, Since};
 use crate::error::{Error, Result};
 use crate::ids::{ObjRef, PageRange, Pid};
 use crate::pipeline::{Extent, ExtentKind};
+use crate::track::Touched;
 use crate::track::ebpf::{EbpfError, LiveCut, Preserver, Room, TaskInspector, ToPreserve, WriteWatch, Writes};
 
 /// The programs that save pages before they change. Loading them takes a while, so it is done only where it is needed, and once.
@@ -76,6 +77,18 @@ impl Programs {
         self.of_writes(|writes| writes.follow(inspector.kernel_tgid(pid)?));
     }
 
+    /// Before memory is protected for a cut of these processes: from then on what they touch is noted.
+    pub(super) fn begin_noting(&mut self, inspector: &TaskInspector, pids: &[Pid]) {
+        // Who has ended meanwhile touches nothing.
+        let tgids = pids.iter().filter_map(|&pid| inspector.kernel_tgid(pid).ok()).collect();
+        self.of_writes(|writes| writes.begin_noting(tgids));
+    }
+
+    /// At that cut: [`WriteWatch::noted`].
+    pub(super) fn noted(&mut self) -> Option<Touched> {
+        self.of_writes(WriteWatch::noted)?
+    }
+
     /// At a cut: [`WriteWatch::cut`].
     pub(super) fn cut_writes(&mut self) {
         self.of_writes(WriteWatch::cut);
@@ -97,16 +110,25 @@ impl Programs {
         act(preserver.writes()).inspect_err(|error| tracing::info!("it is not known what the process writes: {error}")).ok()
     }
 
-    /// At a cut, with the target stopped: from now on what it is about to write to is saved before. `None`: there is nothing to copy while it runs,
-    /// or it cannot be done.
-    pub(super) fn publish(&mut self, mappings: &Mappings, memories: &[CutMemory], split: &Split) -> Option<LiveCut<'_>> {
+    /// At a cut, with the target stopped: from now on what it is about to write to is saved before, and noted. `None`: there is nothing to copy while it
+    /// runs, nor was anything passed over by the scan; or it cannot be done.
+    pub(super) fn publish(
+        &mut self,
+        mappings: &Mappings,
+        memories: &[CutMemory],
+        split: &Split,
+        since: &Since,
+    ) -> Option<LiveCut<'_>> {
         let Programs::Loaded(preserver) = self else { return None };
         let mut moving: HashMap<ObjRef, Vec<PageRange>> = HashMap::new();
         split.moving.iter().for_each(|extent| moving.entry(extent.owner).or_default().push(extent.pages));
         let of_memory = |memory: &CutMemory| {
             let (owner, pid) = (memory.mm, memory.pid);
-            let pages = moving.remove(&owner)?;
-            Some(mappings.memory_of(pid).map(|memory| ToPreserve { pid, memory, owner, pages }))
+            let (pages, passed_over) = (moving.remove(&owner).unwrap_or_default(), since.passed_over(pid).to_vec());
+            if pages.is_empty() && passed_over.is_empty() {
+                return None;
+            }
+            Some(mappings.memory_of(pid).map(|memory| ToPreserve { pid, memory, owner, pages, passed_over }))
         };
         // Where the kernel does not tell of a memory, there is no cut while it runs.
         let given: Vec<ToPreserve> = memories.iter().filter_map(of_memory).collect::<Option<_>>()?;
@@ -118,7 +140,7 @@ impl Programs {
     }
 }
 
-/// Whether a live cut is worth trying: a target that does direct I/O all the time, say, makes each of them void, and then every page is copied twice.
+/// Whether something is worth trying: a target that does direct I/O all the time, say, makes each live cut void, and then every page is copied twice.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
     /// How many were void, one after another, and why the last was.
@@ -132,7 +154,7 @@ impl Trust {
     /// Twice as many are passed over each time, up to this.
     const REST_MOST: u32 = 64;
 
-    /// A cut is about to be taken. Why should it not be a live one?
+    /// A cut is about to be taken. Why should it not be tried?
     pub(super) fn reason_against(&mut self) -> Option<String> {
         self.rest = self.rest.checked_sub(1)?;
         Some(format!("not tried, because {} before failed: {}", if self.lost == 1 { "the one" } else { "those" }, self.why))
@@ -143,6 +165,11 @@ impl Trust {
         self.rest = (1 << self.lost.min(6)).min(Trust::REST_MOST) - 1;
         self.lost = self.lost.saturating_add(1);
         self.why = why.to_owned();
+    }
+
+    /// The next one is not to be tried, whatever comes.
+    pub(super) fn rest_once(&mut self) {
+        self.rest += 1;
     }
 
     /// One was good.

@@ -19,10 +19,10 @@ use crate::store::Past;
 use crate::store::same::Same;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
-use crate::track::Method;
 use crate::track::ebpf::AddressSpace;
 use crate::track::hash::PageHashes;
 use crate::track::presence::Presence;
+use crate::track::{Method, Touched};
 
 /// How it is known what has changed since another image.
 #[derive(Debug)]
@@ -64,9 +64,9 @@ impl Since {
     /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
     /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
     ///
-    /// `late`: [`Since::written_since_prearm`] will be asked for.
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late) } else { Ok(()) }
+    /// `late`: [`Since::written_since_prearm`] will be asked for. `touched`: as in [`crate::track::DirtyTracker::only_touched`], if that is known.
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<()> {
+        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late, touched) } else { Ok(()) }
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
@@ -130,6 +130,11 @@ impl Since {
     /// After a cut: [`crate::track::DirtyTracker::protected`].
     pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
         if let Since::Tracked(tracking) = self { tracking.trackers.protected(pid) } else { &[] }
+    }
+
+    /// After a cut: [`crate::track::DirtyTracker::passed_over`].
+    pub(super) fn passed_over(&self, pid: Pid) -> &[PageRange] {
+        if let Since::Tracked(tracking) = self { tracking.trackers.passed_over(pid) } else { &[] }
     }
 
     /// After that: [`crate::track::DirtyTracker::presence`].
@@ -295,8 +300,8 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
-    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool) -> Result<()> {
-        match self.trackers.cut(pid, mapped) {
+    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<()> {
+        match self.trackers.cut(pid, mapped, touched) {
             Ok(written) => {
                 let known = self.of(pid);
                 let prearmed = std::mem::take(&mut known.prearmed);

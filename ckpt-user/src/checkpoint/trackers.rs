@@ -10,7 +10,7 @@ use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::ebpf::AddressSpace;
 use crate::track::presence::Presence;
-use crate::track::{DirtyTracker, Method};
+use crate::track::{DirtyTracker, Method, Touched};
 
 /// See the module.
 #[derive(Debug)]
@@ -54,9 +54,13 @@ impl Trackers {
         Ok(lost)
     }
 
-    /// [`DirtyTracker::cut`].
-    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped) -> Result<PageSet> {
-        self.of(pid)?.cut(&mut mapped.mappings, mapped.as_left)
+    /// [`DirtyTracker::cut`]. `touched`: as in [`DirtyTracker::only_touched`], if that is known.
+    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped, touched: Option<&Touched>) -> Result<PageSet> {
+        let tracker = self.of(pid)?;
+        if let Some(touched) = touched {
+            tracker.only_touched(touched);
+        }
+        tracker.cut(&mut mapped.mappings, mapped.as_left)
     }
 
     /// [`DirtyTracker::prearm`].
@@ -67,6 +71,11 @@ impl Trackers {
     /// [`DirtyTracker::protected`].
     pub(super) fn protected(&self, pid: Pid) -> &[PageRange] {
         self.all.get(&pid).map_or(&[], |tracker| tracker.protected())
+    }
+
+    /// [`DirtyTracker::passed_over`].
+    pub(super) fn passed_over(&self, pid: Pid) -> &[PageRange] {
+        self.all.get(&pid).map_or(&[], |tracker| tracker.passed_over())
     }
 
     /// [`DirtyTracker::presence`].

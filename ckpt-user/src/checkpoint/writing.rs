@@ -1,11 +1,12 @@
 //! Writing an image: what stands before the pages, and the pages, while the target stands still or while it runs.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::kept::Kept;
 use super::precopy::Spooled;
 use super::{After, Cut, Freezer, Frozen, Hold, Phases, Progress, Split};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::model::Header;
 use crate::image::{ImageWriter, Records};
 use crate::pipeline::{self, DumpOptions, DumpStats, Extent, PageSource};
@@ -48,6 +49,8 @@ pub(super) struct Written {
     pub(super) preserved: u64,
     /// The time that the target has lost to that, over all its threads.
     pub(super) preserving: Duration,
+    /// Pages that the scan in the pause has passed over, and that were unchanged.
+    pub(super) unscanned: u64,
 }
 
 impl Written {
@@ -99,18 +102,25 @@ impl Writing<'_> {
         let hold = Hold::new(live, self.freezer);
         let all = pipeline::pages_to_read(&self.cut.extents);
         let options = DumpOptions { live: Some(live), ..self.dump };
-        let dumped = pipeline::dump(moving, &self.cut.source, writer, &options, &|done| {
-            (self.progress)(to_read + done, all);
-            hold.look();
+        let (dumped, proved) = thread::scope(|scope| {
+            let proof = scope.spawn(|| live.prove());
+            let dumped = pipeline::dump(moving, &self.cut.source, writer, &options, &|done| {
+                (self.progress)(to_read + done, all);
+                hold.look();
+            });
+            let panicked = |_| Err(Error::Unexpected("a thread that looks at page tables panicked".to_owned()));
+            (dumped, proof.join().unwrap_or_else(panicked))
         });
         let held_back = hold.end();
+        // First: what was not seen before the cut makes copying fail, too.
+        proved?;
         stats += dumped?;
         stats += self.pages(later, &self.cut.source, writer, to_read + pipeline::pages_to_read(moving))?;
         let drain = thawed.elapsed();
         pipeline::end_owners(&self.cut.extents, writer)?;
-        let (preserved, preserving) = (live.preserved(), live.time_lost());
-        let pause = thawed - since;
-        Ok(Written { stats, live: true, pause, phases, held_back, drain, preserved, preserving, ..written })
+        let (preserved, preserving, unscanned) = (live.preserved(), live.time_lost(), live.passed_over());
+        let (pause, live) = (thawed - since, !moving.is_empty());
+        Ok(Written { stats, live, pause, phases, held_back, drain, preserved, preserving, unscanned, ..written })
     }
 
     /// Writes what stands before the pages, and those that are to be read while the target stands still, and lets it go: as soon as they are read, if they

@@ -21,6 +21,7 @@ mod pty_state;
 mod restart_block;
 mod semaphore_undo;
 mod thread_state;
+mod touched;
 mod windows;
 mod writes;
 

@@ -3,11 +3,14 @@
 pub mod ebpf;
 pub mod hash;
 mod kind;
+mod passed_over;
 pub mod presence;
 pub mod scan;
 pub mod soft_dirty;
 
 pub use kind::{Kind, Method, not_here};
+pub use passed_over::Touched;
+use passed_over::unproved;
 
 use std::fmt::Debug;
 
@@ -50,6 +53,18 @@ pub trait DirtyTracker: Debug + Send {
     fn prearm(&mut self, mappings: &[Mapping], as_left: bool) -> Result<PageSet> {
         let _ = (mappings, as_left);
         Ok(PageSet::new())
+    }
+
+    /// Before a cut, with every thread stopped: since [`DirtyTracker::prearm`] only this was touched, as far as a log of write faults tells. The cut may
+    /// pass over the rest.
+    fn only_touched(&mut self, touched: &Touched) {
+        let _ = touched;
+    }
+
+    /// What the last cut has passed over, in order: pages with contents, which it takes for unchanged since [`DirtyTracker::prearm`]. It must be proved that
+    /// they were, or the cut be taken again. Nothing is lost: one of them that was written still is not protected.
+    fn passed_over(&self) -> &[PageRange] {
+        &[]
     }
 
     /// The stretches, in order, of which every page that is there is protected by userfaultfd since the last cut, or since [`DirtyTracker::prearm`] if

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use super::DirtyTracker;
 use super::ebpf::AddressSpace;
+use super::passed_over::{Passed, Touched, passed_over};
 use super::presence::{Content, Presence, Run};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
@@ -74,6 +75,12 @@ pub struct ScanTracker {
     presence: Option<Presence>,
     /// That of the process when this was last tried to be that of the descriptor.
     space: Option<AddressSpace>,
+    /// What was protected by [`DirtyTracker::prearm`] since the last cut, of small pages without a file.
+    prearmed: PageSet,
+    /// What was touched since.
+    touched: Option<Touched>,
+    /// By the last cut.
+    passed: Passed,
 }
 
 /// While the process runs, memory is protected again and again until so few pages were written meanwhile that the cut has little left to do: each pass is
@@ -145,16 +152,10 @@ impl ScanTracker {
         let page_map = PageMap::open(pid)?;
         can_scan(&page_map)?;
         let presence = tells_what_is_gone().then(Presence::default);
-        Ok(ScanTracker {
-            pid,
-            notes,
-            page_map,
-            protected: Vec::new(),
-            ours: PageSet::new(),
-            unsure: Vec::new(),
-            presence,
-            space: None,
-        })
+        let (protected, ours, unsure) = (Vec::new(), PageSet::new(), Vec::new());
+        let (prearmed, touched, passed) = (PageSet::new(), None, Passed::default());
+        let space = None;
+        Ok(ScanTracker { pid, notes, page_map, protected, ours, unsure, presence, prearmed, touched, passed, space })
     }
 
     /// Can the kernel note writes to it from now on? Memory that others write, too, through mappings of their own, is noted in theirs.
@@ -184,9 +185,10 @@ impl ScanTracker {
         }
     }
 
-    /// Takes what was written in memory that is registered, all of which is given; `lenient`: or was a moment ago.
+    /// Takes what was written in memory that is registered, all of which is given, but for what is passed over; `lenient`: or was a moment ago.
     fn take(&mut self, scan: &Scan, lenient: bool) -> Result<PageSet> {
-        let Found { written, touched, there } = self.find(&scan.stretches, lenient)?;
+        let left = self.passed.leave(&scan.stretches);
+        let Found { written, touched, there } = self.find(&left, lenient)?;
         if let Some(presence) = self.presence.as_mut() {
             update(presence, &self.page_map, scan, &touched, &there)?;
         }
@@ -281,6 +283,9 @@ impl DirtyTracker for ScanTracker {
         // What is known of huge pages is not kept, so they are not taken more than once.
         let (mut scan, mut small) = (Scan::default(), Scan::default());
         self.protected.clear();
+        self.passed = Passed::default();
+        let mut prearmed = std::mem::take(&mut self.prearmed);
+        prearmed.clear();
         for mapping in mappings {
             let noted = if mapping.flags.contains(VmFlags::WRITES_NOTED) {
                 // Not registered again: if it has been moved since it was looked at, it is not registered any more, and what its page tables say of
@@ -305,6 +310,10 @@ impl DirtyTracker for ScanTracker {
             if mapping.page_size == PAGE_SIZE {
                 small.add(mapping, Noted::Still);
                 self.protected.push(mapping.pages());
+                // Where a page of a file's mapping is dropped, the kernel leaves a mark behind that looks as if it was there, and protected.
+                if mapping.kind == MappingKind::Anonymous {
+                    prearmed.insert(mapping.pages().numbers());
+                }
             }
         }
         let mut written = self.take(&scan, true)?;
@@ -319,13 +328,24 @@ impl DirtyTracker for ScanTracker {
             }
             last = again;
         }
+        self.prearmed = prearmed;
         Ok(written)
+    }
+
+    fn only_touched(&mut self, touched: &Touched) {
+        self.touched = Some(touched.clone());
     }
 
     fn cut(&mut self, mappings: &mut [Mapping], as_left: bool) -> Result<PageSet> {
         let mut scan = Scan::default();
         let mut untracked = Vec::new();
         self.protected.clear();
+        let prearmed = std::mem::take(&mut self.prearmed);
+        // Where mappings have changed, what the page tables say may mean nothing.
+        self.passed = match (self.touched.take(), &self.presence) {
+            (Some(touched), Some(presence)) if as_left => passed_over(presence, &prearmed, &touched),
+            _ => Passed::default(),
+        };
         for mapping in mappings {
             let pages = mapping.pages();
             // What was registered then still is, and need not be again.
@@ -344,9 +364,15 @@ impl DirtyTracker for ScanTracker {
         }
         let mut written = self.take(&scan, false)?;
         written.extend(untracked.into_iter().map(PageRange::numbers));
+        written.extend(self.passed.written.iter().cloned());
+        self.protected = self.passed.protected(&self.protected);
         self.ours = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
         self.unsure.clear();
         Ok(written)
+    }
+
+    fn passed_over(&self) -> &[PageRange] {
+        &self.passed.over
     }
 
     fn presence(&self) -> Option<&Presence> {

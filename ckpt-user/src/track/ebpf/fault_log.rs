@@ -38,6 +38,13 @@ pub enum Happening {
     Exec,
     /// It has ended, and is watched no more.
     Exit,
+    /// It is about to give up pages, of a mapping that stays as it is.
+    Removal {
+        /// The first of them, by its number.
+        page: u64,
+        /// How many, and maybe up to twice as many.
+        count: u64,
+    },
 }
 
 /// Over all processes since the programs were loaded.
@@ -149,6 +156,9 @@ impl FaultLog {
                 kind if kind == Kind::Fork as u16 => Happening::Fork(entry.value as u32),
                 kind if kind == Kind::Exec as u16 => Happening::Exec,
                 kind if kind == Kind::Exit as u16 => Happening::Exit,
+                kind if kind == Kind::Removal as u16 => {
+                    Happening::Removal { page: entry.value, count: 1 << entry.error_code.min(52) }
+                }
                 _ => return Err(unexpected("an entry is of no known kind")),
             };
             each(entry.tgid, entry.epoch, happening);

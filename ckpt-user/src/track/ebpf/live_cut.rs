@@ -19,6 +19,7 @@ use crate::ids::{ObjRef, PAGE_SIZE, PageRange};
 use crate::page_set::PageSet;
 use crate::pipeline::LivePages;
 use crate::sys::pagemap::PageMap;
+use crate::track::unproved;
 
 /// See the module. Dropping it ends the saving of pages before they change.
 pub struct LiveCut<'a> {
@@ -48,6 +49,8 @@ pub(super) struct Part {
     pub(super) page_map: PageMap,
     /// To copy.
     pub(super) pages: Vec<PageRange>,
+    /// To be proved unchanged.
+    pub(super) passed_over: Vec<PageRange>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +86,35 @@ impl<'a> LiveCut<'a> {
             self.given += 1;
             first += part.layout.windows.len();
         }
-        self.preserver.set_count(self.parts.len() as u32)
+        let noting = self.parts.iter().any(|part| !part.passed_over.is_empty());
+        self.preserver.set_count(self.parts.len() as u32, noting)
+    }
+
+    /// Pages that were passed over by the scan before the cut.
+    pub fn passed_over(&self) -> u64 {
+        self.parts.iter().map(|part| windows::count(&part.passed_over)).sum()
+    }
+
+    /// Proves that nobody had written, before the cut, to the pages that were passed over. They were protected, and watched by nobody, until they were
+    /// published. One that still is protected nobody has written to; neither has anybody before the cut to one that a program has found
+    /// protected after it.
+    ///
+    /// Errors: [`Error::Unseen`], that is not so, or not sure.
+    pub fn prove(&self) -> Result<()> {
+        for part in &self.parts {
+            for pages in &part.passed_over {
+                let mut clean = PageSet::new();
+                let looked = part.page_map.find_protected(*pages, |pages| clean.insert(pages.numbers()));
+                // The address space is gone: another program runs, or none.
+                looked.map_err(|error| Error::Unseen(error.to_string()))?;
+                // Noted before it was written: so after the look.
+                if let Some(page) = unproved(*pages, &clean, |page| part.has_bit(self.preserver.faulted(), page)) {
+                    let at = page * PAGE_SIZE;
+                    return Err(Error::Unseen(format!("the page at {at:#x} was written, or taken away, past the page fault")));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn part(&self, owner: ObjRef) -> Result<&Part> {
@@ -256,7 +287,7 @@ impl LivePages for LiveCut<'_> {
 
 impl Drop for LiveCut<'_> {
     fn drop(&mut self) {
-        let withdrawn = self.preserver.set_count(0);
+        let withdrawn = self.preserver.set_count(0, false);
         let taken = self.parts[..self.given].iter().map(|part| self.preserver.take_back(part.mm));
         for error in taken.chain([withdrawn]).filter_map(Result::err) {
             tracing::warn!("{error}");

@@ -20,7 +20,7 @@ use super::live_cut::{LiveCut, Part};
 use super::windows::Layout;
 use super::writes::WriteWatch;
 use super::{EbpfError, Result, attach, load, map};
-use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid};
+use crate::ids::{ObjRef, PAGE_SIZE, PageRange, Pid, union};
 use crate::sys::btf::{Btf, BtfError};
 use crate::sys::pagemap::PageMap;
 use crate::sys::shared_words::SharedWords;
@@ -79,6 +79,8 @@ pub struct ToPreserve {
     pub owner: ObjRef,
     /// In order.
     pub pages: Vec<PageRange>,
+    /// Of which it is to be proved that nobody has written to them since they were protected: in order, too, and some may be the same.
+    pub passed_over: Vec<PageRange>,
 }
 
 /// As plain numbers, which is what aya takes.
@@ -142,16 +144,19 @@ impl Preserver {
     /// Errors: more pages, or more scattered ones, than there is room for; nothing is published then.
     pub fn publish(&mut self, memories: Vec<ToPreserve>) -> Result<LiveCut<'_>> {
         let (mut parts, mut bits, mut windows) = (Vec::new(), 0u64, 0);
-        for ToPreserve { pid, memory, owner, pages } in memories {
+        for ToPreserve { pid, memory, owner, pages, passed_over } in memories {
             let doing = || format!("cannot have the pages of pid {pid} saved before they change");
-            let layout = Layout::of(&pages, bits.next_multiple_of(64));
+            let numbers = |range: &PageRange| range.numbers();
+            let all: Vec<PageRange> =
+                union(pages.iter().map(numbers), passed_over.iter().map(numbers)).into_iter().map(PageRange::from).collect();
+            let layout = Layout::of(&all, bits.next_multiple_of(64));
             (bits, windows) = (layout.end(), windows + layout.windows.len());
             if bits > self.room.pages || windows > WINDOWS_MAX as usize {
                 let reason = format!("{bits} pages in {windows} stretches are more than there is room for");
                 return Err(EbpfError::unexpected(doing(), reason));
             }
             let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
-            parts.push(Part { mm: memory.space.mm, owner, layout, page_map, pages });
+            parts.push(Part { mm: memory.space.mm, owner, layout, page_map, pages, passed_over });
         }
         let bitmap = bits.div_ceil(64) as usize;
         store_all(&self.faulted.words()[..bitmap], 0);
@@ -180,9 +185,9 @@ impl Preserver {
         self.memories.insert(part.mm, bytemuck::cast::<Memory, MemoryBytes>(memory), 0).map_err(|e| EbpfError::new(doing, e))
     }
 
-    /// So many memories are given to the programs now.
-    pub(super) fn set_count(&mut self, memories: u32) -> Result<()> {
-        let tables = PageTables { memories, ..self.tables };
+    /// So many memories are given to the programs now. `noting`: all of their pages are to be noted when they are taken away.
+    pub(super) fn set_count(&mut self, memories: u32, noting: bool) -> Result<()> {
+        let tables = PageTables { memories, noting: noting.into(), ..self.tables };
         let doing = "cannot have pages saved before they change";
         self.page_tables.set(0, bytemuck::cast::<PageTables, PageTablesWords>(tables), 0).map_err(|e| EbpfError::new(doing, e))
     }

@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use super::Result;
 use super::fault_log::{FaultLog, Happening};
+use super::touched::Noting;
 use crate::ids::PAGE_SIZE;
+use crate::track::Touched;
 
 /// What a process has written between two cuts, as far as it faulted for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,7 +54,7 @@ struct Mark {
     unplaced: u64,
 }
 
-/// See the module. One process at a time is looked at.
+/// See the module. One process at a time is looked at, in full.
 #[derive(Debug)]
 pub struct WriteWatch {
     log: FaultLog,
@@ -67,11 +69,16 @@ pub struct WriteWatch {
     pages: Vec<(u64, u64)>,
     /// Those between the base and the one before, in order.
     before: Vec<u64>,
+    /// Other processes that are watched: what they write only matters to `noting`.
+    others: Vec<u32>,
+    /// What was in the log since [`WriteWatch::begin_noting`].
+    noting: Option<Noting>,
 }
 
 impl WriteWatch {
     pub(super) fn new(log: FaultLog) -> WriteWatch {
-        WriteWatch { log, tgid: None, epoch: 0, base: None, cut: None, pages: Vec::new(), before: Vec::new() }
+        let (pages, before, others) = (Vec::new(), Vec::new(), Vec::new());
+        WriteWatch { log, tgid: None, epoch: 0, base: None, cut: None, pages, before, others, noting: None }
     }
 
     /// From now on it is this process. Nothing happens if it was before, and has not ended.
@@ -85,6 +92,30 @@ impl WriteWatch {
             self.tgid = Some(tgid);
         }
         Ok(())
+    }
+
+    /// From now on the pages are noted that the process, and these others, may write to or give up; see [`WriteWatch::noted`].
+    pub fn begin_noting(&mut self, others: Vec<u32>) -> Result<()> {
+        for other in self.others.extract_if(.., |other| !others.contains(other)) {
+            // Of the process itself everything is watched, though it was another's child before.
+            if Some(other) != self.tgid {
+                self.log.untrack(other)?;
+            }
+        }
+        for &other in others.iter().filter(|other| Some(**other) != self.tgid) {
+            self.log.track(other)?;
+        }
+        self.others = others;
+        self.noting = Some(Noting::default());
+        self.look()?;
+        self.noting = self.noting.take().map(|before| before.begin(&self.log)).transpose()?;
+        Ok(())
+    }
+
+    /// What was noted, of all processes together. `None`: that is not known, or not all of it.
+    pub fn noted(&mut self) -> Result<Option<Touched>> {
+        self.look()?;
+        self.noting.take().map_or(Ok(None), |noting| noting.end(&self.log))
     }
 
     /// At a cut.
@@ -141,12 +172,17 @@ impl WriteWatch {
 
     /// Empties the log, so that there is room in it.
     fn look(&mut self) -> Result<()> {
-        let WriteWatch { log, tgid, pages, .. } = self;
-        log.drain(|of, epoch, happening| match happening {
-            Happening::Write { page, .. } if Some(of) == *tgid => pages.push((page, epoch)),
-            Happening::Write { .. } => {}
-            Happening::Exec if Some(of) == *tgid => pages.clear(),
-            other => tracing::debug!("process {of}: {other:?}"),
+        let WriteWatch { log, tgid, pages, noting, .. } = self;
+        log.drain(|of, epoch, happening| {
+            if let Some(noting) = noting.as_mut() {
+                noting.add(&happening);
+            }
+            match happening {
+                Happening::Write { page, .. } if Some(of) == *tgid => pages.push((page, epoch)),
+                Happening::Write { .. } | Happening::Removal { .. } => {}
+                Happening::Exec if Some(of) == *tgid => pages.clear(),
+                other => tracing::debug!("process {of}: {other:?}"),
+            }
         })
     }
 

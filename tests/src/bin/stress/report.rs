@@ -17,6 +17,10 @@ pub struct Tally {
     pub preserving: u64,
     /// Pages that were saved so.
     pub preserved: u64,
+    /// Of those that were live, those whose scan in the pause has passed over the most of the memory.
+    pub unscanned: u64,
+    /// Cuts for which that was tried in vain.
+    pub unseen: u64,
     /// Those that were taken again with the job stopped, by reason.
     pub void: BTreeMap<String, u64>,
     /// Reasons for which others were not made.
@@ -33,6 +37,7 @@ impl Tally {
     /// Counts what ckpt says of a checkpoint.
     pub fn count(&mut self, checkpoint: &Value) {
         self.cuts += 1;
+        self.unseen += u64::from(checkpoint["scan_fallback"].is_string());
         if let Some(why) = checkpoint["live_fallback"].as_str() {
             *self.void.entry(without_numbers(why)).or_default() += 1;
         } else if checkpoint["tracker"] == "live" {
@@ -40,6 +45,7 @@ impl Tally {
             let preserved = checkpoint["pages_preserved"].as_u64().unwrap_or(0);
             self.preserving += u64::from(preserved > 0);
             self.preserved += preserved;
+            self.unscanned += u64::from(checkpoint["pages_unscanned"].as_u64().unwrap_or(0) > 0);
         }
     }
 
@@ -76,7 +82,7 @@ fn sum(reasons: &BTreeMap<String, u64>) -> u64 {
 /// In Markdown.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| mode | seconds | cuts | live | with pages saved before a write | void | refused | restarts | pages verified | |\n|---|---|---|---|---|---|---|---|---|---|\n",
+        "| mode | seconds | cuts | live | with pages saved before a write | by the log (not all was in it) | void | refused | restarts | pages verified | |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut reasons: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for row in rows {
@@ -85,13 +91,15 @@ pub fn table(rows: &[Row]) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "| {} | {:.0} | {} | {} | {} ({} pages) | {} | {} | {} | {} | {verdict} |",
+            "| {} | {:.0} | {} | {} | {} ({} pages) | {} ({}) | {} | {} | {} | {} | {verdict} |",
             row.mode,
             row.seconds,
             t.cuts,
             t.live,
             t.preserving,
             t.preserved,
+            t.unscanned,
+            t.unseen,
             sum(&t.void),
             sum(&t.refused),
             t.restarts,
@@ -113,7 +121,7 @@ pub fn json(rows: &[Row], seed: u64) -> Value {
         let t = &row.tally;
         json!({
             "mode": row.mode, "words": row.words, "seconds": row.seconds, "cuts": t.cuts, "live": t.live, "preserving": t.preserving,
-            "pages_preserved": t.preserved, "void": t.void, "refused": t.refused, "restarts": t.restarts, "pages_verified": t.pages,
+            "pages_preserved": t.preserved, "by_log": t.unscanned, "not_all_in_log": t.unseen, "void": t.void, "refused": t.refused, "restarts": t.restarts, "pages_verified": t.pages,
             "failure": row.failure,
         })
     });
