@@ -11,7 +11,7 @@ use ckpt_tests::{ckpt, needs_root, program, python, skip};
 use tempfile::tempdir;
 
 /// Does these things at random, and keeps a list of what each page must hold. Asked for a report, tells whether it does.
-const DROPPER: &str = "
+const BEGIN: &str = "
 import random
 from array import array
 c.mmap.restype = ctypes.c_void_p
@@ -24,15 +24,22 @@ def anonymous(at, pages, flags):
     got = c.mmap(at, pages * PAGE, 3, 0x22 | flags, -1, 0)
     assert got != ctypes.c_void_p(-1).value
     return got
+FILE = os.open('pages', os.O_RDWR | os.O_CREAT, 0o600)
+def of_file(page): return 61000 + page
+os.pwrite(FILE, b''.join(of_file(page).to_bytes(2, 'little').ljust(PAGE, b'x') for page in range(PAGES)), 0)
 base = (anonymous(None, PAGES + TABLE, 0) + TABLE * PAGE - 1) // (TABLE * PAGE) * (TABLE * PAGE)
 def advise(first, count, advice): return c.madvise(base + first * PAGE, count * PAGE, advice)
 def renew(first, count):
     anonymous(base + first * PAGE, count, 0x10)
     advise(first, count, 15)
+def renew_from_file(first, count):
+    assert c.mmap(base + first * PAGE, count * PAGE, 3, 0x12, FILE, first * PAGE) != ctypes.c_void_p(-1).value
+    advise(first, count, 15)
 advise(0, PAGES, 15)
 HAVE_GUARDS = advise(0, 1, 102) == 0
 if HAVE_GUARDS: advise(0, 1, 103)
-model, random_ = array('H', [0] * PAGES), random.Random()
+# What a page holds once it is dropped.
+model, behind, random_ = array('H', [0] * PAGES), array('H', [0] * PAGES), random.Random()
 def put(page, value): ctypes.c_uint16.from_address(base + page * PAGE).value = value
 def get(page): return ctypes.c_uint16.from_address(base + page * PAGE).value
 def step():
@@ -45,18 +52,23 @@ def step():
     whole = range(first, first + count)
     mapped = all(model[page] != UNMAPPED for page in whole)
     guarded = any(model[page] == GUARDED for page in whole)
-    what = random_.choice(['write', 'write', 'write', 'some', 'some', 'read', 'drop', 'drop', 'renew', 'unmap', 'guard'])
+    what = random_.choice(ACTIONS)
     if what == 'unmap':
         c.munmap(base + first * PAGE, count * PAGE)
         model[first:first + count] = array('H', [UNMAPPED]) * count
+    elif what == 'file':
+        renew_from_file(first, count)
+        behind[first:first + count] = array('H', map(of_file, whole))
+        model[first:first + count] = behind[first:first + count]
     elif what == 'renew' or not mapped:
         renew(first, count)
+        behind[first:first + count] = array('H', [0]) * count
         model[first:first + count] = array('H', [0]) * count
     elif what == 'drop':
         assert advise(first, count, 4) == 0
         for page in whole:
-            if model[page] != GUARDED: model[page] = 0
-    elif what == 'guard' and HAVE_GUARDS and count < TABLE:
+            if model[page] != GUARDED: model[page] = behind[page]
+    elif what == 'guard' and HAVE_GUARDS and count < TABLE and not any(behind[page] for page in whole):
         assert advise(first, count, 103 if guarded else 102) == 0
         for page in whole:
             if not guarded: model[page] = GUARDED
@@ -77,6 +89,8 @@ def report():
     if bad: print('pages', bad[:20], len(bad), 'are', [get(page) for page in bad[:20]], 'not', [model[page] for page in bad[:20]], flush=True)
     print('report', len(model), flush=True)
     print('done', flush=True)
+";
+const REST: &str = "
 print('ready', flush=True)
 while True:
     for _ in range(20):
@@ -85,16 +99,35 @@ while True:
     if signal.sigtimedwait([signal.SIGUSR1, signal.SIGUSR2], 0): report()
 ";
 
-fn dropper(folder: &Path) -> Job {
-    python::start(folder, &mut python::command(DROPPER)).expect("Python cannot do this here")
+/// Mappings come and go.
+const ALL: &str = "
+ACTIONS = ['write', 'write', 'write', 'some', 'some', 'read', 'drop', 'drop', 'renew', 'file', 'unmap', 'guard']
+";
+/// All of it is one mapping of a file, from the beginning to the end.
+const OF_A_FILE: &str = "
+ACTIONS = ['write', 'some', 'some', 'read', 'drop', 'drop']
+renew_from_file(0, PAGES)
+behind = array('H', map(of_file, range(PAGES)))
+model = behind[:]
+";
+
+fn dropper(folder: &Path, actions: &str) -> Job {
+    let script = [BEGIN, actions, REST].concat();
+    python::start(folder, &mut python::command(&script)).expect("Python cannot do this here")
 }
 
 fn survives(tracker: &str) {
+    for actions in [ALL, OF_A_FILE] {
+        survives_doing(tracker, actions);
+    }
+}
+
+fn survives_doing(tracker: &str, actions: &str) {
     if let Some(why) = missing(program!("lapper"), tracker) {
         skip!("--tracker {tracker}: {why}");
     }
     let (moments, folder) = (Moments::new(), tempdir().expect("cannot make a folder"));
-    let mut job = dropper(folder.path());
+    let mut job = dropper(folder.path(), actions);
     let dir = folder.path().join("images");
     for _ in 0..6 {
         let watch = Watch::start(&job, &dir, "20ms", &["--tracker", tracker]);

@@ -218,11 +218,48 @@ impl ScanTracker {
                 true => self.page_map.take_written_if_registered(pages, asked, &mut taken)?,
                 false => self.page_map.take_written(pages, asked, &mut taken)?,
             }
+            if of_file {
+                self.take_dropped(pages, &mut taken)?;
+            }
             found.written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
             found.touched.append(&mut taken.touched);
             found.there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
         }
         Ok(found)
+    }
+
+    /// Of a mapping of a file: pages of the process's own that it has given up (MADV_DONTNEED). In their places the kernel leaves marks that they were
+    /// protected, and tells of nothing: a mark looks like a page that is swapped out, and once the file's own page is there, that is protected, too.
+    fn take_dropped(&self, pages: PageRange, taken: &mut Taken) -> Result<()> {
+        let known: PageSet = match &self.presence {
+            Some(presence) => {
+                presence.within(pages).filter(|(_, is)| *is != Content::Guard).map(|(run, _)| run.numbers()).collect()
+            }
+            None => std::iter::once(pages.numbers()).collect(),
+        };
+        let (Some(first), Some(last)) = (known.iter().next(), known.iter().last()) else { return Ok(()) };
+        let just_taken: PageSet = taken.there.iter().map(|(run, _)| run.numbers()).collect();
+        let (mut touched, mut swapped) = (PageSet::new(), Vec::new());
+        self.page_map.walk((first.start..last.end).into(), Page::PRESENT | Page::SWAPPED | Page::FILE, |run, page| {
+            // Whether a mark or a page is there, to read it tells what the process would read.
+            let is_swapped = page.contains(Page::SWAPPED) && !page.contains(Page::PRESENT);
+            if !is_swapped && !page.contains(Page::FILE) {
+                return;
+            }
+            for own in known.within(&run.numbers()) {
+                for own in just_taken.gaps(&own) {
+                    swapped.extend(is_swapped.then(|| (PageRange::from(own.clone()), page)));
+                    touched.insert(own);
+                }
+            }
+        })?;
+        if !touched.is_empty() {
+            touched.extend(taken.touched.iter().map(|range| range.numbers()));
+            taken.touched = touched.into_iter().map(PageRange::from).collect();
+            taken.there.append(&mut swapped);
+            taken.there.sort_unstable_by_key(|(run, _)| run.start);
+        }
+        Ok(())
     }
 }
 
