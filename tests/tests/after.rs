@@ -113,8 +113,11 @@ if child == 0:
     os.kill(os.getpid(), signal.SIGTSTP)
     time.sleep(1000)
 os.waitpid(child, os.WUNTRACED)
+def state(): return open(f'/proc/{child}/stat').read().rsplit(') ', 1)[1][0]
 def report():
-    print('report', open(f'/proc/{child}/stat').read().rsplit(') ', 1)[1][0], flush=True)
+    # Let go by its tracer, it wakes up to stop again by itself, and may have to wait for a processor. One that runs on soon sleeps.
+    while state() == 'R': time.sleep(0.001)
+    print('report', state(), flush=True)
     print('done', flush=True)
 ";
 
