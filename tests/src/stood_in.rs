@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::ckpt;
 use crate::job::{DEADLINE, Job, adopt_orphans};
-use crate::watched;
+use crate::{process, watched};
 
 /// Starts `ckpt watch` in `folder`, where output and errors of both go to files, images to the folder `images`, and the log to `log.ckpt`.
 pub fn start(folder: &Path, options: &[&str], job: &[&str]) -> Job {
@@ -17,10 +17,11 @@ pub fn start(folder: &Path, options: &[&str], job: &[&str]) -> Job {
     Job::start(folder, command.arg("--").args(job).current_dir(folder))
 }
 
-/// The job of a watch.
+/// The job of a watch: its one child that lives. (It keeps one that has ended, to find out about Landlock.)
 pub fn job_of(watch: &Job) -> Job {
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", watch.pid())).expect("cannot list its children");
-    let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().expect("no pid")).collect();
+    let pids: Vec<i32> =
+        children.split_whitespace().map(|pid| pid.parse().expect("no pid")).filter(|&pid| process::is_alive(pid)).collect();
     let [pid] = pids[..] else { panic!("it has not one child: {children}") };
     Job::adopt(pid, watch.folder())
 }

@@ -227,7 +227,7 @@ fn an_image_above_a_merged_one_is_damaged_or_gone() {
     assert!(newest.exists() && !process::is_alive(job.pid()));
 }
 
-/// What cannot be merged is told once, and stays; the job and the checkpoints go on.
+/// What cannot be merged is told once; the job and the checkpoints go on, from a new whole image.
 #[test]
 fn a_damaged_image_is_not_merged() {
     needs_root!();
@@ -244,10 +244,8 @@ fn a_damaged_image_is_not_merged() {
     let output = watch.ckpt().output();
     assert_eq!(output.matches(said.as_str()).count(), 1, "{output}");
     watch.end();
-    assert!(dir.join("000001.ckpt").exists() && second.exists());
     laps::verify(&job);
     job.kill();
-    // Nothing that builds on it is of any use.
     let mut job = ckpt::restart(&job, &dir, &[]);
     laps::verify(&job);
     job.kill();
