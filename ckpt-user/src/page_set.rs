@@ -39,6 +39,11 @@ impl PageSet {
         self.ranges.get(self.first_ending_after(page)).is_some_and(|range| range.contains(&page))
     }
 
+    /// Are all of these in it?
+    pub fn covers(&self, pages: &Range<u64>) -> bool {
+        self.gaps(pages).next().is_none()
+    }
+
     /// Takes everything out.
     pub fn clear(&mut self) {
         self.ranges.clear();
@@ -162,6 +167,7 @@ mod tests {
             prop_assert_eq!((set.count(), set.is_empty()), (model.len() as u64, model.is_empty()));
             let (within, gaps): (Vec<u64>, Vec<u64>) = asked.clone().partition(|page| model.contains(page));
             prop_assert_eq!(set.within(&asked).flatten().collect::<Vec<_>>(), within);
+            prop_assert_eq!(set.covers(&asked), gaps.is_empty());
             prop_assert_eq!(set.gaps(&asked).flatten().collect::<Vec<_>>(), gaps);
             prop_assert!((0..70).all(|page| set.contains(page) == model.contains(&page)));
             prop_assert_eq!(set.clone().into_iter().collect::<PageSet>(), set);

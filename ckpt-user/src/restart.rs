@@ -29,6 +29,7 @@ use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
 use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
 use crate::store::{FanOut, Overlay, Past, parents, past};
+use crate::sys::prctl::TILE_DATA;
 use crate::sys::{procfs, ptrace};
 use crate::tracee::remote::RemoteTask;
 use crate::tracee::spawn;
@@ -256,8 +257,8 @@ fn build(
     for task in &plan.tasks {
         let (pid, memory) = (task.entry.pid, plan.memory(task)?);
         let mut leader = family.task(pid)?;
-        if task.holds.xcomp_permitted & AMX_TILE_DATA != 0 {
-            let args = [memory::ARCH_REQ_XCOMP_PERM.into(), AMX_TILE_DATA.trailing_zeros().into()];
+        if task.holds.xcomp_permitted & TILE_DATA != 0 {
+            let args = [memory::ARCH_REQ_XCOMP_PERM.into(), TILE_DATA.trailing_zeros().into()];
             leader.call("cannot get permission to use AMX", libc::SYS_arch_prctl, args)?;
         }
         if memory.first == pid {
@@ -273,9 +274,6 @@ fn build(
     }
     Ok(())
 }
-
-/// The one extended state that a process must ask for (XSTATE component 18).
-const AMX_TILE_DATA: u64 = 1 << 18;
 
 /// Was it stopped by job control, and is not the first of the tree?
 fn was_stopped(task: &Task, family: &Family) -> bool {

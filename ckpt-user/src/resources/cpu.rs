@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::Addr;
+use crate::sys::prctl::TILE_DATA;
 use crate::sys::ptrace::{self, Regs};
 use crate::tracee::batch::Batch;
 use crate::tracee::interrupted::{self, Sleep, SleepCall, WaitTimes};
@@ -92,9 +93,8 @@ const USE_A_TILE: &[u8] = &[
     0x0f, 0x05, // syscall
 ];
 
-/// Where XSTATE_BV stands in the XSAVE area, and the bit of AMX's tile data in it.
+/// Where XSTATE_BV stands in the XSAVE area.
 const XSTATE_BV: usize = 512;
-const TILE_DATA: u64 = 1 << 18;
 
 /// Makes room for extended states that a thread gets only on use.
 pub fn make_room(task: &mut RemoteTask<'_>, record: &CpuRecord) -> Result<()> {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::task::{Subject, TaskResource};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Refusal, Result};
-use crate::sys::{prctl, ptrace_state};
+use crate::sys::prctl::{self, ARCH_GET_UNTAG_MASK, ARCH_SET_CPUID};
+use crate::sys::ptrace_state;
 use crate::tracee::batch::{Answers, Batch, CallId, Slot};
 use crate::tracee::remote::RemoteTask;
 
@@ -30,8 +31,6 @@ const NT_X86_SHSTK: i32 = 0x204;
 const NT_386_IOPERM: i32 = 0x201;
 /// asm/prctl.h.
 const ARCH_GET_CPUID: i32 = 0x1011;
-const ARCH_SET_CPUID: i32 = 0x1012;
-const ARCH_GET_UNTAG_MASK: i32 = 0x4001;
 /// modify_ldt(2): read.
 const LDT_READ: i32 = 0;
 /// Bytes of one entry.

@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 /// PR_SPEC_L1D_FLUSH (linux/prctl.h).
 const PR_SPEC_L1D_FLUSH: i32 = 2;
 /// ARCH_SET_CPUID (asm/prctl.h).
-const ARCH_SET_CPUID: i32 = 0x1012;
+pub const ARCH_SET_CPUID: i32 = 0x1012;
 /// The same.
-const ARCH_GET_UNTAG_MASK: i32 = 0x4001;
+pub const ARCH_GET_UNTAG_MASK: i32 = 0x4001;
 /// The same.
 const ARCH_GET_XCOMP_SUPP: i32 = 0x1021;
 /// The one state that is on demand so far: the tiles of AMX.
-const TILE_DATA: u64 = 1 << 18;
+pub const TILE_DATA: u64 = 1 << 18;
 
 /// The mitigations of which each thread has its own setting here: those of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH and
 /// PR_SPEC_L1D_FLUSH that the kernel says prctl can control.

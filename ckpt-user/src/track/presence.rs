@@ -51,7 +51,7 @@ pub struct Presence {
 impl Presence {
     /// Is everything known of these pages?
     pub fn covers(&self, pages: PageRange) -> bool {
-        self.seen.gaps(&pages.numbers()).next().is_none()
+        self.seen.covers(&pages.numbers())
     }
 
     /// Of these pages everything is known.

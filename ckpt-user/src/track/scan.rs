@@ -8,6 +8,7 @@
 //! The address space is that of the time when the descriptor was made. It may live on, with mappings at the same addresses, while the process
 //! executes another program: so each cut proves first that the descriptor and the process still have the same.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
@@ -199,9 +200,7 @@ impl ScanTracker {
     fn take_again(&mut self, scan: &Scan, written: &mut PageSet) -> Result<u64> {
         let found = self.find(&scan.stretches, true)?;
         if let Some(presence) = self.presence.as_mut() {
-            let there = found.there.iter().map(|(run, _)| run.numbers());
-            let touched = union(found.touched.iter().map(|range| range.numbers()), there);
-            let touched: Vec<PageRange> = touched.into_iter().map(PageRange::from).collect();
+            let touched: Vec<PageRange> = changed(&found.touched, &found.there).map(PageRange::from).collect();
             presence.update(presence.seen().clone(), &touched, &found.there);
         }
         let pages = found.written.count();
@@ -263,6 +262,11 @@ impl ScanTracker {
     }
 }
 
+/// Both together, in order.
+fn changed(touched: &[PageRange], there: &[Run]) -> impl Iterator<Item = Range<u64>> {
+    union(touched.iter().map(|range| range.numbers()), there.iter().map(|(run, _)| run.numbers())).into_iter()
+}
+
 /// Keeps what is known of the memory up to date: `touched` pages are as `there` says.
 fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[PageRange], there: &[Run]) -> Result<()> {
     let seen: PageSet = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
@@ -273,10 +277,8 @@ fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[P
         told.gaps(&pages.numbers()).map(|gap| (PageRange::from(gap), *of_file)).collect::<Vec<_>>()
     };
     let untold: Vec<(PageRange, bool)> = scan.stretches.iter().flat_map(untold).collect();
-    let numbers = |range: &PageRange| range.numbers();
-    let touched = union(touched.iter().map(numbers), there.iter().map(|(run, _)| run.numbers()));
-    let touched: Vec<PageRange> =
-        union(touched.into_iter(), scan.fresh.iter().map(numbers)).into_iter().map(PageRange::from).collect();
+    let fresh = scan.fresh.iter().map(|range| range.numbers());
+    let touched: Vec<PageRange> = union(changed(touched, there), fresh).into_iter().map(PageRange::from).collect();
     presence.update(seen.clone(), &touched, there);
     for (pages, of_file) in untold {
         let mut there = Vec::new();
@@ -286,11 +288,6 @@ fn update(presence: &mut Presence, page_map: &PageMap, scan: &Scan, touched: &[P
         presence.update(seen.clone(), &[pages], &there);
     }
     Ok(())
-}
-
-/// Is all of `pages` in the set?
-fn within(set: &PageSet, pages: PageRange) -> bool {
-    set.gaps(&pages.numbers()).next().is_none()
 }
 
 impl DirtyTracker for ScanTracker {
@@ -327,7 +324,7 @@ impl DirtyTracker for ScanTracker {
             let noted = if mapping.flags.contains(VmFlags::WRITES_NOTED) {
                 // Not registered again: if it has been moved since it was looked at, it is not registered any more, and what its page tables say of
                 // protection means nothing. What another ckpt watches must not be taken from it.
-                if !as_left && !within(&self.ours, mapping.pages()) {
+                if !as_left && !self.ours.covers(&mapping.pages().numbers()) {
                     continue;
                 }
                 Noted::Still
@@ -386,7 +383,7 @@ impl DirtyTracker for ScanTracker {
         for mapping in mappings {
             let pages = mapping.pages();
             // What was registered then still is, and need not be again.
-            let is_left = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED) && within(&self.ours, pages);
+            let is_left = as_left && mapping.flags.contains(VmFlags::WRITES_NOTED) && self.ours.covers(&pages.numbers());
             let noted = if is_left { Noted::Still } else { self.note(mapping)? };
             if noted == Noted::Not {
                 mapping.flags -= VmFlags::WRITES_NOTED;
