@@ -89,11 +89,11 @@ impl Found {
 }
 
 impl Frozen {
-    /// Lets it run on. What its pause was made of is returned.
-    pub(super) fn thaw(mut self) -> Result<Phases> {
+    /// Lets it run on. What its pause was made of is returned, and when it ended: ckpt's own thread may be kept waiting for a processor from then on.
+    pub(super) fn thaw(mut self) -> Result<(Phases, Instant)> {
         self.tree.thaw()?;
-        self.watch.end_of(|parts| &mut parts.thaw_us);
-        Ok(self.watch.phases)
+        let thawed = self.watch.end_of(|parts| &mut parts.thaw_us);
+        Ok((self.watch.phases, thawed))
     }
 
     /// It stands still for as long as it takes to copy or to compare all that it has: others are to run meanwhile.

@@ -42,10 +42,11 @@ impl Stopwatch {
         Stopwatch { last: start, phases: Phases::default() }
     }
 
-    /// A part has ended, and the next begins.
-    pub(super) fn end_of(&mut self, part: impl FnOnce(&mut Phases) -> &mut u64) {
+    /// A part has ended, and the next begins. Says when.
+    pub(super) fn end_of(&mut self, part: impl FnOnce(&mut Phases) -> &mut u64) -> Instant {
         let now = Instant::now();
         *part(&mut self.phases) += (now - self.last).as_micros() as u64;
         self.last = now;
+        now
     }
 }

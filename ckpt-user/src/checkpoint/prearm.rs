@@ -61,8 +61,8 @@ fn begin(freezer: &Freezer<'_>, since: &mut Since) -> Result<(Option<Trackers>, 
         }
     }
     injectors.remove(&mut frozen.tree)?;
-    frozen.thaw()?;
-    Ok((armed, begun.elapsed()))
+    let (_, thawed) = frozen.thaw()?;
+    Ok((armed, thawed - begun))
 }
 
 /// Refuses what can be seen of the memory of a process that runs. What is only a sign of its running is left to the freeze.

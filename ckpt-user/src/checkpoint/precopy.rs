@@ -58,8 +58,8 @@ impl Spools {
         }
         let (frozen, _) = freezer.freeze()?;
         let began = frozen.since;
-        frozen.thaw()?;
-        *pause += began.elapsed();
+        let (_, thawed) = frozen.thaw()?;
+        *pause += thawed - began;
         let mut spools = Spools::default();
         let forked = planned.len() > 1;
         for (pid, pages) in planned {

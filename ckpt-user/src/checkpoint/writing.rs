@@ -133,7 +133,7 @@ impl Writing<'_> {
     ) -> Result<(DumpStats, Phases, Instant)> {
         if let Some(kept) = Kept::read(still, &self.cut.source)? {
             frozen.watch.end_of(|parts| &mut parts.copy_us);
-            let (phases, thawed) = (frozen.thaw()?, Instant::now());
+            let (phases, thawed) = frozen.thaw()?;
             self.write_metadata(writer)?;
             return Ok((self.pages(still, &kept, writer, 0)?, phases, thawed));
         }
@@ -141,7 +141,8 @@ impl Writing<'_> {
         self.write_metadata(writer)?;
         let stats = self.pages(still, &self.cut.source, writer, 0)?;
         frozen.watch.end_of(|parts| &mut parts.copy_us);
-        Ok((stats, frozen.thaw()?, Instant::now()))
+        let (phases, thawed) = frozen.thaw()?;
+        Ok((stats, phases, thawed))
     }
 
     fn write_metadata(&mut self, writer: &mut ImageWriter<'_>) -> Result<()> {
