@@ -119,6 +119,8 @@ pub struct TaskOffsets {
     pub upid_ns: u32,
     /// `task_struct.mm`.
     pub mm: u32,
+    /// `mm_struct.mm_users`.
+    pub mm_users: u32,
     /// `mm_struct.mm_lock_seq`, or [`ABSENT`] (CONFIG_PER_VMA_LOCK).
     pub mm_lock_seq: u32,
     /// `task_struct.self_exec_id`.
@@ -149,6 +151,8 @@ pub struct TaskRecord {
     pub voluntary_switches: u64,
     /// The kernel's address of its address space, which tells address spaces apart that are there at the same time.
     pub mm: u64,
+    /// How many tasks have that address space, and how many calls of others are within it at this moment.
+    pub mm_users: u64,
     /// Counts the programs that it has executed.
     pub exec_id: u64,
     /// When it was made, in nanoseconds since the machine was.

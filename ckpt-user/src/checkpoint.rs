@@ -420,7 +420,7 @@ impl Target {
         let (live, early) = (when == When::Live, when == When::Early);
         // Its threads get there while memory is protected.
         let resting = self.background.rest();
-        self.load_inspector(&all_threads(self.pid)?, live);
+        self.load_inspector(&all_threads(self.pid)?, live || self.since.tracks());
         let inspector = self.inspector.loaded();
         self.mappings.look(pids, inspector, early)?;
         if let Some(inspector) = inspector.filter(|_| self.since.tracks()) {
@@ -479,6 +479,10 @@ impl Target {
         }
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);
+            // Not before memory is protected: who enters it then is seen by the page tables.
+            if self.mappings.memory_of(pid).is_some_and(|state| state.is_entered(frozen.threads_of(pid))) {
+                self.since.suspect(pid);
+            }
         }
         let pages_shared = cut.pages_shared;
         let own = cut.extents.iter().filter(|e| e.kind != ExtentKind::Hole).map(|e| e.pages.count).sum::<u64>();
@@ -539,9 +543,9 @@ impl Target {
         }
     }
 
-    /// For threads whose time that is left only the kernel knows, and for live cuts.
-    fn load_inspector(&mut self, threads: &[(Pid, Tid)], live: bool) {
-        let needed = || live || threads.iter().any(|&(pid, tid)| interrupted::keeps_its_time(pid, tid));
+    /// For threads whose time that is left only the kernel knows, and where memory is watched.
+    fn load_inspector(&mut self, threads: &[(Pid, Tid)], watched: bool) {
+        let needed = || watched || threads.iter().any(|&(pid, tid)| interrupted::keeps_its_time(pid, tid));
         if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
             self.inspector = TaskInspector::load().map_or_else(
                 |error| {

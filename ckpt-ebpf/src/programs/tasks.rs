@@ -32,6 +32,7 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     upid_nr: 0,
     upid_ns: 0,
     mm: 0,
+    mm_users: 0,
     mm_lock_seq: ABSENT,
     exec_id: 0,
     started: 0,
@@ -98,8 +99,11 @@ fn describe(task: u64, record: &mut TaskRecord) -> Option<()> {
 
     record.mm = read(task + u64::from(offsets.mm))?;
     record.exec_id = read(task + u64::from(offsets.exec_id))?;
-    if offsets.mm_lock_seq != ABSENT && record.mm != 0 {
-        record.mm_lock_seq = read(record.mm + u64::from(offsets.mm_lock_seq))?;
+    if record.mm != 0 {
+        record.mm_users = u64::from(read::<u32>(record.mm + u64::from(offsets.mm_users))?);
+        if offsets.mm_lock_seq != ABSENT {
+            record.mm_lock_seq = read(record.mm + u64::from(offsets.mm_lock_seq))?;
+        }
     }
     record.started = read(task + u64::from(offsets.started))?;
     record.state = state(task, leader, record.mm).unwrap_or(0);

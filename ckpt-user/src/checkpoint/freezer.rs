@@ -106,6 +106,17 @@ impl Frozen {
         self.sharing.first(Shared::Memory, pid)
     }
 
+    /// How many threads have the memory that is seen through `pid`.
+    pub(super) fn threads_of(&self, pid: Pid) -> usize {
+        let sharers = self.tree.processes.iter().filter(|process| self.memory_of(process.pid) == pid);
+        sharers.map(|process| process.threads.len()).sum()
+    }
+
+    /// As the threads stopped: was somebody from outside within the memory that is seen through `pid`?
+    pub(super) fn was_entered(&self, pid: Pid) -> bool {
+        self.states.memories.get(&pid).is_some_and(|state| state.is_entered(self.threads_of(pid)))
+    }
+
     /// Each memory once: the processes that they are seen through, in the order of the tree.
     pub(super) fn memories(&self) -> Vec<Pid> {
         self.tree.pids().into_iter().filter(|&pid| self.memory_of(pid) == pid).collect()

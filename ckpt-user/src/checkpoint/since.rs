@@ -69,6 +69,15 @@ impl Since {
         if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late, touched) } else { Ok(()) }
     }
 
+    /// After a cut, and before any page is copied for it: somebody from outside is within the memory that is seen through `pid`, has pages pinned, maybe, and
+    /// may write to them later. The page tables will not tell, so all of it counts as written at the next cut.
+    pub(super) fn suspect(&mut self, pid: Pid) {
+        tracing::info!("the next image compares all of the memory of pid {pid}: another process is within it");
+        if let Since::Tracked(tracking) = self {
+            tracking.of(pid).entered = true;
+        }
+    }
+
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
     /// moment ago; `as_left` as in [`crate::track::DirtyTracker::prearm`].
     pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) {
@@ -235,7 +244,8 @@ impl Since {
         if let Since::Tracked(tracking) = self {
             tracking.parent = Some((image, metadata));
             for Held { pid, mm, pages } in held {
-                tracking.memories.insert(pid, Known { held: Some((mm, pages)), ..Known::default() });
+                let entered = tracking.memories.get(&pid).is_some_and(|known| known.entered);
+                tracking.memories.insert(pid, Known { held: Some((mm, pages)), entered, ..Known::default() });
             }
             tracking.contents.commit();
         }
@@ -269,6 +279,8 @@ struct Known {
     prearmed: bool,
     /// Written between that and the last cut.
     late: Option<PageSet>,
+    /// Somebody from outside was within it at the last cut.
+    entered: bool,
 }
 
 impl Tracking {
@@ -301,8 +313,12 @@ impl Tracking {
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
     fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<()> {
-        match self.trackers.cut(pid, mapped, touched) {
-            Ok(written) => {
+        let entered = std::mem::take(&mut self.of(pid).entered);
+        match self.trackers.cut(pid, mapped, touched.filter(|_| !entered)) {
+            Ok(mut written) => {
+                if entered {
+                    written.extend(mapped.mappings.iter().map(|mapping| mapping.pages().numbers()));
+                }
                 let known = self.of(pid);
                 let prearmed = std::mem::take(&mut known.prearmed);
                 known.late = (late && prearmed).then(|| written.clone());

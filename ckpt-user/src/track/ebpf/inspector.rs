@@ -80,11 +80,13 @@ pub struct AddressSpace {
     started: u64,
 }
 
-/// Which address space a process has, and how often its mappings may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which address space a process has, how often its mappings may have changed, and who uses it.
+#[derive(Clone, Copy, Debug)]
 pub struct MemoryState {
     /// See there.
     pub space: AddressSpace,
+    /// Tasks whose address space it is, and system calls of others that are within it, such as process_vm_writev(2).
+    users: u64,
     /// Counts how often its lock was taken for writing, without which no mapping changes. `None`: this kernel does not tell.
     changes: Option<u32>,
 }
@@ -92,7 +94,12 @@ pub struct MemoryState {
 impl MemoryState {
     /// Are the mappings now, in `later`, surely the same as they were in this state?
     pub fn still_holds(&self, later: &MemoryState) -> bool {
-        self.changes.is_some() && self == later
+        self.changes.is_some() && (self.space, self.changes) == (later.space, later.changes)
+    }
+
+    /// Is another than the `tasks` that have this address space within it, so that pages may be written that the kernel has counted as written before?
+    pub fn is_entered(&self, tasks: usize) -> bool {
+        self.users > tasks as u64
     }
 }
 
@@ -191,7 +198,7 @@ impl TaskInspector {
 
 fn memory_of(record: &TaskRecord) -> MemoryState {
     let space = AddressSpace { mm: record.mm, execs: record.exec_id, started: record.started };
-    MemoryState { space, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
+    MemoryState { space, users: record.mm_users, changes: (record.mm_lock_seq != 0).then_some(record.mm_lock_seq) }
 }
 
 /// The restart blocks of a process's threads, with a program loaded for this once: see [`TaskInspector`], also for what must be
@@ -219,6 +226,7 @@ fn offsets(btf: &Btf) -> Result<TaskOffsets, BtfError> {
         upid_nr: btf.offset_of("upid", "nr")?,
         upid_ns: btf.offset_of("upid", "ns")?,
         mm: task("mm")?,
+        mm_users: btf.offset_of("mm_struct", "mm_users")?,
         mm_lock_seq: ABSENT,
         exec_id: task("self_exec_id")?,
         started: task("start_boottime")?,
