@@ -433,6 +433,11 @@ impl Target {
             stragglers: &self.stragglers,
             background: &self.background,
         };
+        let can_note = live && self.since.tracks() && self.mappings.last().any(|(.., as_left)| as_left);
+        let noting = inspector.filter(|_| can_note && self.trust_in_log.reason_against().is_none());
+        if let Some(inspector) = noting {
+            self.programs.begin_noting(inspector, pids);
+        }
         let (armed, mut first_pause) = match when {
             When::Live | When::Early => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
             When::Stopped => (None, Duration::ZERO),
@@ -446,15 +451,6 @@ impl Target {
             true => Spools::fill(&freezer, &self.options, &self.since, &self.mappings, &mut first_pause)?,
             false => None,
         };
-        let inspector = self.inspector.loaded();
-        let can_note = live && self.since.tracks() && self.mappings.last().any(|(.., as_left)| as_left);
-        let noting = inspector.filter(|_| can_note && self.trust_in_log.reason_against().is_none());
-        if let Some(inspector) = noting {
-            self.programs.begin_noting(inspector, pids);
-            // The last that is done before the freeze: the less was touched since, the better.
-            let as_left = self.mappings.last().filter(|(.., as_left)| *as_left);
-            as_left.for_each(|(pid, mappings, as_left)| self.since.prearm(pid, mappings, as_left));
-        }
         let (mappings, looked_at) = (&self.mappings, &self.looked_at);
         let (mut frozen, injectors) = freezer.freeze_with(|pid, state| mappings.unchanged(pid, state, looked_at))?;
         drop(resting);
@@ -545,7 +541,7 @@ impl Target {
 
     /// For threads whose time that is left only the kernel knows, and where memory is watched.
     fn load_inspector(&mut self, threads: &[(Pid, Tid)], watched: bool) {
-        let needed = || watched || threads.iter().any(|&(pid, tid)| interrupted::keeps_its_time(pid, tid));
+        let needed = || watched || threads.iter().any(|&(pid, tid)| procfs::syscall(pid, tid).is_some_and(|call| interrupted::keeps_its_time(&call)));
         if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
             self.inspector = TaskInspector::load().map_or_else(
                 |error| {

@@ -131,7 +131,7 @@ impl Freezer<'_> {
 
     /// The same. `as_before` tells the mappings of a process, if they surely are what they were now that its memory is in this state.
     pub(super) fn freeze_with(&self, as_before: impl Fn(Pid, &MemoryState) -> Option<Mapped>) -> Result<(Frozen, Injectors)> {
-        let mut waits = WaitTimes::read(&all_threads(self.root)?);
+        let mut waits = WaitTimes::read(&all_threads(self.root)?, self.inspector.loaded().is_some());
         let cgroups = machine::cgroups(self.root)?;
         let urgent = Some(Urgent::begin(self.background));
         let mut tree = FrozenTree::freeze(self.root, self.timeout, self.stragglers)?;

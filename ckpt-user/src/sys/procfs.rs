@@ -108,11 +108,29 @@ pub fn available_memory() -> Option<u64> {
     procfs::Meminfo::current().ok()?.mem_available
 }
 
-/// The number of the system call that a thread is waiting in. `None`: it runs, or is in none.
-pub fn syscall(pid: Pid, tid: Tid) -> Option<i64> {
-    // "running", "-1 0x7ffd... 0x7f..." or "230 0x0 ..."
-    let text = read_text(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-    text.split_whitespace().next()?.parse().ok().filter(|&nr| nr >= 0)
+/// A system call in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syscall {
+    /// Which.
+    pub number: i64,
+    /// The registers for arguments, in their order.
+    pub arguments: [u64; 6],
+}
+
+/// The system call that a thread is waiting in. `None`: it runs, or is in none.
+pub fn syscall(pid: Pid, tid: Tid) -> Option<Syscall> {
+    parse_syscall(&read_text(format!("/proc/{pid}/task/{tid}/syscall")).ok()?)
+}
+
+/// "running", "-1 0x7ffd... 0x7f..." or "230 0x0 ...", with six arguments, the stack pointer and the instruction pointer.
+fn parse_syscall(text: &str) -> Option<Syscall> {
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok().filter(|&number: &i64| number >= 0)?;
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some(Syscall { number, arguments })
 }
 
 /// The processor that a thread last ran on.
@@ -128,5 +146,19 @@ fn from_procfs(pid: Pid, error: procfs::ProcError, doing: impl FnOnce() -> Strin
         procfs::ProcError::Io(source, _) if is_gone(&source) => Error::Gone(pid),
         procfs::ProcError::Io(source, _) => Error::os(doing(), source),
         other => Error::Unexpected(format!("{}: {other}", doing())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_in_progress_are_told_with_their_arguments() {
+        let call = parse_syscall("232 0x4 0x7ffe 0x80 0xffffffff 0x0 0x8 0x7ffe10 0x7f01\n").unwrap();
+        assert_eq!(call, Syscall { number: libc::SYS_epoll_wait, arguments: [4, 0x7ffe, 0x80, 0xffff_ffff, 0, 8] });
+        for none in ["running\n", "-1 0x7ffe10 0x7f01\n", "232 0x4\n", ""] {
+            assert_eq!(parse_syscall(none), None);
+        }
     }
 }

@@ -20,7 +20,8 @@ use super::thread::StoppedThread;
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, Pid, Tid};
 use crate::sys::ptrace::Regs;
-use crate::sys::{procfs, sched};
+use crate::sys::procfs::{self, Syscall};
+use crate::sys::sched;
 
 /// How long each thread of some processes has been waiting, taken down before it is stopped (stopping wakes it).
 #[derive(Debug, Default)]
@@ -30,11 +31,16 @@ pub struct WaitTimes {
 }
 
 impl WaitTimes {
-    /// Reads when each thread last ran, from the scheduler. A thread that ran since, or a kernel that does not tell
+    /// Reads when each thread whose time will be needed last ran, from the scheduler. A thread that ran since, or a kernel that does not tell
     /// (CONFIG_SCHED_DEBUG), gives no time, and its wait counts as just begun.
-    pub fn read(threads: &[(Pid, Tid)]) -> WaitTimes {
+    ///
+    /// `will_learn`: [`WaitTimes::learn`] will tell of those in calls whose time that is left the kernel keeps.
+    pub fn read(threads: &[(Pid, Tid)], will_learn: bool) -> WaitTimes {
         let mut by_processor: BTreeMap<u32, Vec<(Tid, u64)>> = BTreeMap::new();
-        for &(pid, tid) in threads {
+        let needed = |&&(pid, tid): &&(Pid, Tid)| {
+            procfs::syscall(pid, tid).is_some_and(|call| loses_its_time(&call) || !will_learn && keeps_its_time(&call))
+        };
+        for &(pid, tid) in threads.iter().filter(needed) {
             let task = format!("/proc/{pid}/task/{tid}");
             if let (Some(since), Some(processor)) = (last_ran(&task), procfs::last_processor(pid, tid)) {
                 by_processor.entry(processor).or_default().push((tid, since));
@@ -64,12 +70,19 @@ impl WaitTimes {
     }
 }
 
-/// Is the thread in a call whose time that is left only the kernel knows for sure?
-pub fn keeps_its_time(pid: Pid, tid: Tid) -> bool {
-    let number = procfs::syscall(pid, tid);
-    number.is_some_and(|nr| {
-        [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_futex, libc::SYS_poll, libc::SYS_restart_syscall].contains(&nr)
-    })
+/// Is it a call whose time that is left only the kernel knows for sure?
+pub fn keeps_its_time(call: &Syscall) -> bool {
+    [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_futex, libc::SYS_poll, libc::SYS_restart_syscall]
+        .contains(&call.number)
+}
+
+/// Is it one that has a time-out, and forgets how much of it has passed when its thread is stopped?
+fn loses_its_time(call: &Syscall) -> bool {
+    match call.number {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => call.arguments[3] as i32 > 0,
+        libc::SYS_epoll_pwait2 => !is_timeless(call.arguments[3]),
+        _ => false,
+    }
 }
 
 /// The scheduler's clock of a processor: it is brought up to date when a thread is woken there. `None`: we may not run there.
@@ -287,6 +300,16 @@ mod tests {
         assert_eq!(mend(&waiting, 400, |_| None), waiting, "it cannot be read: EINTR");
         waiting.r10 = 0;
         assert_eq!(mend(&waiting, 400, |_| None).orig_rax as i64, libc::SYS_epoll_pwait2);
+    }
+
+    #[test]
+    fn a_thread_that_waits_in_epoll_wait_with_a_time_out_is_looked_at() {
+        let call = |number, timeout| Syscall { number, arguments: [3, 0, 1, timeout, 0, 8] };
+        assert!(loses_its_time(&call(libc::SYS_epoll_wait, 100)));
+        assert!(loses_its_time(&call(libc::SYS_epoll_pwait2, 0x7fff_0000)));
+        assert!(!loses_its_time(&call(libc::SYS_epoll_wait, 0xffff_ffff)), "no time-out");
+        assert!(!loses_its_time(&call(libc::SYS_epoll_pwait, 0)), "it does not wait");
+        assert!(!loses_its_time(&call(libc::SYS_read, 100)));
     }
 
     #[test]

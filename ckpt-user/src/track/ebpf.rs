@@ -36,7 +36,7 @@ pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
 pub use writes::{WriteWatch, Writes};
 
-use aya::maps::{Map, MapError};
+use aya::maps::{Map, MapData, MapError};
 use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 
@@ -55,6 +55,14 @@ fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result
     let doing = || format!("cannot use the eBPF map {name}");
     let map = ebpf.take_map(name).ok_or_else(|| EbpfError::unexpected(doing(), "it is not in the object"))?;
     T::try_from(map).map_err(|e| EbpfError::new(doing(), e))
+}
+
+/// Takes a hash map out of the object, to be used without aya.
+fn hash_map(ebpf: &mut Ebpf, name: &str) -> Result<MapData> {
+    match ebpf.take_map(name) {
+        Some(Map::HashMap(map)) => Ok(map),
+        _ => Err(EbpfError::unexpected(format!("cannot use the eBPF map {name}"), "it is no hash map of the object")),
+    }
 }
 
 /// Attaches programs, each of which has the name of its tracepoint.

@@ -15,7 +15,7 @@ pub struct Chain {
 }
 
 /// So many links are looked at at once, and the last. Without merging there may be hundreds of thousands.
-const AT_ONCE: usize = 512;
+const AT_ONCE: usize = 64;
 
 /// An image of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

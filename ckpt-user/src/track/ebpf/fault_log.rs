@@ -6,18 +6,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, RingBuf};
 use aya_log::EbpfLogger;
 use ckpt_ebpf::faults::{self, Control, Counter, Entry, Kind, Region, TaskInfo};
 
-use super::{EbpfError, Result, map};
+use super::{EbpfError, Result, hash_map, map};
+use crate::sys::bpf::take_all;
 use crate::sys::btf::{Btf, BtfError};
 
 // As plain bytes and numbers, which is what aya takes.
 type TaskInfoBytes = [u8; size_of::<TaskInfo>()];
-type RegionBytes = [u8; size_of::<Region>()];
 type ControlWords = [u64; size_of::<Control>() / 8];
 
 /// Something that has happened to a process that is watched. Processes have the numbers that the initial pid namespace gives them.
@@ -63,7 +64,10 @@ pub struct Counters {
 /// See the module. Processes have the numbers that the initial pid namespace gives them.
 pub struct FaultLog {
     tracked: BpfHashMap<MapData, u32, TaskInfoBytes>,
-    regions: BpfHashMap<MapData, RegionBytes, u64>,
+    /// Taken out all at once, for which aya has nothing.
+    regions: MapData,
+    /// Taken out of it before their time.
+    early: Vec<(Region, u64)>,
     control: Array<MapData, ControlWords>,
     counters: Array<MapData, u64>,
     ring: RingBuf<MapData>,
@@ -87,7 +91,8 @@ impl FaultLog {
         };
         let mut log = FaultLog {
             tracked: map(ebpf, faults::TRACKED)?,
-            regions: map(ebpf, faults::REGIONS)?,
+            regions: hash_map(ebpf, faults::REGIONS)?,
+            early: Vec::new(),
             control: map(ebpf, faults::CONTROL)?,
             counters: map(ebpf, faults::COUNTERS)?,
             ring: map(ebpf, faults::FAULTS)?,
@@ -168,17 +173,13 @@ impl FaultLog {
 
     /// The write faults of a process in each of its regions, in all epochs before `epoch`. These are forgotten, of all processes.
     pub fn take_regions(&mut self, tgid: u32, execs: u32, epoch: u64) -> Result<HashMap<u64, u64>> {
-        let error = |e| EbpfError::new("cannot read where write faults were", e);
-        let keys: Vec<RegionBytes> = self.regions.keys().collect::<Result<_, _>>().map_err(error)?;
+        let taken = take_all::<Region, u64>(self.regions.fd().as_fd());
+        let taken = taken.map_err(|e| EbpfError::new("cannot read where write faults were", e))?;
         let mut found = HashMap::new();
-        for key in keys {
-            let region = bytemuck::cast::<RegionBytes, Region>(key);
+        for (region, count) in std::mem::take(&mut self.early).into_iter().chain(taken) {
             if region.epoch >= epoch {
-                continue;
-            }
-            let count = self.regions.get(&key, 0).map_err(error)?;
-            self.regions.remove(&key).map_err(error)?;
-            if (region.tgid, region.execs) == (tgid, execs) {
+                self.early.push((region, count));
+            } else if (region.tgid, region.execs) == (tgid, execs) {
                 *found.entry(region.number).or_default() += count;
             }
         }
