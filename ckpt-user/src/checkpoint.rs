@@ -54,7 +54,7 @@ use collect::{Before, Cut, CutMemory, collect};
 use freezer::{Found, Freezer, Frozen, all_threads};
 use live::{Hold, Programs, Split, Trust};
 use mappings::Mappings;
-use prearm::prearm;
+use prearm::{Pace, prearm};
 use precopy::Spools;
 use since::{Held, Since};
 use writing::{Writing, Written};
@@ -178,6 +178,7 @@ pub struct Target {
     /// In the log of write faults.
     trust_in_log: Trust,
     mappings: Mappings,
+    pace: Pace,
     looked_at: LookedAt,
     stragglers: Stragglers,
     background: Arc<Background>,
@@ -214,6 +215,7 @@ impl Target {
             trust,
             trust_in_log,
             mappings,
+            pace: Pace::default(),
             looked_at,
             stragglers,
             background,
@@ -433,13 +435,19 @@ impl Target {
             stragglers: &self.stragglers,
             background: &self.background,
         };
-        let can_note = live && self.since.tracks() && self.mappings.last().any(|(.., as_left)| as_left);
-        let noting = inspector.filter(|_| can_note && self.trust_in_log.reason_against().is_none());
-        if let Some(inspector) = noting {
-            self.programs.begin_noting(inspector, pids);
-        }
+        let noting = inspector.filter(|_| live && self.since.tracks() && self.trust_in_log.reason_against().is_none());
+        let worth_it = noting.and_then(|inspector| {
+            let (touched, cut) = self.programs.noted_so_far(inspector, pids)?;
+            Some(self.pace.is_worth_it(touched, cut) || pids.iter().any(|&pid| self.since.begins(pid)))
+        });
         let (armed, mut first_pause) = match when {
-            When::Live | When::Early => prearm(&freezer, &self.options, &mut self.since, &self.mappings)?,
+            When::Live if worth_it == Some(false) => (None, Duration::ZERO),
+            When::Live | When::Early => {
+                if let Some(inspector) = noting {
+                    self.programs.begin_noting(inspector, pids);
+                }
+                prearm(&freezer, &self.options, &mut self.since, &self.mappings, &mut self.pace)?
+            }
             When::Stopped => (None, Duration::ZERO),
         };
         // Registering memory counts as a change of its mappings.
@@ -465,14 +473,10 @@ impl Target {
         }
         frozen.watch.end_of(|parts| &mut parts.mappings_us);
         let (looked_at, known) = (&self.looked_at, (&mut self.since, &mut self.answered));
-        let before = Before { armed, early, noted: &mut || self.programs.noted().filter(|_| live) };
+        let before = Before { armed, early, noted: &mut || self.programs.noted().filter(|_| noting.is_some()) };
         let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), known, before)?;
         self.programs.cut_writes();
         let passes_over = cut.memories.iter().any(|memory| !self.since.passed_over(memory.pid).is_empty());
-        if noting.is_some() && !passes_over {
-            // To protect memory once more costs the target faults.
-            self.trust_in_log.lose("the memory is too small, or too much of it is written");
-        }
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);
             // Not before memory is protected: who enters it then is seen by the page tables.
@@ -541,7 +545,12 @@ impl Target {
 
     /// For threads whose time that is left only the kernel knows, and where memory is watched.
     fn load_inspector(&mut self, threads: &[(Pid, Tid)], watched: bool) {
-        let needed = || watched || threads.iter().any(|&(pid, tid)| procfs::syscall(pid, tid).is_some_and(|call| interrupted::keeps_its_time(&call)));
+        let needed = || {
+            watched
+                || threads
+                    .iter()
+                    .any(|&(pid, tid)| procfs::syscall(pid, tid).is_some_and(|call| interrupted::keeps_its_time(&call)))
+        };
         if matches!(self.inspector, Inspector::NotNeededYet) && needed() {
             self.inspector = TaskInspector::load().map_or_else(
                 |error| {

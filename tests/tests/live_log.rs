@@ -75,8 +75,8 @@ def go_on(each):
     reader, writer = os.pipe()
     own = os.pidfd_open(os.getpid()) if 'advise' in WAYS else None
     while True:
-        for _ in range(12): change(random.choice(WAYS))
-        time.sleep(0.0004)
+        for _ in range(2): change(random.choice(WAYS))
+        time.sleep(0.001)
         each()
 parent = os.getpid()
 if FAMILY and os.fork() == 0:
@@ -85,7 +85,7 @@ if FAMILY and os.fork() == 0:
     def now_and_then():
         global laps
         laps += 1
-        if laps % 300 == 0: tell('the child')
+        if laps % 200 == 0: tell('the child')
         if os.getppid() != parent: os._exit(0)
     go_on(now_and_then)
 print('ready', flush=True)
@@ -99,15 +99,22 @@ fn changer(folder: &Path, ways: &str, family: bool) -> Job {
     python::start(folder, &mut python::command(&script)).expect("Python cannot do this here")
 }
 
-/// Of a job that changes its memory in these ways, and is struck down and brought back: all checkpoints.
-fn through_crashes(ways: &str, family: bool) -> Vec<Value> {
+/// So often that memory is protected in the pause, and so seldom that it is protected before.
+const INTERVALS: [(&str, usize); 2] = [("20ms", 12), ("300ms", 5)];
+
+/// Of a job that changes its memory in these ways, and is struck down and brought back: all checkpoints, of each interval.
+fn through_crashes(ways: &str, family: bool) -> [Vec<Value>; 2] {
+    INTERVALS.map(|(interval, cuts)| crashes_at(ways, family, interval, cuts))
+}
+
+fn crashes_at(ways: &str, family: bool, interval: &str, cuts: usize) -> Vec<Value> {
     let (moments, folder) = (Moments::new(), tempdir().expect("cannot make a folder"));
     let mut job = changer(folder.path(), ways, family);
     let dir = folder.path().join("images");
     let mut all = Vec::new();
-    for _ in 0..5 {
-        let watch = Watch::start(&job, &dir, "20ms", &["--tracker", "live"]);
-        watch.wait_for(12);
+    for _ in 0..3 {
+        let watch = Watch::start(&job, &dir, interval, &["--tracker", "live"]);
+        watch.wait_for(cuts);
         all.extend(watch.crash(&mut job, &moments));
         job = ckpt::restart(&job, &dir, &[]);
         python::reports(&job, 2);
@@ -140,17 +147,19 @@ macro_rules! needs_live {
 fn what_the_log_has_is_enough() {
     needs_live!();
     let ways = format!("{} {} {} drop", ["store"; 400].join(" "), ["read"; 100].join(" "), ["renew"; 100].join(" "));
-    let all = through_crashes(&ways, false);
-    assert!(passes_over(&all), "no cut passed anything over: {all:#?}");
-    assert!(4 * fallbacks(&all).len() < all.len(), "many had to be scanned after all: {all:#?}");
+    for all in through_crashes(&ways, false) {
+        assert!(passes_over(&all), "no cut passed anything over: {all:#?}");
+        assert!(4 * fallbacks(&all).len() < all.len(), "many had to be scanned after all: {all:#?}");
+    }
 }
 
 /// Shared since a fork.
 #[test]
 fn the_log_is_of_all_processes() {
     needs_live!();
-    let all = through_crashes("store store read", true);
-    assert!(passes_over(&all), "no cut passed anything over: {all:#?}");
+    for all in through_crashes("store store read", true) {
+        assert!(passes_over(&all), "no cut passed anything over: {all:#?}");
+    }
 }
 
 /// The kernel's own writes, and pages that another process may take away, are in no log.
@@ -159,8 +168,9 @@ fn what_the_log_lacks_is_found_out() {
     needs_live!();
     let seldom = format!("{}advise", "store ".repeat(60));
     for ways in ["store vmwritev", "store direct", &seldom] {
-        let all = through_crashes(ways, false);
-        let found = fallbacks(&all).iter().any(|why| why.contains("past the page fault"));
-        assert!(found, "nothing was found out of {ways}: {all:#?}");
+        for all in through_crashes(ways, false) {
+            let found = fallbacks(&all).iter().any(|why| why.contains("past the page fault"));
+            assert!(found, "nothing was found out of {ways}: {all:#?}");
+        }
     }
 }

@@ -84,6 +84,12 @@ impl Programs {
         self.of_writes(|writes| writes.begin_noting(tgids));
     }
 
+    /// Before a freeze: [`WriteWatch::noted_so_far`] of these processes.
+    pub(super) fn noted_so_far(&mut self, inspector: &TaskInspector, pids: &[Pid]) -> Option<(usize, Instant)> {
+        let tgids = pids.iter().map(|&pid| inspector.kernel_tgid(pid).ok()).collect::<Option<Vec<u32>>>()?;
+        self.of_writes(|writes| writes.noted_so_far(&tgids))?
+    }
+
     /// At that cut: [`WriteWatch::noted`].
     pub(super) fn noted(&mut self) -> Option<Touched> {
         self.of_writes(WriteWatch::noted)?

@@ -79,20 +79,25 @@ impl Since {
     }
 
     /// Before a freeze, while the target runs: does what can be done already of the next cut, which then has less to do. `mappings` as they were a
-    /// moment ago; `as_left` as in [`crate::track::DirtyTracker::prearm`].
-    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) {
-        let Since::Tracked(tracking) = self else { return };
+    /// moment ago; `as_left` as in [`crate::track::DirtyTracker::prearm`]. How many pages it has found that were written is returned.
+    pub(super) fn prearm(&mut self, pid: Pid, mappings: &[Mapping], as_left: bool) -> u64 {
+        let Since::Tracked(tracking) = self else { return 0 };
         if !tracking.trackers.has(pid) {
-            return;
+            return 0;
         }
         match tracking.trackers.prearm(pid, mappings, as_left) {
             Ok(written) => {
+                let count = written.count();
                 let known = tracking.of(pid);
                 known.fresh.extend(written.iter().cloned());
                 known.written.extend(written);
                 known.prearmed = true;
+                count
             }
-            Err(error) => tracking.lose_sight(pid, &error),
+            Err(error) => {
+                tracking.lose_sight(pid, &error);
+                0
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::image::model::Header;
 use crate::image::{ImageWriter, Records};
 use crate::pipeline::{self, DumpOptions, DumpStats, Extent, PageSource};
-use crate::track::ebpf::LiveCut;
+use crate::track::ebpf::{LiveCut, MemoryState};
 
 /// See the module.
 pub(super) struct Writing<'a> {
@@ -102,8 +102,12 @@ impl Writing<'_> {
         let hold = Hold::new(live, self.freezer);
         let all = pipeline::pages_to_read(&self.cut.extents);
         let options = DumpOptions { live: Some(live), ..self.dump };
+        let is_as_mapped = |pid, then: &MemoryState| {
+            let now = self.freezer.inspector.loaded().map(|inspector| inspector.memory_of(pid));
+            now.is_some_and(|now| now.is_ok_and(|now| then.still_holds(&now)))
+        };
         let (dumped, proved) = thread::scope(|scope| {
-            let proof = scope.spawn(|| live.prove());
+            let proof = scope.spawn(|| live.prove(&is_as_mapped));
             let dumped = pipeline::dump(moving, &self.cut.source, writer, &options, &|done| {
                 (self.progress)(to_read + done, all);
                 hold.look();

@@ -109,8 +109,7 @@ pub fn take_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> 
         };
         // SAFETY: the attributes are as long as is said. They point to as many keys and values as they say, of the sizes that the map has by the word of the
         // caller, and to enough room for the places; all of it outlives the call.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_BATCH, &raw mut batch, size_of::<Batch>()) };
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_BATCH, &raw mut batch, size_of::<Batch>()) };
         let error = (result < 0).then(io::Error::last_os_error);
         match error.as_ref().and_then(io::Error::raw_os_error) {
             // More are in one place than there is room for: none of them was taken.

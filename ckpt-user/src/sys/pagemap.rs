@@ -77,6 +77,22 @@ const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
+/// The question for which the kernel is several times as fast as for any other: what is written, or registered and not there?
+const WRITTEN: ScanArg = ScanArg {
+    size: 0,
+    flags: 0,
+    start: 0,
+    end: 0,
+    walk_end: 0,
+    vec: 0,
+    vec_len: 0,
+    max_pages: 0,
+    category_inverted: 0,
+    category_mask: PAGE_IS_WRITTEN,
+    category_anyof_mask: 0,
+    return_mask: PAGE_IS_WRITTEN,
+};
+
 const REGIONS_PER_CALL: usize = 1024;
 /// Pages of which one page table holds the entries: those of 2 MiB.
 pub const TABLE: u64 = 512;
@@ -158,6 +174,13 @@ impl PageMap {
         self.take(range, 0, asked, taken)
     }
 
+    /// The same of pages that were there the last time, and were written since, or most of them. Of one that is not there any more nothing is told.
+    pub fn take_listed(&self, range: PageRange, asked: Page, taken: &mut Taken) -> Result<()> {
+        let result = self.protect(range, PM_SCAN_CHECK_WPASYNC, asked, taken);
+        taken.touched.extend(taken.there.iter().map(|(pages, _)| *pages));
+        result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+    }
+
     /// Calls `found` for every run of pages of `range` that are there, in memory that is registered ([`super::userfaultfd`]), and were not written since
     /// they were last protected. Changes nothing.
     pub fn find_protected(&self, range: PageRange, mut found: impl FnMut(PageRange)) -> Result<()> {
@@ -170,6 +193,13 @@ impl PageMap {
         };
         let result = self.request(range, request, &mut |region| found(region.pages()));
         result.doing(|| format!("cannot scan the page tables of pid {} for protected pages at {}", self.pid, range.addr()))
+    }
+
+    /// Calls `found` for every run of pages of `range`, all of it registered or not mapped, that were written since they were last protected, or are mapped and
+    /// not there. Changes nothing.
+    pub fn find_written(&self, range: PageRange, mut found: impl FnMut(PageRange)) -> Result<()> {
+        let result = self.request(range, WRITTEN, &mut |region| found(region.pages()));
+        result.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
     }
 
     /// Is all of `range`, which must be mapped, registered with a userfaultfd of asynchronous write protection, so that the kernel notes writes
@@ -187,25 +217,32 @@ impl PageMap {
     fn take(&self, range: PageRange, flags: u64, asked: Page, taken: &mut Taken) -> Result<()> {
         // The kernel is several times as fast where nothing else is asked for, but then takes pages that are not there for written ones, and were it to
         // protect these, it would mark their places as if something were there. So that is done where something was found, and pages are there.
-        let look = ScanArg { flags, category_mask: PAGE_IS_WRITTEN, return_mask: PAGE_IS_WRITTEN, ..ScanArg::default() };
+        let look = ScanArg { flags, ..WRITTEN };
         let found = in_parts(range, LOOK_LEAST, |part| {
             let mut touched = Vec::new();
             self.request(part, look, &mut |region| touched.push(region.pages())).map(|()| touched)
         });
-        let protect = ScanArg {
-            flags: PM_SCAN_WP_MATCHING | flags,
-            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
-            return_mask: PAGE_IS_WRITTEN | self.known(asked).bits(),
-            ..look
-        };
         let done = found.and_then(|mut touched| {
             let mut spans: Vec<PageRange> = Vec::new();
             touched.iter().for_each(|pages| merge(&mut spans, *pages));
             taken.touched.append(&mut touched);
-            let mut take = |region: &Region| taken.there.push((region.pages(), Page::from_bits_truncate(region.categories)));
-            spans.iter().try_for_each(|span| self.request(*span, protect, &mut take))
+            spans.iter().try_for_each(|span| self.protect(*span, flags, asked, taken))
         });
         done.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+    }
+
+    /// Protects the pages of `span` that are there and were written.
+    fn protect(&self, span: PageRange, flags: u64, asked: Page, taken: &mut Taken) -> io::Result<()> {
+        let protect = ScanArg {
+            flags: PM_SCAN_WP_MATCHING | flags,
+            category_mask: PAGE_IS_WRITTEN,
+            category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+            return_mask: PAGE_IS_WRITTEN | self.known(asked).bits(),
+            ..ScanArg::default()
+        };
+        self.request(span, protect, &mut |region| {
+            taken.there.push((region.pages(), Page::from_bits_truncate(region.categories)));
+        })
     }
 
     /// Kernels before 6.15 do not know guard pages apart and refuse the bit.
@@ -225,27 +262,28 @@ impl PageMap {
 
     /// Makes a request for all of `range`, however many calls that takes, and hands out the regions in order.
     fn request(&self, range: PageRange, request: ScanArg, found: &mut dyn FnMut(&Region)) -> io::Result<()> {
-        // Filled by the kernel: to clear it before each of many small requests would take longer than these.
-        let mut regions: Vec<Region> = Vec::with_capacity(REGIONS_PER_CALL);
+        // The kernel makes room of its own for as many. Filled by it: to clear it before each of many small requests would take longer than these.
+        let room = REGIONS_PER_CALL.min(range.count as usize);
+        let mut regions: Vec<Region> = Vec::with_capacity(room);
         let end = range.end() * PAGE_SIZE;
         let mut start = range.start * PAGE_SIZE;
         while start < end {
             regions.clear();
-            let (vec, vec_len) = (regions.as_mut_ptr() as u64, REGIONS_PER_CALL as u64);
+            let (vec, vec_len) = (regions.as_mut_ptr() as u64, room as u64);
             let mut arg = ScanArg { size: size_of::<ScanArg>() as u64, start, end, vec, vec_len, ..request };
             // SAFETY: `arg` is the struct that this request takes, and `vec` points to room for `vec_len` regions that outlives the call.
             let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             if n < 0 {
                 return Err(io::Error::last_os_error());
             }
-            let n = (n as usize).min(REGIONS_PER_CALL);
+            let n = (n as usize).min(room);
             // SAFETY: the kernel has filled in so many regions, and they are plain numbers.
             unsafe { regions.set_len(n) };
             regions.iter().for_each(&mut *found);
             // Not `walk_end`: where the kernel needed its own buffer of 512 regions more than once, that may lie before regions that it
             // has given (seen on Linux 6.18), which would come twice.
             match regions.last() {
-                Some(last) if n == REGIONS_PER_CALL && last.end > start => start = last.end,
+                Some(last) if n == room && last.end > start => start = last.end,
                 _ => break,
             }
         }

@@ -19,8 +19,8 @@ use super::stub::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
 use super::thread::StoppedThread;
 use crate::error::{Doing, Result};
 use crate::ids::{Addr, Pid, Tid};
-use crate::sys::ptrace::Regs;
 use crate::sys::procfs::{self, Syscall};
+use crate::sys::ptrace::Regs;
 use crate::sys::sched;
 
 /// How long each thread of some processes has been waiting, taken down before it is stopped (stopping wakes it).

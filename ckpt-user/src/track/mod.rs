@@ -55,14 +55,13 @@ pub trait DirtyTracker: Debug + Send {
         Ok(PageSet::new())
     }
 
-    /// Before a cut, with every thread stopped: since [`DirtyTracker::prearm`] only this was touched, as far as a log of write faults tells. The cut may
-    /// pass over the rest.
+    /// Before a cut, with every thread stopped: since the last cut, or since [`DirtyTracker::prearm`] if that was later, only this was touched, as far as a
+    /// log of write faults tells. The cut may pass over the rest.
     fn only_touched(&mut self, touched: &Touched) {
         let _ = touched;
     }
 
-    /// What the last cut has passed over, in order: pages with contents, which it takes for unchanged since [`DirtyTracker::prearm`]. It must be proved that
-    /// they were, or the cut be taken again. Nothing is lost: one of them that was written still is not protected.
+    /// What the last cut has passed over, in order: pages with contents, which it takes for unchanged since then. It must be proved that they were, or the cut be taken again. Nothing is lost: one of them that was written still is not protected.
     fn passed_over(&self) -> &[PageRange] {
         &[]
     }

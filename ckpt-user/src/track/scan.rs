@@ -76,7 +76,7 @@ pub struct ScanTracker {
     presence: Option<Presence>,
     /// That of the process when this was last tried to be that of the descriptor.
     space: Option<AddressSpace>,
-    /// What was protected by [`DirtyTracker::prearm`] since the last cut, of small pages without a file.
+    /// What was protected by the last cut, or by [`DirtyTracker::prearm`] since, of small pages without a file.
     prearmed: PageSet,
     /// What was touched since.
     touched: Option<Touched>,
@@ -113,6 +113,15 @@ impl Scan {
             _ => self.stretches.push((pages, of_file)),
         }
     }
+}
+
+/// Pages side by side that are looked at in the same way.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    pages: PageRange,
+    of_file: bool,
+    /// The log of write faults has them, each.
+    is_listed: bool,
 }
 
 /// What a scan has found.
@@ -188,8 +197,7 @@ impl ScanTracker {
 
     /// Takes what was written in memory that is registered, all of which is given, but for what is passed over; `lenient`: or was a moment ago.
     fn take(&mut self, scan: &Scan, lenient: bool) -> Result<PageSet> {
-        let left = self.passed.leave(&scan.stretches);
-        let Found { written, touched, there } = self.find(&left, lenient)?;
+        let Found { written, touched, there } = self.find(&self.to_find(scan), lenient)?;
         if let Some(presence) = self.presence.as_mut() {
             update(presence, &self.page_map, scan, &touched, &there)?;
         }
@@ -198,7 +206,9 @@ impl ScanTracker {
 
     /// What was written of this since it was taken a moment ago, while the process runs. How many pages that are is returned.
     fn take_again(&mut self, scan: &Scan, written: &mut PageSet) -> Result<u64> {
-        let found = self.find(&scan.stretches, true)?;
+        let all: Vec<Stretch> =
+            scan.stretches.iter().map(|&(pages, of_file)| Stretch { pages, of_file, is_listed: false }).collect();
+        let found = self.find(&all, true)?;
         if let Some(presence) = self.presence.as_mut() {
             let touched: Vec<PageRange> = changed(&found.touched, &found.there).map(PageRange::from).collect();
             presence.update(presence.seen().clone(), &touched, &found.there);
@@ -208,22 +218,36 @@ impl ScanTracker {
         Ok(pages)
     }
 
-    fn find(&self, stretches: &[(PageRange, bool)], lenient: bool) -> Result<Found> {
-        let mut found = Found::default();
-        for &(pages, of_file) in stretches {
+    /// What is left of a scan, in order: what was not passed over, and the pages that the log has.
+    fn to_find(&self, scan: &Scan) -> Vec<Stretch> {
+        let left = self.passed.leave(&scan.stretches).into_iter();
+        let left = left.map(|(pages, of_file)| Stretch { pages, of_file, is_listed: false });
+        let listed = self.passed.written.iter().cloned().map(PageRange::from);
+        let listed = listed.map(|pages| Stretch { pages, of_file: false, is_listed: true });
+        let mut all: Vec<Stretch> = left.chain(listed).collect();
+        all.sort_unstable_by_key(|stretch| stretch.pages.start);
+        all
+    }
+
+    fn find(&self, stretches: &[Stretch], lenient: bool) -> Result<Found> {
+        let (mut found, mut written) = (Found::default(), Vec::new());
+        for &Stretch { pages, of_file, is_listed } in stretches {
             let mut taken = Taken::default();
             let asked = if self.presence.is_some() { Content::asked(of_file) } else { Page::empty() };
             match lenient {
+                _ if is_listed => self.page_map.take_listed(pages, asked, &mut taken)?,
                 true => self.page_map.take_written_if_registered(pages, asked, &mut taken)?,
                 false => self.page_map.take_written(pages, asked, &mut taken)?,
             }
             if of_file {
                 self.take_dropped(pages, &mut taken)?;
             }
-            found.written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
+            written.extend(taken.there.iter().map(|(run, _)| run.numbers()));
             found.touched.append(&mut taken.touched);
             found.there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
         }
+        // Once for all of them.
+        found.written = written.into_iter().collect();
         Ok(found)
     }
 
@@ -375,6 +399,7 @@ impl DirtyTracker for ScanTracker {
         let mut untracked = Vec::new();
         self.protected.clear();
         let prearmed = std::mem::take(&mut self.prearmed);
+        let mut prearmed_again = PageSet::new();
         // Where mappings have changed, what the page tables say may mean nothing.
         self.passed = match (self.touched.take(), &self.presence) {
             (Some(touched), Some(presence)) if as_left => passed_over(presence, &prearmed, &touched),
@@ -393,13 +418,16 @@ impl DirtyTracker for ScanTracker {
             mapping.flags |= VmFlags::WRITES_NOTED;
             if mapping.page_size == PAGE_SIZE {
                 self.protected.push(pages);
+                if mapping.kind == MappingKind::Anonymous {
+                    prearmed_again.insert(pages.numbers());
+                }
             }
             scan.add(mapping, noted);
         }
         let mut written = self.take(&scan, false)?;
         written.extend(untracked.into_iter().map(PageRange::numbers));
         written.extend(self.passed.written.iter().cloned());
-        self.protected = self.passed.protected(&self.protected);
+        self.prearmed = prearmed_again;
         self.ours = scan.stretches.iter().map(|(pages, _)| pages.numbers()).collect();
         self.unsure.clear();
         Ok(written)

@@ -156,7 +156,7 @@ impl Preserver {
                 return Err(EbpfError::unexpected(doing(), reason));
             }
             let page_map = PageMap::open(pid).map_err(|e| EbpfError::unexpected(doing(), e.to_string()))?;
-            parts.push(Part { mm: memory.space.mm, owner, layout, page_map, pages, passed_over });
+            parts.push(Part { pid, memory, owner, layout, page_map, pages, passed_over });
         }
         let bitmap = bits.div_ceil(64) as usize;
         store_all(&self.faulted.words()[..bitmap], 0);
@@ -182,7 +182,9 @@ impl Preserver {
         let memory = Memory { first: first as u32, count, owner: part.owner.0, cut: self.cuts };
         // The map update orders all of the above before it.
         let doing = "cannot have pages saved before they change";
-        self.memories.insert(part.mm, bytemuck::cast::<Memory, MemoryBytes>(memory), 0).map_err(|e| EbpfError::new(doing, e))
+        self.memories
+            .insert(part.memory.space.mm, bytemuck::cast::<Memory, MemoryBytes>(memory), 0)
+            .map_err(|e| EbpfError::new(doing, e))
     }
 
     /// So many memories are given to the programs now. `noting`: all of their pages are to be noted when they are taken away.

@@ -112,10 +112,21 @@ impl WriteWatch {
         Ok(())
     }
 
-    /// What was noted, of all processes together. `None`: that is not known, or not all of it.
+    /// How many writes and removals of these processes were noted so far, and since when. `None`: that is not known, or too many.
+    pub fn noted_so_far(&mut self, tgids: &[u32]) -> Result<Option<(usize, Instant)>> {
+        self.look()?;
+        let watched = tgids.iter().all(|tgid| self.others.contains(tgid));
+        let Some((noting, cut)) = self.noting.as_ref().zip(self.cut.or(self.base)).filter(|_| watched) else { return Ok(None) };
+        Ok(noting.count(&self.log)?.map(|count| (count, cut.at)))
+    }
+
+    /// At a cut, with all processes stopped: what was noted, of all of them together, and it begins anew. `None`: that is not known, or not all of it.
     pub fn noted(&mut self) -> Result<Option<Touched>> {
         self.look()?;
-        self.noting.take().map_or(Ok(None), |noting| noting.end(&self.log))
+        let Some(noting) = self.noting.take() else { return Ok(None) };
+        let noted = noting.end(&self.log)?;
+        self.noting = Some(Noting::default().begin(&self.log)?);
+        Ok(noted)
     }
 
     /// At a cut.

@@ -112,8 +112,10 @@ fn goes_through(absent: &[u64], until_cut: &[Step], after_cut: &[Step]) -> Optio
         taken[page as usize] = truth[page as usize];
         model.protect(page);
     }
-    let in_pause = passed.written.iter().cloned().flatten().filter(|page| *page >= FIRST);
-    in_pause.for_each(|page| taken[(page - FIRST) as usize] = truth[(page - FIRST) as usize]);
+    for page in passed.written.iter().cloned().flatten().filter(|page| *page >= FIRST).map(|page| page - FIRST) {
+        taken[page as usize] = truth[page as usize];
+        model.protect(page);
+    }
     model.noted = Some(BTreeSet::new());
     after_cut.iter().for_each(|step| model.act(*step));
 
