@@ -77,9 +77,9 @@ const COUNT_MAX: usize = 256;
 const SNDBUF_LOCK: i32 = 1;
 const RCVBUF_LOCK: i32 = 2;
 
-fn read(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<Option<Vec<u8>>> {
-    match raw::option(fd, level, name, VALUE_MAX) {
-        Ok(value) => Ok(Some(value)),
+fn read(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8; VALUE_MAX]) -> Result<Option<usize>> {
+    match raw::option_into(fd, level, name, value) {
+        Ok(len) => Ok(Some(len)),
         // Not one of this sort of socket, or of this kernel, or of this state of the socket.
         Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
             Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTCONN => Ok(None),
@@ -113,12 +113,12 @@ impl FreshSocket {
             return Ok(known.clone());
         }
         let fd = kind.create()?;
-        let mut options = Vec::new();
+        let (mut options, mut value) = (Vec::new(), [0; VALUE_MAX]);
         for &option in KNOWN.iter().chain(NEWER) {
             // An accepted connection shows multicast values of the kernel's own, which no stream can be given.
             let foreign = kind.kind == libc::SOCK_STREAM && option.2.contains("_MULTICAST_");
-            if let Some(value) = read(fd.as_fd(), option.0, option.1)?.filter(|_| !foreign) {
-                options.push((option, value));
+            if let Some(len) = read(fd.as_fd(), option.0, option.1, &mut value)?.filter(|_| !foreign) {
+                options.push((option, value[..len].to_vec()));
             }
         }
         let namespace = namespace_of(fd.as_fd());
@@ -139,9 +139,10 @@ impl SocketOptions {
         let fresh = FreshSocket::of(cx, kind)?;
         let mut options = SocketOptions::default();
         let mut add = |level, name, value: Vec<u8>| options.set.push(SocketOption { level, name, value });
+        let mut value = [0; VALUE_MAX];
         for ((level, name, _), usual) in &fresh.options {
-            if let Some(value) = read(d.own, *level, *name)?.filter(|value| value != usual) {
-                add(*level, *name, value);
+            if let Some(len) = read(d.own, *level, *name, &mut value)?.filter(|&len| value[..len] != **usual) {
+                add(*level, *name, value[..len].to_vec());
             }
         }
         let locks = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();

@@ -9,9 +9,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::poll::PollFlags;
+use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
 use super::collector::ObjectKey;
+use super::descriptors::Descriptors;
 use super::external::{self, ExternalRecord};
 use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::holders::{self, Holder, Holders};
@@ -164,7 +166,14 @@ impl FileKind for Unix {
 }
 
 fn diag(cx: &mut Collector<'_>) -> Result<Arc<UnixDiag>> {
-    cx.fact(|_| UnixDiag::open().doing(|| "cannot ask the kernel about unix sockets (NETLINK_SOCK_DIAG)"))
+    /// To ask for one takes the kernel as long as to tell of some dozens.
+    const MANY: usize = 16;
+    let all = Descriptors::of(cx)?;
+    cx.fact(|_| {
+        let sockets = all.iter().filter(|(_, seen)| seen.inode.is_some_and(|inode| inode.kind == SFlag::S_IFSOCK));
+        let opened = if sockets.count() > MANY { UnixDiag::open_for_many() } else { UnixDiag::open() };
+        opened.doing(|| "cannot ask the kernel about unix sockets (NETLINK_SOCK_DIAG)")
+    })
 }
 
 fn look(diag: &UnixDiag, d: &Descriptor<'_>, inode: u64) -> Result<UnixSocket> {
