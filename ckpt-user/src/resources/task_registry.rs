@@ -80,8 +80,7 @@ pub const THREAD_RESOURCES: &[TaskResourceEntry] = &[
     TaskResourceEntry::of::<Seccomp>(),
 ];
 
-/// What must be refused before a remote call is made in a stopped thread. (Their `ask` looks as well; this is for who wants to know it
-/// of all threads before anything is planted in the process.)
+/// What must be refused before a remote call is made in a stopped thread, and is, of all threads, before anything is planted in the process.
 pub fn check(who: &Subject<'_>) -> Result<()> {
     x86::check(who)?;
     seccomp::check(who)

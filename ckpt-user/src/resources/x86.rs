@@ -76,8 +76,8 @@ impl TaskResource for X86 {
     type Record = X86Record;
     type Asked = Asked;
 
+    /// After [`check`].
     fn ask(who: &Subject<'_>, batch: &mut Batch) -> Result<Asked> {
-        check(who)?;
         let tsc = batch.room(size_of::<i32>());
         let tsc = (batch.call(libc::SYS_prctl, [libc::PR_GET_TSC.into(), tsc.into()]), tsc);
         let cpuid = prctl::has_cpuid_faulting().then(|| batch.call(libc::SYS_arch_prctl, [ARCH_GET_CPUID.into(), 0u64.into()]));
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(ptrace_state::user_dispatch(tid).unwrap(), Some(dispatch));
         let status = crate::sys::procfs::status(program.pid(), tid).unwrap();
         let who = Subject { pid: program.pid(), tid, status: &status };
-        let error = X86::ask(&who, &mut Batch::new()).unwrap_err();
+        let error = check(&who).unwrap_err();
         assert!(matches!(error, Error::Refused(_)), "{error}");
     }
 }

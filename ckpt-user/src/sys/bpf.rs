@@ -1,4 +1,4 @@
-//! The parts of bpf(2) that aya does not offer: a task iterator that visits the threads of one process only, and taking all there is out of a hash map.
+//! The parts of bpf(2) that aya does not offer: a task iterator that visits one thread, or the threads of one process, and taking all there is out of a hash map.
 
 use std::fs::File;
 use std::io;
@@ -44,10 +44,22 @@ struct IterCreate {
     flags: u32,
 }
 
-/// A file that runs the iterator program once for each thread of the process `pid`, as the caller's pid namespace numbers it, and
-/// holds what the program wrote. Needs Linux 6.1; older kernels answer EINVAL. ESRCH if there is no such process.
-pub fn task_iterator(program: BorrowedFd<'_>, pid: Pid) -> io::Result<File> {
-    let process = TaskIterator { tid: 0, pid: pid.0 as u32, pid_fd: 0 };
+/// Which threads an iterator visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visited {
+    /// All of the process, as the caller's pid namespace numbers it.
+    Threads(Pid),
+    /// Its main thread.
+    Leader(Pid),
+}
+
+/// A file that runs the iterator program once for each of these, and holds what the program wrote. Needs Linux 6.1; older kernels answer EINVAL. ESRCH if
+/// there is no such process.
+pub fn task_iterator(program: BorrowedFd<'_>, visited: Visited) -> io::Result<File> {
+    let process = match visited {
+        Visited::Threads(pid) => TaskIterator { tid: 0, pid: pid.0 as u32, pid_fd: 0 },
+        Visited::Leader(pid) => TaskIterator { tid: pid.0 as u32, pid: 0, pid_fd: 0 },
+    };
     let link = bpf(
         BPF_LINK_CREATE,
         LinkCreate {

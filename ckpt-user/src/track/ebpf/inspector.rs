@@ -15,7 +15,7 @@ use super::restart_block::{Deadline, Layout, RestartBlock};
 use super::thread_state::Table;
 use super::{EbpfError, Result, load};
 use crate::ids::{Addr, PAGE_SIZE, Pid, Tid};
-use crate::sys::bpf::task_iterator;
+use crate::sys::bpf::{Visited, task_iterator};
 use crate::sys::btf::{Btf, BtfError};
 use crate::tracee::interrupted::{Sleep, SleepCall};
 
@@ -139,28 +139,29 @@ impl TaskInspector {
 
     /// All threads of the process, in no particular order, and at least one; and its address space as it is now. No thread is disturbed.
     pub fn look(&self, pid: Pid) -> Result<(Vec<TaskTiming>, MemoryState)> {
-        let records = self.records(pid)?;
+        let records = self.records(Visited::Threads(pid))?;
         Ok((records.iter().map(|record| self.timing(record)).collect(), memory_of(&records[0])))
     }
 
     /// The number of the process in the initial pid namespace, by which the kernel's side of eBPF knows it.
     pub fn kernel_tgid(&self, pid: Pid) -> Result<u32> {
-        self.records(pid).map(|records| records[0].kernel_tgid)
+        self.records(Visited::Leader(pid)).map(|records| records[0].kernel_tgid)
     }
 
     /// The address space of the process as it is now.
     pub fn memory_of(&self, pid: Pid) -> Result<MemoryState> {
-        self.records(pid).map(|records| memory_of(&records[0]))
+        self.records(Visited::Leader(pid)).map(|records| memory_of(&records[0]))
     }
 
     /// Never empty.
-    fn records(&self, pid: Pid) -> Result<Vec<TaskRecord>> {
+    fn records(&self, visited: Visited) -> Result<Vec<TaskRecord>> {
+        let (Visited::Threads(pid) | Visited::Leader(pid)) = visited;
         let doing = || format!("cannot read the restart blocks of pid {pid}");
         let program = self.ebpf.program(PROGRAM).ok_or_else(|| EbpfError::unexpected(doing(), "the program is not loaded"))?;
         let program: &Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(doing(), e))?;
         let fd = program.fd().map_err(|e| EbpfError::new(doing(), e))?;
         let mut bytes = Vec::with_capacity(16 * 1024);
-        let read = task_iterator(fd.as_fd(), pid).and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes));
+        let read = task_iterator(fd.as_fd(), visited).and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes));
         match read {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::InvalidInput => {

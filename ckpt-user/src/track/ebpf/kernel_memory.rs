@@ -11,7 +11,7 @@ use ckpt_ebpf::peek::{ADDRESS, LENGTH, LENGTH_MAX, PROGRAM, REQUEST};
 
 use super::{EbpfError, Result, load};
 use crate::ids::{PAGE_SIZE, Pid};
-use crate::sys::bpf::task_iterator;
+use crate::sys::bpf::{Visited, task_iterator};
 use crate::sys::btf::{Btf, BtfError};
 
 const DOING: &str = "cannot read the kernel's records by eBPF";
@@ -91,7 +91,7 @@ impl KernelMemory {
         let program: &Iter = program.try_into().map_err(|e: ProgramError| EbpfError::new(DOING, e))?;
         let fd = program.fd().map_err(|e| EbpfError::new(DOING, e))?;
         let mut bytes = Vec::with_capacity(length);
-        let read = task_iterator(fd.as_fd(), pid).and_then(|mut file| file.read_to_end(&mut bytes));
+        let read = task_iterator(fd.as_fd(), Visited::Threads(pid)).and_then(|mut file| file.read_to_end(&mut bytes));
         read.map_err(|e| EbpfError::new(DOING, e))?;
         if bytes.len() != length {
             return Err(EbpfError::unexpected(DOING, "there is no memory where some was expected"));
