@@ -436,12 +436,11 @@ impl Target {
             background: &self.background,
         };
         let noting = inspector.filter(|_| live && self.since.tracks() && self.trust_in_log.reason_against().is_none());
-        let worth_it = noting.and_then(|inspector| {
-            let (touched, cut) = self.programs.noted_so_far(inspector, pids)?;
-            Some(self.pace.is_worth_it(touched, cut) || pids.iter().any(|&pid| self.since.begins(pid)))
-        });
+        let noted = noting.and_then(|inspector| self.programs.noted_so_far(inspector, pids));
+        let in_pause = noted
+            .filter(|&(touched, cut)| !self.pace.is_worth_it(touched, cut) && !pids.iter().any(|&pid| self.since.begins(pid)));
         let (armed, mut first_pause) = match when {
-            When::Live if worth_it == Some(false) => (None, Duration::ZERO),
+            When::Live if in_pause.is_some() => (None, Duration::ZERO),
             When::Live | When::Early => {
                 if let Some(inspector) = noting {
                     self.programs.begin_noting(inspector, pids);
@@ -476,6 +475,9 @@ impl Target {
         let before = Before { armed, early, noted: &mut || self.programs.noted().filter(|_| noting.is_some()) };
         let mut cut = collect(&mut frozen, injectors, &mut mapped, (&self.options, looked_at), known, before)?;
         self.programs.cut_writes();
+        if in_pause.is_some_and(|(touched, _)| Pace::is_deceived(touched, cut.found)) {
+            self.trust_in_log.lose("more was written than the log of write faults has");
+        }
         let passes_over = cut.memories.iter().any(|memory| !self.since.passed_over(memory.pid).is_empty());
         for (pid, mapped) in mapped {
             self.mappings.remember(pid, inspector, mapped.mappings);

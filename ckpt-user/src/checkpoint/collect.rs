@@ -49,6 +49,8 @@ pub(super) struct Cut {
     /// Pages that it holds for other memories, too.
     pub(super) pages_shared: u64,
     pub(super) source: MemorySource,
+    /// Pages that were written since the last cut, or since memory was protected before the freeze.
+    pub(super) found: u64,
     /// Contents that nobody changes: they can be read after the target goes on.
     pub(super) copies: HashSet<ObjRef>,
     /// Protect the memory for this cut alone, where no tracker does anyway.
@@ -222,8 +224,9 @@ pub(super) fn collect(
     target.watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
     let touched = noted();
+    let mut found = 0;
     for (&pid, mapped) in mapped.iter_mut() {
-        since.cut(pid, mapped, early, touched.as_ref())?;
+        found += since.cut(pid, mapped, early, touched.as_ref())?;
         if let Some(trackers) = &mut armed {
             trackers.cut(pid, mapped, None)?;
         }
@@ -266,6 +269,7 @@ pub(super) fn collect(
         states,
         extents,
         pages_shared: same.iter().map(|same| same.pages.count).sum(),
+        found,
         copies,
         source: MemorySource::new(seen, memories.len() > 1, contents)?,
         armed,

@@ -42,6 +42,11 @@ impl Pace {
         touched > Pace::FEW && (touched > Pace::MANY || cost <= since.elapsed() / Pace::PART)
     }
 
+    /// Was much more written than that, past the page fault, so that it would have been worth it?
+    pub(super) fn is_deceived(touched: usize, found: u64) -> bool {
+        found > 2 * touched as u64 + Pace::MANY as u64
+    }
+
     fn learn(&mut self, pages: u64, took: Duration) {
         if pages >= Pace::MEASURABLE {
             self.per_page = took / u32::try_from(pages).unwrap_or(u32::MAX);
@@ -128,6 +133,7 @@ mod tests {
         assert!(pace.is_worth_it(100_000, ago(10)));
         pace.learn(1000, Duration::from_millis(1));
         assert!(pace.is_worth_it(1000, ago(100)));
+        assert!(!Pace::is_deceived(3000, 8000) && Pace::is_deceived(10, 8000));
         pace.learn(Pace::MEASURABLE - 1, Duration::from_secs(1));
         assert!(pace.is_worth_it(1000, ago(100)));
     }

@@ -64,9 +64,10 @@ impl Since {
     /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
     /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
     ///
-    /// `late`: [`Since::written_since_prearm`] will be asked for. `touched`: as in [`crate::track::DirtyTracker::only_touched`], if that is known.
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<()> {
-        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late, touched) } else { Ok(()) }
+    /// `late`: [`Since::written_since_prearm`] will be asked for. `touched`: as in [`crate::track::DirtyTracker::only_touched`], if that is known. How many pages
+    /// were found is returned.
+    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<u64> {
+        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late, touched) } else { Ok(0) }
     }
 
     /// After a cut, and before any page is copied for it: somebody from outside is within the memory that is seen through `pid`, has pages pinned, maybe, and
@@ -317,10 +318,11 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
-    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<()> {
+    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<u64> {
         let entered = std::mem::take(&mut self.of(pid).entered);
         match self.trackers.cut(pid, mapped, touched.filter(|_| !entered)) {
             Ok(mut written) => {
+                let count = written.count();
                 if entered {
                     written.extend(mapped.mappings.iter().map(|mapping| mapping.pages().numbers()));
                 }
@@ -329,7 +331,7 @@ impl Tracking {
                 known.late = (late && prearmed).then(|| written.clone());
                 known.fresh.extend(written.iter().cloned());
                 known.written.extend(written);
-                Ok(())
+                Ok(count)
             }
             Err(error) => {
                 self.lose_sight(pid, &error);

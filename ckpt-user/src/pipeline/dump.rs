@@ -1,6 +1,7 @@
 //! From a source into an image.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -103,15 +104,28 @@ pub fn dump(
 ) -> Result<DumpStats> {
     plan::check(plan)?;
     let writer = &*writer;
-    let workers = options.workers.clamp(1, MAX_WORKERS);
     let stop = Stop::default();
     let DumpOptions { codec, known, live, .. } = *options;
-    let shared = Shared { pieces: Mutex::new(Pieces::of(plan)), source, writer, codec, known, live, stop: &stop };
+    let pieces = Pieces::of(plan).take(MAX_WORKERS).count();
+    if pieces == 0 && live.is_none() {
+        return Ok(DumpStats::default());
+    }
+    let workers = options.workers.min(pieces).clamp(1, MAX_WORKERS);
+    // A worker holds one buffer to read into and one to compress into, and as many again may wait to be written.
+    let buffers = 3 * workers + 2;
+    let shared = Shared {
+        pieces: Mutex::new(Pieces::of(plan)),
+        source,
+        writer,
+        codec,
+        known,
+        live,
+        stop: &stop,
+        buffers_left: AtomicUsize::new(buffers),
+    };
     let stats = thread::scope(|scope| {
-        // A worker holds one buffer to read into and one to compress into, and as many again may wait to be written.
-        let (give, idle) = bounded(3 * workers + 2);
+        let (give, idle) = bounded(buffers);
         let (tell, told) = bounded(workers + 2);
-        while give.try_send(ChunkBuffer::new()).is_ok() {}
         for n in 0..workers {
             let (shared, idle, tell) = (&shared, idle.clone(), tell.clone());
             stop.spawn(scope, format!("ckpt-dump-{n}"), || Worker { shared, idle, tell, spare: Vec::new() }.run());
@@ -143,6 +157,8 @@ struct Shared<'a> {
     known: Option<&'a dyn KnownPages>,
     live: Option<&'a dyn LivePages>,
     stop: &'a Stop,
+    /// How many more may be made: to make one means to clear it.
+    buffers_left: AtomicUsize,
 }
 
 /// The part of the calling thread: writes what the workers could not write themselves, gives their buffers back, and counts. Goes on
@@ -341,7 +357,10 @@ impl Worker<'_> {
 
     /// A buffer, once there is one. `None` if there will be none.
     fn buffer(&mut self) -> Option<ChunkBuffer> {
-        self.spare.pop().or_else(|| self.idle.recv().ok())
+        let one_less = |left: usize| left.checked_sub(1);
+        let left = &self.shared.buffers_left;
+        let make = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).ok().map(|_| ChunkBuffer::new());
+        self.spare.pop().or_else(|| self.idle.try_recv().ok()).or_else(make).or_else(|| self.idle.recv().ok())
     }
 }
 
