@@ -1,5 +1,5 @@
 // A family that clone(2) makes: who shares what with whom does not follow from who is whose parent. It says "ready", and for each SIGUSR1 who shares what, as
-// kcmp(2) tells, and what each sees of a word that the first process writes to its own memory.
+// kcmp(2) tells, and what each sees of a word that the first process writes to its own memory. With an argument: one whose parent has executed a program.
 #define _GNU_SOURCE
 #include <linux/futex.h>
 #include <sched.h>
@@ -131,7 +131,16 @@ static void report(void) {
     fflush(stdout);
 }
 
-int main(void) {
+// Bears somebody with everything that it has, and executes a program.
+static int executes(void *n) {
+    (void)n;
+    born(lives, flags_of_next, next_member);
+    execl("/bin/sleep", "sleep", "1000", NULL);
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    (void)argv;
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGUSR1);
@@ -141,6 +150,16 @@ int main(void) {
     board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     board->pids[0] = getpid();
+    if (argc > 1) {
+        flags_of_next = CLONE_VM | SIGCHLD;
+        next_member = 1;
+        born(executes, CLONE_VM | CLONE_VFORK | SIGCHLD, -1);
+        wait_while(&board->pids[1], 0);
+        members = 2;
+        printf("ready\n");
+        fflush(stdout);
+        for (;;) pause();
+    }
     int all = CLONE_VM | CLONE_FILES | CLONE_FS | CLONE_SIGHAND;
     // A child of a child, all with the memory of the first.
     bearer(1, CLONE_VM | SIGCHLD, 2, all | SIGCHLD, 0);

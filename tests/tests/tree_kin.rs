@@ -19,15 +19,21 @@ fn relations(root: i32) -> Vec<Vec<String>> {
     all.into_iter().map(relation).collect()
 }
 
+/// The program, built in `folder`.
+macro_rules! kin {
+    ($folder:expr) => {
+        match static_program::build($folder, "kin") {
+            Ok(program) => program,
+            Err(why) => skip!("a C compiler that builds static programs ({why})"),
+        }
+    };
+}
+
 #[test]
 fn what_is_shared_across_the_tree() {
     needs_root!();
     let folder = tempdir().unwrap();
-    let program = match static_program::build(folder.path(), "kin") {
-        Ok(program) => program,
-        Err(why) => skip!("a C compiler that builds static programs ({why})"),
-    };
-    let mut job = python::start(folder.path(), &mut Command::new(program)).unwrap_or_else(|why| panic!("{why}"));
+    let mut job = python::start(folder.path(), &mut Command::new(kin!(folder.path()))).unwrap_or_else(|why| panic!("{why}"));
     let image = folder.path().join("image");
     let mut round = 0;
     let mut report = |job: &Job| {
@@ -45,4 +51,19 @@ fn what_is_shared_across_the_tree() {
         job = ckpt::restart(&job, &image, &[]);
         assert_eq!((report(&job), relations(job.pid())), (before.clone(), related.clone()));
     }
+}
+
+/// Its parent has another memory by now, and so could not bear it.
+#[test]
+fn who_has_executed_a_program_is_told_of() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let mut command = Command::new(kin!(folder.path()));
+    let mut job = python::start(folder.path(), command.arg("executes")).unwrap_or_else(|why| panic!("{why}"));
+    let related = relations(job.pid());
+    let said = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
+    assert!(said.contains("its family could not be made again") && said.contains("shares memory with pid"), "{said}");
+    assert!(said.contains("has executed a program since"), "{said}");
+    assert_eq!((relations(job.pid()), related.len()), (related.clone(), 3));
+    job.kill();
 }
