@@ -129,7 +129,7 @@ impl Family {
     pub(super) fn release(mut self, stopped: impl Fn(Pid) -> bool) -> Result<()> {
         for &pid in self.members.keys().filter(|pid| stopped(**pid)) {
             // Taken on its way out of our stop.
-            signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+            signal::stop(pid).doing(|| format!("cannot stop pid {pid}"))?;
         }
         let mut released = Vec::new();
         // The root last: nobody is to find it without its children.
@@ -144,10 +144,13 @@ impl Family {
         root.map_or(Ok(()), |member| member.process.release()).inspect_err(|_| end_all(&released))
     }
 
-    /// Has a complete process stop as job control has stopped it, and takes away what its parent is told of that: the parent knows.
+    /// Has a complete process stop as job control has stopped it, and takes away what its parent is told of that, if the parent knew.
     pub(super) fn stop(&mut self, entry: &TaskEntry) -> Result<()> {
         let pid = entry.pid;
         self.members.get_mut(&pid).ok_or(Error::Gone(pid))?.process.stop()?;
+        if entry.stop_untold {
+            return self.forget_end(entry.ppid, libc::SIGCHLD);
+        }
         let mut batch = Batch::new();
         let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
         batch.call(libc::SYS_waitid, [libc::P_PID.into(), pid.0.into(), 0.into(), options.into(), 0.into()]);

@@ -12,6 +12,7 @@ fn task(pid: i32, ppid: i32, sid: i32, pgid: i32) -> TaskEntry {
         threads: Vec::new(),
         kind: TaskKind::Alive,
         stopped_by: None,
+        stop_untold: false,
         exit_signal: libc::SIGCHLD,
         shares: Shares::default(),
         comm: String::new(),
