@@ -119,6 +119,8 @@ pub fn restart(
     let plan = Plan::new(&cx, &metadata)?;
     let past = cx.all(past::KIND)?.pop().map_or_else(Past::default, |(_, past)| past);
     written::prepare(&mut cx)?;
+    // Their pids are needed: sockets are to tell who their peers were.
+    plan.entries.iter().try_for_each(|entry| spawn::wait_for_burial(entry.pid))?;
 
     // Everything that the processes will hold open is made by us first; they inherit it.
     let tables: Vec<&FdTable> = plan.tables.values().collect();

@@ -42,9 +42,6 @@ impl Family {
         prepare: impl FnOnce(&Restorer<'_>, &mut RemoteTask<'_>) -> Result<()>,
     ) -> Result<(Family, Workspace, SharedMemory)> {
         let root = plan.entries[0].pid;
-        for entry in &plan.entries {
-            spawn::wait_for_burial(entry.pid)?;
-        }
         let mut family = Family { root, members: BTreeMap::new() };
         let process = NewProcess::spawn(root, detach)?;
         let (injector, _) = Injector::new(root, &maps::read(root)?)?;
