@@ -360,7 +360,7 @@ impl Target {
                 let running =
                     tree.processes.iter().filter(|process| process.threads.iter().all(|thread| thread.group_stop.is_none()));
                 for pid in running.map(|process| process.pid) {
-                    signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+                    signal::stop(pid).doing(|| format!("cannot stop pid {pid}"))?;
                 }
                 tree.thaw()
             }

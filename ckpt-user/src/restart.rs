@@ -27,7 +27,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, unix_backlog};
+use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, tun_link, unix_backlog};
 use crate::store::{FanOut, Overlay, Past, parents, past};
 use crate::sys::prctl::TILE_DATA;
 use crate::sys::{procfs, ptrace};
@@ -119,6 +119,8 @@ pub fn restart(
     let plan = Plan::new(&cx, &metadata)?;
     let past = cx.all(past::KIND)?.pop().map_or_else(Past::default, |(_, past)| past);
     written::prepare(&mut cx)?;
+    // Their pids are needed: sockets are to tell who their peers were.
+    plan.entries.iter().try_for_each(|entry| spawn::wait_for_burial(entry.pid))?;
 
     // Everything that the processes will hold open is made by us first; they inherit it.
     let tables: Vec<&FdTable> = plan.tables.values().collect();
@@ -126,6 +128,7 @@ pub fn restart(
         plan.memories.values().flat_map(|memory| mm::files_of(&memory.mm, &memory.vmas)).collect();
     mapped_files.sort_unstable();
     mapped_files.dedup();
+    tun_link::make(&mut cx)?;
     let mapped = mm::restore_files(&mut cx, &mapped_files)?;
     let files = fd_table::open(&mut cx, &tables)?;
     let mapped = fd_table::move_up(mapped, &tables)?;

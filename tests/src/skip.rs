@@ -1,20 +1,9 @@
 //! Tests that cannot run on this machine say so, and count as passed.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+#[path = "../../ckpt-user/src/skip.rs"]
+mod noted;
 
-/// The file to which a line `name<TAB>reason` is appended for every skipped test (`cargo xtask test` sets it).
-const SKIPS: &str = "CKPT_TEST_SKIPS";
-
-/// Notes that the test `name` is skipped. Use [`skip!`](crate::skip!).
-pub fn note(name: &str, reason: &str) {
-    println!("SKIPPED {name}: {reason}");
-    let Some(path) = std::env::var_os(SKIPS) else { return };
-    let mut file =
-        OpenOptions::new().append(true).create(true).open(&path).expect("cannot open the file named by CKPT_TEST_SKIPS");
-    // One write, so that lines of tests that run side by side do not mix.
-    file.write_all(format!("{name}\t{reason}\n").as_bytes()).expect("cannot note a skipped test");
-}
+pub use noted::note;
 
 /// Returns from a test that cannot run here, and says why.
 #[macro_export]

@@ -121,6 +121,50 @@ def report():
     print('done', flush=True)
 ";
 
+/// Nobody has asked about the child's stop.
+const STOPPED_UNTOLD: &str = "
+child = os.fork()
+if child == 0:
+    while True: signal.pause()
+os.kill(child, signal.SIGSTOP)
+os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)
+def report():
+    state = open(f'/proc/{child}/stat').read().rsplit(')')[1].split()[0]
+    told = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT | os.WNOHANG)
+    print('report', state, told and told.si_status, flush=True)
+    print('done', flush=True)
+";
+
+/// A parent that has not heard of its child's stop hears of it afterwards, and `ckpt thaw` leaves the child stopped.
+#[test]
+fn a_stop_that_nobody_was_told_of() {
+    needs_root!();
+    adopt_orphans();
+    let folder = tempdir().unwrap();
+    let mut job = python::rest_after(folder.path(), STOPPED_UNTOLD).unwrap();
+    let image = folder.path().join("image");
+    let thaw = |job: &Job| ckpt::run(&mut ckpt::command(["thaw", &job.pid().to_string()])).success();
+    assert_eq!(job.report(), ["report T 19"]);
+    for after in ["continue", "stop"] {
+        ckpt::checkpoint(job.pid(), &image, &["--after", after]);
+        if after == "stop" {
+            job.wait_until_stopped();
+            thaw(&job);
+        }
+        assert_eq!(job.report(), ["report T 19"], "{after}");
+    }
+    for more in [&[][..], &["--frozen"]] {
+        ckpt::checkpoint_and_kill(&mut job, &image, &[]);
+        ckpt::bury_family(job.pid(), &image);
+        job = ckpt::restart(&job, &image, more);
+        if more.contains(&"--frozen") {
+            job.wait_until_stopped();
+            thaw(&job);
+        }
+        assert_eq!(job.report(), ["report T 19"], "{more:?}");
+    }
+}
+
 /// Only what ckpt has stopped is thawed.
 #[test]
 fn what_job_control_has_stopped_is_not_thawed() {

@@ -1,7 +1,10 @@
 //! What processes of a tree have between them and not in them: connections that a server has not accepted yet, and what one process has another's
 //! epoll watch.
 
-use ckpt_tests::job::Job;
+use std::process::Stdio;
+use std::time::Duration;
+
+use ckpt_tests::job::{Job, adopt_orphans};
 use ckpt_tests::{ckpt, needs_root, python};
 use tempfile::tempdir;
 
@@ -180,4 +183,48 @@ def report():
 fn a_socket_whose_folder_is_gone() {
     needs_root!();
     reports(GONE, &["True True False False"]);
+}
+
+/// A process that was killed has its pid until somebody has collected its status, and a connection tells that pid (SO_PEERCRED).
+#[test]
+fn a_client_that_is_not_buried_yet() {
+    needs_root!();
+    adopt_orphans();
+    let folder = tempdir().unwrap();
+    let script = "
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.bind('server')
+server.listen()
+client = os.fork()
+if client == 0:
+    server.close()
+    mine = socket.socket(socket.AF_UNIX)
+    mine.connect('server')
+    while True: mine.send(mine.recv(100))
+accepted, _ = server.accept()
+def report():
+    accepted.send(b'hello')
+    pid = struct.unpack('iii', accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    print(accepted.recv(100), pid == client, flush=True)
+    print('done', flush=True)
+";
+    // In the session of the test, as what a shell starts is in the shell's.
+    let out = std::fs::File::create(folder.path().join("out")).unwrap();
+    let mut command = python::command(&format!("{script}{}", python::REST));
+    let started = command.current_dir(folder.path()).stdin(Stdio::null()).stdout(out).spawn();
+    let mut job = Job::adopt(started.map(|child| child.id()).unwrap() as i32, folder.path());
+    job.wait_for_line("ready");
+    let image = folder.path().join("image");
+    ckpt::checkpoint(job.pid(), &image, &["--after", "kill"]);
+    job.is_killed();
+    let restarted = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            // The restart has come to the sockets by then, if it does not wait.
+            std::thread::sleep(Duration::from_millis(500));
+            ckpt::bury_family(job.pid(), &image);
+        });
+        ckpt::restart(&job, &image, &[])
+    });
+    assert_eq!(restarted.report(), ["b'hello' True"]);
 }

@@ -160,7 +160,7 @@ fn files_that_are_gone_or_others() {
         &[],
     );
     let mut differ = vec![
-        ("a", "was deleted or renamed after the checkpoint"),
+        ("a", "; bring it back to its place; of checkpoints with --save-files it is made again"),
         ("b", "was deleted or renamed after the checkpoint"),
         ("c", "had 8 bytes at the checkpoint and has 4 now; --files keep takes it as it is"),
         ("d", "had 8 bytes at the checkpoint and has 9 now, and is another file of that name"),

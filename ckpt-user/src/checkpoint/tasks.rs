@@ -13,9 +13,13 @@ use crate::tracee::tree::{FrozenTree, Member, members};
 /// Those that live and those that have ended, parents before their children.
 pub(super) fn table(tree: &FrozenTree, sharing: &Sharing) -> Result<TaskTable> {
     let stopped = |process: &FrozenProcess| {
+        let stopped_by = process.threads.iter().find_map(|thread| thread.group_stop);
+        // Until then the signal stands in the place of an exit code.
+        let stop_untold = stopped_by.is_some() && procfs::stat(process.pid)?.exit_code.is_some_and(|code| code != 0);
         Ok(TaskEntry {
             threads: process.threads.iter().map(|thread| thread.tid).collect(),
-            stopped_by: process.threads.iter().find_map(|thread| thread.group_stop),
+            stopped_by,
+            stop_untold,
             ..living(process.pid, sharing)?
         })
     };
@@ -96,6 +100,7 @@ fn entry(pid: Pid, kind: TaskKind) -> Result<TaskEntry> {
         threads: Vec::new(),
         kind,
         stopped_by: None,
+        stop_untold: false,
         exit_signal: stat.exit_signal.unwrap_or(libc::SIGCHLD),
         shares: Shares::default(),
         comm: stat.comm,

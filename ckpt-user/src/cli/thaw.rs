@@ -36,7 +36,7 @@ impl Args {
         // The children first: their parent finds them running.
         for member in members(pid)?.into_iter().rev().filter(|member| !member.dead) {
             if procfs::stat(member.pid)
-                .is_ok_and(|stat| stat.state == 'T' && (member.pid == pid || !was_stopped_before(member.pid, &stat)))
+                .is_ok_and(|stat| stat.state == 'T' && (member.pid == pid || !was_stopped_before(member.pid)))
             {
                 let sent = signal::kill(member.pid, libc::SIGCONT);
                 sent.map_err(|error| Failure::file(format!("cannot thaw pid {}", member.pid), error))?;
@@ -47,9 +47,7 @@ impl Args {
     }
 }
 
-/// Was the stopped process stopped by somebody else, before? In the place of an exit code the kernel tells the signal until the parent has been told of it, which
-/// for what ckpt has stopped cannot be: its parent stands still as well. It tells that only to who may trace the process.
-fn was_stopped_before(pid: Pid, stat: &procfs::Stat) -> bool {
-    let may_see = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
-    may_see && stat.exit_code != Some(libc::SIGSTOP)
+/// Was the stopped process stopped by somebody else, before?
+fn was_stopped_before(pid: Pid) -> bool {
+    procfs::status(pid, pid.leader()).is_ok_and(|status| !status.stopped_by_us())
 }

@@ -112,6 +112,9 @@ pub struct TaskEntry {
     /// Was it stopped by job control, and by which signal?
     #[serde(default)]
     pub stopped_by: Option<i32>,
+    /// Its parent has not asked for that yet (waitpid(2) with WUNTRACED).
+    #[serde(default)]
+    pub stop_untold: bool,
     /// The signal that its parent gets when it ends.
     #[serde(default = "sigchld")]
     pub exit_signal: i32,

@@ -28,6 +28,7 @@ fn metadata(objects: u32, vmas: u64) -> Metadata {
         threads: vec![Tid(7)],
         kind: TaskKind::Zombie(9),
         stopped_by: Some(19),
+        stop_untold: true,
         exit_signal: 17,
         shares: model::Shares { files: Some(Pid(3)), ..model::Shares::default() },
         comm: "a\0b".to_owned(),

@@ -100,6 +100,7 @@ pub mod tid_address;
 pub mod timerfd;
 pub mod timerslack;
 pub mod tun;
+pub mod tun_link;
 pub mod udp;
 pub mod unix;
 pub mod unix_backlog;

@@ -87,7 +87,7 @@ impl PtyQueues {
                 if settings.input & libc::IXON != 0 && settings.characters[libc::VSTOP] != 0 && self.typed.is_empty() =>
             {
                 filler.write(master, &[settings.characters[libc::VSTOP]])?;
-                filler.wait("output does not stop", |ready| !ready.contains(PollFlags::POLLOUT))
+                filler.wait("output does not stop", |ready| Ok(!ready.contains(PollFlags::POLLOUT)))
             }
             Some(_) => tty::suspend_output(slave).doing(|| "cannot suspend the output of a pseudoterminal"),
         }
@@ -142,7 +142,7 @@ impl Filler<'_> {
         let wanted = queue::readable(self.slave).doing(doing)? + bytes.len();
         self.write(self.master, bytes)?;
         // Settings hold for what is looked at under them, so they may change only once everything was.
-        self.wait("what was typed does not arrive", |_| queue::readable(self.slave).is_ok_and(|now| now == wanted))
+        self.wait("what was typed does not arrive", |_| Ok(queue::readable(self.slave).doing(doing)? == wanted))
     }
 
     /// Types a line so that it is taken as it is. Its echo tells when that has happened: of a beginning of a line nothing else does.
@@ -181,16 +181,19 @@ impl Filler<'_> {
         let mut heard = 0;
         self.wait("what was typed is not echoed", |_| {
             let mut bytes = [0; 4096];
-            // EAGAIN: not yet.
-            heard += read(self.master, &mut bytes).unwrap_or(0);
-            heard >= echo
+            heard += match read(self.master, &mut bytes) {
+                Ok(n) => n,
+                Err(Errno::EAGAIN | Errno::EINTR) => 0,
+                Err(error) => return Err(error).doing(|| "cannot read from a pseudoterminal"),
+            };
+            Ok(heard >= echo)
         })
     }
 
     /// Until it is so, as the slave or something else tells.
-    fn wait(&self, otherwise: &str, mut is_so: impl FnMut(PollFlags) -> bool) -> Result<()> {
+    fn wait(&self, otherwise: &str, mut is_so: impl FnMut(PollFlags) -> Result<bool>) -> Result<()> {
         // To be asked has the kernel look at what was typed.
-        while !is_so(queue::poll_now(self.slave).doing(|| "cannot poll a pseudoterminal")?) {
+        while !is_so(queue::poll_now(self.slave).doing(|| "cannot poll a pseudoterminal")?)? {
             if Instant::now() > self.until {
                 return Err(Error::Unexpected(format!("cannot fill a pseudoterminal: {otherwise}")));
             }
@@ -221,4 +224,25 @@ fn unused<const N: usize>(data: &[u8]) -> Result<[u8; N]> {
     }
     let free: Vec<u8> = (1..=u8::MAX).filter(|&byte| byte != b'\n' && !occurs[usize::from(byte)]).take(N).collect();
     free.try_into().map_err(|_| Error::Restart("a line that waits in a pseudoterminal has every character there is".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_side_that_cannot_be_read_is_an_error_at_once() {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let settings = tty::settings(pair.slave.as_fd()).unwrap();
+        // Takes everything, and gives nothing: EBADF.
+        let unreadable = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let queues = PtyQueues { input: vec![Piece { data: b"line\n".to_vec(), ended: true }], ..PtyQueues::default() };
+        let began = Instant::now();
+        let error = queues.fill(unreadable.as_fd(), pair.slave.as_fd(), &settings).unwrap_err();
+        assert!(error.to_string().contains("cannot read from a pseudoterminal"), "{error}");
+        assert!(began.elapsed() < DEADLINE / 2);
+    }
 }

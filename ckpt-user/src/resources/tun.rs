@@ -1,7 +1,6 @@
-//! Descriptors of /dev/net/tun that are attached to a persistent device, or to none. The device keeps its addresses, owner and queues while nobody
-//! is attached, so that it only has to be there at the restart. Packets that wait in it are dropped, as a network may do.
-//!
-//! A device that is not persistent goes away with the last that is attached, and its addresses and routes with it: refused.
+//! Descriptors of /dev/net/tun that are attached to a device, or to none. A persistent device keeps its addresses, owner and queues while nobody
+//! is attached, so that it only has to be there at the restart. One that is not goes away with the last that is attached, and is made again
+//! ([`super::tun_link`]). Packets that wait in it are dropped, as a network may do.
 
 use std::fs;
 use std::io;
@@ -12,9 +11,10 @@ use nix::sys::stat::{SFlag, major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile};
-use super::{Collector, Restorer, named_file};
+use super::{Collector, Restorer, named_file, tun_link};
 use crate::error::{Doing, Error, Result};
-use crate::sys::tun;
+use crate::ids::ObjRef;
+use crate::sys::tun::{self, Setting};
 
 /// See the module.
 #[derive(Debug)]
@@ -37,6 +37,12 @@ pub struct Attached {
     pub told: Told,
     /// TUNGETSNDBUF.
     pub send_buffer: i32,
+    /// The queue of the descriptor is switched off.
+    #[serde(default)]
+    pub detached: bool,
+    /// Of one that is not persistent: what is to be made again.
+    #[serde(default)]
+    pub link: Option<ObjRef>,
 }
 
 /// /sys/class/net/NAME.
@@ -52,7 +58,7 @@ pub struct Told {
 
 /// Major and minor number (Documentation/admin-guide/devices.txt).
 const NUMBER: (u64, u64) = (10, 200);
-const PATH: &str = "/dev/net/tun";
+pub(super) const PATH: &str = "/dev/net/tun";
 /// linux/if_tun.h: the queue of the descriptor is switched off.
 const IFF_DETACH_QUEUE: u16 = 0x0400;
 /// The device outlives those who are attached.
@@ -77,28 +83,34 @@ impl FileKind for Tun {
         let Some(told) = told(&name).doing(doing)? else {
             return refuse("is in another network namespace", "let the program close it first");
         };
-        if told.flags & IFF_PERSIST == 0 {
-            return refuse(
-                "goes away with the program, and its addresses and routes with it",
-                &format!("make it persistent before (ip tuntap add {name} mode ...), or let the program close it"),
-            );
-        }
         let close = "let the program take it away, or close the device, first";
-        if request.flags & IFF_DETACH_QUEUE != 0 {
-            return refuse("has a queue that is switched off", close);
-        }
         if tun::has_filter(d.own).doing(doing)? {
             return refuse("has a packet filter, which the kernel does not hand out", close);
         }
-        let send_buffer = tun::send_buffer(d.own).doing(doing)?;
-        Ok(TunRecord { device: Some(Attached { name, told, send_buffer }) })
+        let send_buffer = tun::get(d.own, Setting::SendBuffer).doing(doing)?;
+        let send_buffer =
+            send_buffer.ok_or_else(|| Error::Unexpected(format!("the network device {name} has no send buffer")))?;
+        let detached = request.flags & IFF_DETACH_QUEUE != 0;
+        let link = if told.flags & IFF_PERSIST == 0 { Some(tun_link::collect(cx, d, &name, &told)?) } else { None };
+        Ok(TunRecord { device: Some(Attached { name, told, send_buffer, detached, link }) })
     }
 
-    fn restore(_cx: &mut Restorer<'_>, common: &OpenFile, record: &TunRecord) -> Result<OwnedFd> {
-        let fd = OwnedFd::from(named_file::open(Path::new(PATH), common.flags).doing(|| format!("cannot open {PATH} again"))?);
-        if let Some(device) = &record.device {
-            device.attach(&fd)?;
-        }
+    fn restore(cx: &mut Restorer<'_>, common: &OpenFile, record: &TunRecord) -> Result<OwnedFd> {
+        let open = || {
+            Ok::<_, Error>(OwnedFd::from(
+                named_file::open(Path::new(PATH), common.flags).doing(|| format!("cannot open {PATH} again"))?,
+            ))
+        };
+        let Some(device) = &record.device else { return open() };
+        let fd = match device.link {
+            Some(link) => tun_link::attach(cx, link, common.flags)?,
+            None => {
+                let fd = open()?;
+                device.attach(&fd)?;
+                fd
+            }
+        };
+        device.clone().finish(cx, &fd)?;
         Ok(fd)
     }
 }
@@ -122,13 +134,25 @@ impl Attached {
                 return Err(Error::Restart(format!("the network device {name} is not there any more; {advice}")));
             }
         }
-        tun::attach(fd.as_fd(), bytes, self.told.flags).doing(doing)?;
-        tun::set_send_buffer(fd.as_fd(), self.send_buffer).doing(doing)
+        tun::attach(fd.as_fd(), bytes, self.told.flags).doing(doing)
+    }
+
+    /// Sets up its queue.
+    fn finish(self, cx: &mut Restorer<'_>, fd: &OwnedFd) -> Result<()> {
+        let doing = format!("cannot set up a queue of the network device {}", self.name);
+        if self.detached {
+            tun::set(fd.as_fd(), Setting::SendBuffer, self.send_buffer).doing(|| doing.clone())?;
+            return tun::set_queue(fd.as_fd(), false).doing(|| doing);
+        }
+        // Once those that are switched off are: it is set for all queues that are on.
+        let own = fd.try_clone().doing(|| "cannot duplicate a descriptor")?;
+        cx.when_open(move |_| tun::set(own.as_fd(), Setting::SendBuffer, self.send_buffer).doing(|| doing));
+        Ok(())
     }
 }
 
 /// What sysfs tells of a device of this kind. `None`: there is none of this name.
-fn told(name: &str) -> io::Result<Option<Told>> {
+pub(super) fn told(name: &str) -> io::Result<Option<Told>> {
     let read = |file: &str| fs::read_to_string(Path::new("/sys/class/net").join(name).join(file));
     let flags = match read("tun_flags") {
         Err(error) if named_file::is_absent(&error) => return Ok(None),

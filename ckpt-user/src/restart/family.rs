@@ -42,9 +42,6 @@ impl Family {
         prepare: impl FnOnce(&Restorer<'_>, &mut RemoteTask<'_>) -> Result<()>,
     ) -> Result<(Family, Workspace, SharedMemory)> {
         let root = plan.entries[0].pid;
-        for entry in &plan.entries {
-            spawn::wait_for_burial(entry.pid)?;
-        }
         let mut family = Family { root, members: BTreeMap::new() };
         let process = NewProcess::spawn(root, detach)?;
         let (injector, _) = Injector::new(root, &maps::read(root)?)?;
@@ -129,7 +126,7 @@ impl Family {
     pub(super) fn release(mut self, stopped: impl Fn(Pid) -> bool) -> Result<()> {
         for &pid in self.members.keys().filter(|pid| stopped(**pid)) {
             // Taken on its way out of our stop.
-            signal::kill(pid, libc::SIGSTOP).doing(|| format!("cannot stop pid {pid}"))?;
+            signal::stop(pid).doing(|| format!("cannot stop pid {pid}"))?;
         }
         let mut released = Vec::new();
         // The root last: nobody is to find it without its children.
@@ -144,10 +141,13 @@ impl Family {
         root.map_or(Ok(()), |member| member.process.release()).inspect_err(|_| end_all(&released))
     }
 
-    /// Has a complete process stop as job control has stopped it, and takes away what its parent is told of that: the parent knows.
+    /// Has a complete process stop as job control has stopped it, and takes away what its parent is told of that, if the parent knew.
     pub(super) fn stop(&mut self, entry: &TaskEntry) -> Result<()> {
         let pid = entry.pid;
         self.members.get_mut(&pid).ok_or(Error::Gone(pid))?.process.stop()?;
+        if entry.stop_untold {
+            return self.forget_end(entry.ppid, libc::SIGCHLD);
+        }
         let mut batch = Batch::new();
         let options = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
         batch.call(libc::SYS_waitid, [libc::P_PID.into(), pid.0.into(), 0.into(), options.into(), 0.into()]);
@@ -169,14 +169,14 @@ impl Family {
     fn take(&mut self, cx: &mut Restorer<'_>, step: &Step, plan: &Plan, ghosts: &mut BTreeMap<Pid, Pid>) -> Result<()> {
         let real = |name: Pid, ghosts: &BTreeMap<Pid, Pid>| ghosts.get(&name).copied().unwrap_or(name);
         match *step {
-            Step::Make { by, pid, sister } => {
+            Step::Make { by, pid, together, sister } => {
                 let entry = plan.entry(pid).ok_or_else(|| Error::Unexpected(format!("there is no plan for pid {pid}")))?;
-                let flags = flags_of(entry) | if sister { libc::CLONE_PARENT } else { 0 };
+                let flags = together.bits() | if sister { libc::CLONE_PARENT } else { 0 };
                 self.child(real(by, ghosts), Some(pid), flags, entry.exit_signal).map(drop)
             }
-            Step::MakeGhost { by, name } => {
-                let wanted = Some(name).filter(|name| name.0 > 0);
-                let pid = self.child(by, wanted, 0, libc::SIGCHLD)?;
+            Step::MakeGhost { by, name, together, sister, signal } => {
+                let flags = together.bits() | if sister { libc::CLONE_PARENT } else { 0 };
+                let pid = self.ghost(by, Some(name).filter(|name| name.0 > 0), (flags, signal), plan)?;
                 ghosts.insert(name, pid);
                 Ok(())
             }
@@ -186,12 +186,37 @@ impl Family {
                 // Whoever it makes from now on has its terminal from it.
                 controlling::acquire(cx, &mut leader)
             }
-            Step::Adopt(pid) => {
-                let args = [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into()];
-                self.task(pid)?.call("cannot become a subreaper", libc::SYS_prctl, args).map(drop)
+            Step::Unshare(pid, together) => {
+                let args = [together.bits().into()];
+                self.task(pid)?.call("cannot take descriptors or directories for itself", libc::SYS_unshare, args).map(drop)
             }
-            Step::End { name, by } => self.end_ghost(real(name, ghosts), by),
+            Step::End { name, parent, heir, signal } => {
+                self.adopts(heir, true)?;
+                self.end_ghost(real(name, ghosts), parent, signal)?;
+                self.adopts(heir, false)
+            }
         }
+    }
+
+    /// Whether orphans below a process become its children.
+    fn adopts(&mut self, pid: Pid, adopts: bool) -> Result<()> {
+        let args = [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(adopts).into()];
+        self.task(pid)?.call("cannot change whether it is a subreaper", libc::SYS_prctl, args).map(drop)
+    }
+
+    /// Has a process make another one that will not stay: with this pid, or any that nobody of the plan is to have.
+    fn ghost(&mut self, by: Pid, wanted: Option<Pid>, (flags, signal): (i32, i32), plan: &Plan) -> Result<Pid> {
+        let mut in_the_way = Vec::new();
+        let pid = loop {
+            let pid = self.child(by, wanted, flags, signal)?;
+            if wanted.is_some() || !plan.uses(pid) {
+                break pid;
+            }
+            in_the_way.push(pid);
+        };
+        let parent = if flags & libc::CLONE_PARENT == 0 { by } else { plan.entry(by).map_or(by, |entry| entry.ppid) };
+        in_the_way.into_iter().try_for_each(|pid| self.end_ghost(pid, parent, signal))?;
+        Ok(pid)
     }
 
     /// Has a process make another one: with this pid, or any.
@@ -239,18 +264,23 @@ impl Family {
         Ok(Ok((pid, task.heir(pid)?)))
     }
 
-    fn end_ghost(&mut self, ghost: Pid, by: Pid) -> Result<()> {
+    fn end_ghost(&mut self, ghost: Pid, parent: Pid, signal: i32) -> Result<()> {
         self.end(ghost, 0)?;
         let mut batch = Batch::new();
         let wait = batch.call(libc::SYS_wait4, [ghost.0.into(), 0.into(), libc::__WALL.into(), 0.into()]);
-        self.task(by)?.run(batch)?.ret(wait).doing(|| format!("cannot collect the status of pid {ghost}"))?;
-        self.forget_end(by, libc::SIGCHLD)
+        self.task(parent)?.run(batch)?.ret(wait).doing(|| format!("cannot collect the status of pid {ghost}"))?;
+        self.forget_end(parent, signal)
     }
 
     fn end(&mut self, pid: Pid, status: i32) -> Result<()> {
         let Member { process, injector } = self.members.remove(&pid).ok_or(Error::Gone(pid))?;
-        let mut injector = injector.map_err(|_| Error::Unexpected(format!("pid {pid} has ended, and yet shares memory")))?;
-        process.end(&mut injector, status)
+        match injector {
+            Ok(mut own) => process.end(&mut own, status),
+            Err(owner) => {
+                let owner = self.members.get_mut(&owner).and_then(|member| member.injector.as_mut().ok());
+                process.end(owner.ok_or(Error::Gone(pid))?, status)
+            }
+        }
     }
 
     /// Takes away the signal that told a process of the end of a child.
@@ -274,7 +304,7 @@ impl Family {
             let args = [0.into(), group.pgid.0.into()];
             self.task(*pid)?.call(&format!("cannot join the process group {}", group.pgid), libc::SYS_setpgid, args)?;
         }
-        ghost.map_or(Ok(()), |ghost| self.end_ghost(ghost, first))
+        ghost.map_or(Ok(()), |ghost| self.end_ghost(ghost, first, libc::SIGCHLD))
     }
 
     /// Those that had ended end again, and wait for their parents to collect their statuses.
@@ -300,14 +330,6 @@ fn end_all(pids: &[Pid]) {
             tracing::warn!("cannot kill pid {pid} of a tree that is not whole: {error}");
         }
     }
-}
-
-fn flags_of(entry: &TaskEntry) -> i32 {
-    let when = |shared: Option<Pid>, flag: i32| if shared.is_some() { flag } else { 0 };
-    when(entry.shares.memory, libc::CLONE_VM)
-        | when(entry.shares.files, libc::CLONE_FILES)
-        | when(entry.shares.directories, libc::CLONE_FS)
-        | when(entry.shares.signal_actions, libc::CLONE_SIGHAND)
 }
 
 fn explain_thread(tid: Tid, errno: Errno) -> Error {

@@ -115,6 +115,11 @@ impl Plan {
         })
     }
 
+    /// Is it the pid of any process or thread?
+    pub(super) fn uses(&self, pid: Pid) -> bool {
+        self.entries.iter().any(|entry| entry.pid == pid || entry.threads.contains(&pid.leader()))
+    }
+
     /// The entry of any process.
     pub(super) fn entry(&self, pid: Pid) -> Option<&TaskEntry> {
         self.entries.iter().find(|entry| entry.pid == pid)

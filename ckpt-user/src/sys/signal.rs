@@ -18,6 +18,13 @@ pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Stops a process in a way that [`crate::sys::status::Status::stopped_by_us`] tells from others: with two SIGSTOPs, one for its main thread. It stops at the first, and the second waits
+/// until SIGCONT takes it away.
+pub fn stop(pid: Pid) -> io::Result<()> {
+    tgkill(pid, pid.leader(), libc::SIGSTOP)?;
+    kill(pid, libc::SIGSTOP)
+}
+
 /// struct kernel_sigaction: what rt_sigaction(2) takes, which is not what sigaction(3) takes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]

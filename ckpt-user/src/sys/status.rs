@@ -59,6 +59,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Of a stopped process: does it look as if [`crate::sys::signal::stop`] has stopped it?
+    pub fn stopped_by_us(&self) -> bool {
+        (self.sigpnd | self.shdpnd) & 1 << (libc::SIGSTOP - 1) != 0
+    }
+
     /// `None`: not as proc(5) has it.
     pub fn parse(text: &[u8]) -> Option<Status> {
         let mut status = Status::default();

@@ -44,7 +44,8 @@ pub fn judge(record: &WrittenFile, policy: FilesPolicy) -> Result<Verdict> {
             return Ok(Verdict::Fits);
         }
         Err(error) if is_absent(&error) => {
-            return changed(format!("was deleted or renamed after the checkpoint ({error})"), "bring it back to its place");
+            let advice = "bring it back to its place; of checkpoints with --save-files it is made again";
+            return changed(format!("was deleted or renamed after the checkpoint ({error})"), advice);
         }
         other => other.doing(doing)?,
     };
