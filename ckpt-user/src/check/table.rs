@@ -208,7 +208,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| probe::tcp_repair().map(yes),
         since: "CONFIG_INET",
         right: "CAP_NET_ADMIN",
-        lost: "established TCP connections (a later version saves them; this one refuses them, or closes them with --tcp-close)",
+        lost: "established TCP connections: they can be checkpointed, but not restarted",
     },
     Row {
         name: "time namespaces",

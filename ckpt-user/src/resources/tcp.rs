@@ -1,18 +1,27 @@
-//! TCP (and MPTCP) sockets: those that listen, and those that are not connected, bound or not.
+//! TCP (and MPTCP) sockets: those that listen, those that are not connected, bound or not, and connections within the cut
+//! ([`super::tcp_connection`]).
 //!
-//! A connection lives on two machines, and an image holds one of its ends. It is refused by name, or (`--tcp-close`) comes back as a
+//! Of a connection that leads out of the cut, an image would hold only one end. It is refused by name, or (`--tcp-close`) comes back as a
 //! connection that the other end has closed: reads find the end of the stream, writes EPIPE, poll a hang-up.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 
+use super::collector::ObjectKey;
 use super::file::{Descriptor, FileKind, OpenFile};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::{Collector, Restorer};
+use super::tcp_connection::{self, Here, TcpConnection};
+use super::tcp_sockets::{Other, TcpSockets};
+use super::{Collector, Restorer, tcp_restore};
 use crate::error::{Doing, Error, Result};
+use crate::ids::ObjRef;
+use crate::image::model::Section;
+use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 use crate::sys::{queue, socket as raw};
 
 /// See the module.
@@ -26,10 +35,10 @@ pub struct TcpRecord {
     pub socket: SocketType,
     /// What it was doing.
     pub state: TcpState,
-    /// The address it is bound to, as the kernel's bytes. Empty: none.
+    /// The address it is bound to, as the kernel's bytes. Empty: none, or the connection has it.
     #[serde(with = "serde_bytes")]
     pub local: Vec<u8>,
-    /// What the program has set.
+    /// What the program has set; of an end of a connection, the connection has it.
     #[serde(default)]
     pub options: SocketOptions,
 }
@@ -46,47 +55,13 @@ pub enum TcpState {
     },
     /// It was connected, or tried to be.
     Closed,
-}
-
-// TCP states of the kernel (include/net/tcp_states.h).
-const CLOSE: u8 = 7;
-const LISTEN: u8 = 10;
-
-const STATE_NAMES: [&str; 14] = [
-    "?",
-    "established",
-    "connecting (SYN_SENT)",
-    "SYN_RECV",
-    "FIN_WAIT1",
-    "FIN_WAIT2",
-    "TIME_WAIT",
-    "closed",
-    "half closed (CLOSE_WAIT)",
-    "LAST_ACK",
-    "listening",
-    "CLOSING",
-    "NEW_SYN_RECV",
-    "BOUND_INACTIVE",
-];
-
-/// Where struct tcp_info has tcpi_unacked and tcpi_sacked: of a listening socket, connections that wait to be accepted, and how many may.
-const INFO_UNACKED: usize = 24;
-const INFO_SACKED: usize = 28;
-const INFO_LEN: usize = 32;
-
-struct Info {
-    state: u8,
-    waiting: u32,
-    backlog: u32,
-}
-
-fn info(d: &Descriptor<'_>) -> Result<Info> {
-    let bytes = raw::option(d.own, libc::SOL_TCP, libc::TCP_INFO, INFO_LEN).doing(|| socket::looking(d))?;
-    let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
-    match (bytes.first(), word(INFO_UNACKED), word(INFO_SACKED)) {
-        (Some(&state), Some(waiting), Some(backlog)) => Ok(Info { state, waiting, backlog }),
-        _ => Err(Error::Unexpected(format!("TCP_INFO of descriptor {} of pid {} has {} bytes", d.fd, d.pid, bytes.len()))),
-    }
+    /// It is an end of a connection within the cut.
+    Connected {
+        /// The connection, an object of kind "tcp-connection".
+        connection: ObjRef,
+        /// Which end: 0 or 1.
+        end: u8,
+    },
 }
 
 impl FileKind for Tcp {
@@ -101,9 +76,9 @@ impl FileKind for Tcp {
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpRecord> {
         let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
-        let info = info(d)?;
+        let info = raw_tcp::info(d.own).doing(|| socket::looking(d))?;
         let state = match info.state {
-            LISTEN => {
+            state::LISTEN => {
                 if info.waiting > 0 && !cx.options.tcp_close {
                     return cx.refuse_for_now(
                         d.pid,
@@ -114,28 +89,34 @@ impl FileKind for Tcp {
                 }
                 TcpState::Listening { backlog: info.backlog }
             }
-            CLOSE => unconnected(cx, d)?,
-            _ if cx.options.tcp_close => TcpState::Closed,
-            state => return refuse_connection(cx, d, STATE_NAMES.get(usize::from(state)).copied().unwrap_or("?")),
+            state::CLOSE => unconnected(cx, d)?,
+            _ => connected(cx, d, socket, &info)?,
         };
+        if let TcpState::Connected { .. } = state {
+            return Ok(TcpRecord { socket, state, local: Vec::new(), options: SocketOptions::default() });
+        }
         let local = raw::local_address(d.own).doing(|| socket::looking(d))?;
         let local = if state == TcpState::Closed || socket::is_unbound(&local) { Vec::new() } else { local };
         let mut options = SocketOptions::collect(cx, d, socket)?;
         if state == TcpState::Closed {
-            // Of what was once a connection, these tell what the two ends agreed on.
-            options.set.retain(|o| o.level != libc::SOL_TCP || (o.name != libc::TCP_MAXSEG && o.name != libc::TCP_WINDOW_CLAMP));
+            leave_out_what_was_agreed_on(&mut options);
         }
         Ok(TcpRecord { socket, state, local, options })
     }
 
-    fn restore(_cx: &mut Restorer<'_>, _common: &OpenFile, record: &TcpRecord) -> Result<OwnedFd> {
+    fn restore(cx: &mut Restorer<'_>, _common: &OpenFile, record: &TcpRecord) -> Result<OwnedFd> {
         if !record.socket.is_inet() || record.socket.kind != libc::SOCK_STREAM {
             return Err(Error::Restart(format!("the image holds {} as a TCP socket", record.socket)));
+        }
+        if let TcpState::Connected { connection, end } = record.state {
+            let made = cx.shared(connection, |cx| tcp_restore::make(cx, connection))?;
+            let fd = made.get_mut(usize::from(end)).and_then(Option::take);
+            return fd.ok_or_else(|| Error::Restart(format!("the image uses an end of the connection {connection} twice")));
         }
         let fd = record.socket.create()?;
         record.options.restore(fd.as_fd())?;
         if !record.local.is_empty() {
-            bind(fd.as_fd(), record)?;
+            with_reuse(fd.as_fd(), record, |fd| raw::bind(fd, &record.local))?;
         }
         if record.state == TcpState::Closed {
             // It says that the socket is not connected, and shuts it down all the same.
@@ -150,9 +131,20 @@ impl FileKind for Tcp {
     /// Listens: late, so that nobody can connect to a program that may yet fail to restart.
     fn finish(_cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
         let TcpState::Listening { backlog } = record.state else { return Ok(()) };
-        let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-        raw::listen(fd, backlog).map_err(|error| socket::cannot_bind(&record.local, error))
+        with_reuse(fd, record, |fd| raw::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX)))
     }
+}
+
+/// Of what is or was a connection, these tell what the two ends have agreed on, or where the last segment came in; and of the rest, one is only for
+/// connections to come.
+pub fn leave_out_what_was_agreed_on(options: &mut SocketOptions) {
+    const THEIRS: [(i32, i32); 4] = [
+        (libc::SOL_TCP, libc::TCP_MAXSEG),
+        (libc::SOL_TCP, libc::TCP_WINDOW_CLAMP),
+        (libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT),
+        (libc::SOL_SOCKET, libc::SO_INCOMING_CPU),
+    ];
+    options.set.retain(|o| !THEIRS.contains(&(o.level, o.name)));
 }
 
 /// A socket in state CLOSE: new, or what is left of a connection.
@@ -168,22 +160,76 @@ fn unconnected(cx: &Collector<'_>, d: &Descriptor<'_>) -> Result<TcpState> {
     Ok(TcpState::Closed)
 }
 
+/// Connections that are saved as closed ones, since they cannot be saved otherwise: the inodes of their ends.
+#[derive(Debug, Default)]
+struct GivenUp(Mutex<HashSet<u64>>);
+
+/// A connection, or an attempt to be one.
+fn connected(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &TcpInfo) -> Result<TcpState> {
+    let given_up = cx.fact(|_| Ok(GivenUp::default()))?;
+    if given_up.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&d.stat.st_ino) {
+        return Ok(TcpState::Closed);
+    }
+    let other = match (info.state, socket.protocol) {
+        // Nobody tells who is at the other end.
+        (_, libc::IPPROTO_MPTCP) | (state::SYN_SENT | state::SYN_RECV, _) => Other::Outside,
+        _ => TcpSockets::of(cx)?.other_end(cx, d, info.state)?,
+    };
+    match within(cx, d, info, other) {
+        Err(Error::Refused(refusal)) if cx.options.tcp_close => {
+            tracing::info!("saved as closed: {refusal}");
+            let mut inodes = given_up.0.lock().unwrap_or_else(PoisonError::into_inner);
+            inodes.insert(d.stat.st_ino);
+            if let Other::Here(_, seen) = other {
+                inodes.insert(seen.inode.into());
+            }
+            Ok(TcpState::Closed)
+        }
+        other => other,
+    }
+}
+
+fn within(cx: &mut Collector<'_>, d: &Descriptor<'_>, info: &TcpInfo, other: Other) -> Result<TcpState> {
+    let own = d.stat.st_ino;
+    let (other, rest, peer) = match other {
+        Other::Here(holder, seen) => (Some(Here { holder }), None, u64::from(seen.inode)),
+        Other::Closed(rest) => (None, rest, 0),
+        Other::NotAccepted => {
+            let reason = "is a TCP connection that the other program has not accepted yet";
+            return cx.refuse_for_now(d.pid, socket::name(d), reason, "try again at a quieter moment");
+        }
+        Other::Outside => return refuse_connection(cx, d, state::name(info.state)),
+        Other::Several => return refuse_connection(cx, d, "one of several that look alike"),
+    };
+    let (key, end) = (ObjectKey::Inode(tcp_connection::KIND, own.min(peer), own.max(peer)), u8::from(own > peer));
+    if let Some(connection) = cx.lookup(&key) {
+        return Ok(TcpState::Connected { connection, end });
+    }
+    let mut connection = TcpConnection::collect(cx, d, other.as_ref(), rest.as_ref())?;
+    if end == 1 {
+        connection.ends.reverse();
+    }
+    let connection = cx.intern(key, |_, _| Ok(Section::encode(tcp_connection::KIND, &connection)?))?;
+    Ok(TcpState::Connected { connection, end })
+}
+
 fn refuse_connection<T>(cx: &Collector<'_>, d: &Descriptor<'_>, state: &str) -> Result<T> {
     let address = |bytes: std::io::Result<Vec<u8>>| bytes.map_or("?".to_owned(), |bytes| socket::describe(&bytes));
     let (local, peer) = (address(raw::local_address(d.own)), address(raw::peer_address(d.own)));
     cx.refuse(
         d.pid,
         socket::name(d),
-        format!("is a TCP connection from {local} to {peer} ({state})"),
-        "use --tcp-close, which saves connections as closed ones, or let the program close it",
+        format!("is a TCP connection from {local} to {peer} ({state}), whose other end is not being checkpointed"),
+        "use --tcp-close, which saves such connections as closed ones, checkpoint a process that both ends descend from, or let the program close it",
     )
 }
 
-/// Connections of the program's earlier life may linger on its port; that must not keep it from coming back.
-fn bind(fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
+/// Connections may be on its port: those of the image, and what is left of those of the program's earlier life. That must not keep it from
+/// coming back.
+fn with_reuse(fd: BorrowedFd<'_>, record: &TcpRecord, work: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<()>) -> Result<()> {
     let reuse = |on| raw::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on).doing(|| "cannot set SO_REUSEADDR");
     reuse(1)?;
-    raw::bind(fd, &record.local).map_err(|error| socket::cannot_bind(&record.local, error))?;
+    work(fd).map_err(|error| socket::cannot_bind(&record.local, error))?;
     reuse(i32::from(record.options.is_set(libc::SOL_SOCKET, libc::SO_REUSEADDR)))
 }
 

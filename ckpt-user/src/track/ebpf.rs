@@ -5,6 +5,7 @@
 //! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, when each thread last ran, and whether it would answer as it has;
 //! - [`pty_state`]: what waits in a pseudoterminal;
 //! - [`mqueue_messages`]: what waits in a POSIX message queue;
+//! - [`tcp_unacknowledged`]: what is on its way in a TCP connection;
 //! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
 //!
 //! Everything here needs CAP_BPF and CAP_PERFMON in the initial user namespace, which root has. It never decides anything: whoever
@@ -20,6 +21,7 @@ mod preserver;
 mod pty_state;
 mod restart_block;
 mod semaphore_undo;
+mod tcp_queue;
 mod thread_state;
 mod touched;
 mod windows;
@@ -34,6 +36,7 @@ pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
+pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapError};

@@ -1,0 +1,289 @@
+//! TCP connections of which both ends are in the cut, or of which one was closed and has sent all that it had to: what waits at each end, and
+//! what is on its way between them.
+//!
+//! All processes stand still, but the kernel goes on sending. So what an end has sent is looked at before what the other has received, and the
+//! numbers of the bytes tell which of them both have ([`crate::track::ebpf::tcp_numbers`]). Nothing is changed by it: the bytes that were received are
+//! looked at with MSG_PEEK, those that were not are read where the kernel keeps them.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::poll::PollFlags;
+use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+
+use super::file::{Descriptor, FdInfo};
+use super::holders::Holder;
+use super::socket::{self, SocketType};
+use super::socket_options::SocketOptions;
+use super::tcp_sockets::TcpSockets;
+use super::unix_peek::PeekOffset;
+use super::{Collector, tcp};
+use crate::error::{Doing, Error, Refusal, Result};
+use crate::sys::inet_diag::{Endpoint, InetSocket};
+use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
+use crate::sys::{queue, socket as raw};
+use crate::track::ebpf::{TcpNumbers, tcp_numbers, tcp_unacknowledged};
+
+/// The kind of the object.
+pub const KIND: &str = "tcp-connection";
+
+/// A connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpConnection {
+    /// Its two ends.
+    pub ends: [TcpEnd; 2],
+}
+
+/// One end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TcpEnd {
+    /// No process has it any more.
+    pub closed: bool,
+    /// IPv4 or IPv6.
+    pub socket: SocketType,
+    /// Its address, as the kernel's bytes.
+    #[serde(with = "serde_bytes")]
+    pub local: Vec<u8>,
+    /// That of the other end, as it sees it.
+    #[serde(with = "serde_bytes")]
+    pub peer: Vec<u8>,
+    /// What it has received, and its program has not read.
+    #[serde(with = "serde_bytes")]
+    pub received: Vec<u8>,
+    /// What it has been given to send, and the other end has not received.
+    #[serde(with = "serde_bytes")]
+    pub sent: Vec<u8>,
+    /// 1: receives nothing more; 2: sends nothing more.
+    pub shutdown: u8,
+    /// The longest segment that it takes.
+    pub segment_max: u32,
+    /// By how many bits windows are shifted: those that the other end tells, and those that this end tells.
+    pub scales: Option<(u8, u8)>,
+    /// What has gaps may be acknowledged.
+    pub sack: bool,
+    /// Segments carry timestamps.
+    pub timestamps: bool,
+    /// SO_SNDBUF and SO_RCVBUF, which grow by themselves unless they are among the options.
+    pub buffers: (u32, u32),
+    /// What the program has set.
+    pub options: SocketOptions,
+}
+
+/// More cannot be in one object.
+const BYTES_MAX: usize = 48 << 20;
+const ADVICE: &str = "try again at a quieter moment";
+
+/// An end in the cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Here {
+    /// Who has it.
+    pub holder: Holder,
+}
+
+impl Here {
+    /// Lets it be looked at as a descriptor.
+    pub fn with<T>(&self, look: impl FnOnce(&Descriptor<'_>) -> Result<T>) -> Result<T> {
+        let own = self.holder.duplicate()?;
+        let doing = || format!("cannot look at the socket {} of pid {}", self.holder.fd, self.holder.pid);
+        let stat = fstat(&own).doing(doing)?;
+        let (link, info) = (OsString::from(format!("socket:[{}]", stat.st_ino)), FdInfo::default());
+        look(&Descriptor::new((self.holder.pid, self.holder.fd), &link, &info, &stat, own.as_fd()))
+    }
+}
+
+impl TcpConnection {
+    /// Of `one`, and of the other end if somebody has it. Where it was closed, `rest` is what the kernel keeps of it.
+    pub fn collect(cx: &mut Collector<'_>, one: &Descriptor<'_>, other: Option<&Here>, rest: Option<&InetSocket>) -> Result<TcpConnection> {
+        let Some(other) = other else {
+            let mut end = TcpEnd::collect(cx, one)?;
+            let closed = end.closed_peer();
+            let gone = rest.is_none_or(|rest| rest.sent == 0) || state::has_all(raw_tcp::info(one.own).doing(|| socket::looking(one))?.state);
+            if !gone {
+                return refuse(one, "is at the other end of a connection that a program has closed, and not all that it sent has arrived yet");
+            }
+            let mut nothing = Direction::default();
+            end.received = nothing.take(one)?;
+            return Ok(TcpConnection { ends: [end, closed] });
+        };
+        other.with(|other| {
+            let mut ends = [TcpEnd::collect(cx, one)?, TcpEnd::collect(cx, other)?];
+            let mut ways = [Direction::of(one, &ends[0])?, Direction::of(other, &ends[1])?];
+            ends[1].received = ways[0].take(other)?;
+            ends[0].received = ways[1].take(one)?;
+            let [there, back] = ways;
+            (ends[0].sent, ends[1].sent) = (there.rest, back.rest);
+            let bytes: usize = ends.iter().map(|end| end.received.len() + end.sent.len()).sum();
+            if bytes > BYTES_MAX {
+                return refuse(one, &format!("is a connection with {bytes} bytes on their way, which is more than ckpt saves of one"));
+            }
+            Ok(TcpConnection { ends })
+        })
+    }
+}
+
+impl TcpEnd {
+    /// All but what it has received and sent.
+    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpEnd> {
+        let doing = || socket::looking(d);
+        let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
+        socket::check_namespace(cx, d, socket)?;
+        let info = raw_tcp::info(d.own).doing(doing)?;
+        check(cx, d, socket, &info)?;
+        let option = |name| raw::int_option(d.own, libc::SOL_SOCKET, name).doing(doing);
+        let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+        let mut options = SocketOptions::collect(cx, d, socket)?;
+        tcp::leave_out_what_was_agreed_on(&mut options);
+        let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
+        let all = TcpSockets::of(cx)?;
+        let seen = ends.and_then(|(from, to)| all.get(from, to).first());
+        // The end of what comes in, too, has it receive nothing more.
+        let receives_nothing = seen.is_some_and(|seen| seen.shutdown & 1 != 0 && !state::has_all(seen.state));
+        Ok(TcpEnd {
+            socket,
+            local,
+            peer,
+            shutdown: u8::from(receives_nothing) | u8::from(state::has_finished(info.state)) << 1,
+            segment_max: info.segment_max,
+            scales: info.scales,
+            sack: info.sack,
+            timestamps: info.timestamps,
+            buffers: (option(libc::SO_SNDBUF)? as u32, option(libc::SO_RCVBUF)? as u32),
+            options,
+            ..TcpEnd::default()
+        })
+    }
+
+    /// The other end, which was closed.
+    fn closed_peer(&self) -> TcpEnd {
+        TcpEnd {
+            closed: true,
+            socket: self.socket,
+            local: self.peer.clone(),
+            peer: self.local.clone(),
+            shutdown: 3,
+            segment_max: self.segment_max,
+            scales: self.scales.map(|(theirs, ours)| (ours, theirs)),
+            sack: self.sack,
+            timestamps: self.timestamps,
+            ..TcpEnd::default()
+        }
+    }
+}
+
+fn refuse<T>(d: &Descriptor<'_>, reason: &str) -> Result<T> {
+    let (reason, advice) = (reason.to_owned(), ADVICE.to_owned());
+    Err(Error::Refused(Refusal { pid: d.pid, object: socket::name(d), reason, advice, passing: true }))
+}
+
+/// Refuses what there is beside bytes.
+fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &TcpInfo) -> Result<()> {
+    let doing = || socket::looking(d);
+    let refuse_for_good = |reason: String| cx.refuse(d.pid, socket::name(d), reason, "use --tcp-close, or let the program close it");
+    if socket.protocol == libc::IPPROTO_MPTCP {
+        return refuse_for_good("is an MPTCP connection, which ckpt cannot save".to_owned());
+    }
+    let upper = raw_tcp::upper_protocol(d.own).doing(doing)?;
+    if !upper.is_empty() {
+        let upper = String::from_utf8_lossy(&upper);
+        return refuse_for_good(format!("is a TCP connection in which the kernel itself speaks {upper} (TCP_ULP), which ckpt cannot save"));
+    }
+    if raw_tcp::is_in_repair(d.own).doing(doing)? {
+        return refuse_for_good("is a TCP connection that is just being made by somebody (TCP_REPAIR)".to_owned());
+    }
+    if matches!(info.state, state::SYN_SENT | state::SYN_RECV) {
+        return refuse(d, "is a TCP connection that is just being made");
+    }
+    let ready = queue::poll_now(d.own).doing(doing)?;
+    if ready.contains(PollFlags::POLLPRI) {
+        return refuse(d, "is a TCP connection with urgent data that the program has not received yet");
+    }
+    if ready.contains(PollFlags::POLLERR) {
+        return refuse(d, "is a TCP connection with an error, or a note of what was sent, that the program has not received yet");
+    }
+    let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+    let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
+    let all = TcpSockets::of(cx)?;
+    if ends.is_some_and(|(from, to)| all.get(from, to).iter().any(|seen| seen.is_signed)) {
+        let advice = "use --tcp-close, or let the program close it";
+        return cx.refuse(d.pid, socket::name(d), "is a TCP connection with signed segments (TCP_MD5SIG), whose key nobody is told", advice);
+    }
+    Ok(())
+}
+
+/// What goes from one end to the other.
+#[derive(Debug, Default)]
+struct Direction {
+    /// The numbers of the end that sends. `None`: it knows that all has arrived.
+    sender: Option<TcpNumbers>,
+    /// What it does not know to have arrived; once it was taken, what has not arrived.
+    rest: Vec<u8>,
+    /// It sends nothing more.
+    has_finished: bool,
+}
+
+impl Direction {
+    /// What `from` has sent.
+    fn of(from: &Descriptor<'_>, end: &TcpEnd) -> Result<Direction> {
+        let has_finished = end.shutdown & 2 != 0;
+        if queue::unreceived(from.own).doing(|| socket::looking(from))? == 0 {
+            return Ok(Direction { has_finished, ..Direction::default() });
+        }
+        match tcp_unacknowledged(from.own) {
+            Ok((numbers, _)) if numbers.is_urgent => refuse(from, "is a TCP connection with urgent data that has not arrived yet"),
+            Ok((numbers, rest)) => Ok(Direction { sender: Some(numbers), rest, has_finished }),
+            Err(error) => {
+                refuse(from, &format!("is a TCP connection with bytes on their way, at which ckpt cannot look without eBPF ({error})"))
+            }
+        }
+    }
+
+    /// What the other end, `to`, has received. What has not arrived there stays in `rest`.
+    fn take(&mut self, to: &Descriptor<'_>) -> Result<Vec<u8>> {
+        let doing = || socket::looking(to);
+        /// The kernel may be just receiving it.
+        const ATTEMPTS: usize = 100;
+        for _ in 0..ATTEMPTS {
+            let before = self.sender.map(|_| numbers_of(to)).transpose()?;
+            let received = peek(to)?;
+            let info = raw_tcp::info(to.own).doing(doing)?;
+            let has_end = state::has_all(info.state);
+            let (Some(sender), Some(before)) = (self.sender, before) else {
+                // Nothing comes that is not here.
+                self.rest.clear();
+                return Ok(received);
+            };
+            let now = numbers_of(to)?;
+            let waiting = now.next_received.wrapping_sub(now.next_read) as usize;
+            if now != before || !(received.len()..=received.len() + usize::from(has_end)).contains(&waiting) {
+                continue;
+            }
+            let ends = usize::from(self.has_finished && !has_end);
+            let missing = sender.next_written.wrapping_sub(now.next_received) as usize;
+            let known = missing.checked_sub(ends).and_then(|missing| self.rest.len().checked_sub(missing));
+            let Some(known) = known else { break };
+            self.rest.drain(..known);
+            return Ok(received);
+        }
+        refuse(to, "is a TCP connection that does not come to rest")
+    }
+}
+
+fn numbers_of(d: &Descriptor<'_>) -> Result<TcpNumbers> {
+    Ok(tcp_numbers(d.own)?)
+}
+
+/// What waits to be read.
+fn peek(d: &Descriptor<'_>) -> Result<Vec<u8>> {
+    let doing = || socket::looking(d);
+    let own: BorrowedFd<'_> = d.own;
+    let _offset = PeekOffset::off(own).doing(doing)?;
+    loop {
+        let waiting = queue::readable(own).doing(doing)?;
+        let received = raw_tcp::peek(own, waiting + 1).doing(doing)?;
+        if received.len() <= waiting {
+            return Ok(received);
+        }
+    }
+}

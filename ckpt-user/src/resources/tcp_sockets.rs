@@ -1,0 +1,93 @@
+//! Every TCP connection of the machine, as the kernel lists them: decides whether the other end of one is in the cut, belongs to somebody
+//! else, or was closed by its program.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::Collector;
+use super::file::Descriptor;
+use super::holders::{Holder, Holders};
+use super::socket;
+use crate::error::{Doing, Result};
+use crate::sys::inet_diag::{Endpoint, InetDiag, InetSocket};
+use crate::sys::socket as raw;
+use crate::sys::tcp::state;
+
+/// See the module.
+#[derive(Debug)]
+pub struct TcpSockets {
+    /// By the address of the socket and that of its peer.
+    by_ends: HashMap<(Endpoint, Endpoint), Vec<InetSocket>>,
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Other {
+    /// A process of the cut has it.
+    Here(Holder, InetSocket),
+    /// Its program has closed it: all that it has sent is in `0`, or has arrived.
+    Closed(Option<InetSocket>),
+    /// No program has accepted it yet.
+    NotAccepted,
+    /// Another program has it, perhaps of another machine.
+    Outside,
+    /// Several sockets could be it.
+    Several,
+}
+
+impl TcpSockets {
+    /// Those of the network namespace of ckpt.
+    pub fn of(cx: &mut Collector<'_>) -> Result<Arc<TcpSockets>> {
+        cx.fact(|_| {
+            let doing = || "cannot ask the kernel about TCP sockets (NETLINK_SOCK_DIAG; is its module inet_diag there?)";
+            let all = InetDiag::open().and_then(|diag| diag.all()).doing(doing)?;
+            let mut by_ends: HashMap<_, Vec<InetSocket>> = HashMap::new();
+            for found in all {
+                by_ends.entry((found.local, found.peer)).or_default().push(found);
+            }
+            Ok(TcpSockets { by_ends })
+        })
+    }
+
+    /// The sockets with this address and this peer.
+    pub fn get(&self, local: Endpoint, peer: Endpoint) -> &[InetSocket] {
+        self.by_ends.get(&(local, peer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who is at the other end of the connection `d`, in state `own`.
+    pub fn other_end(&self, cx: &mut Collector<'_>, d: &Descriptor<'_>, own: u8) -> Result<Other> {
+        let (local, peer) = (raw::local_address(d.own), raw::peer_address(d.own));
+        let (local, peer) = (local.doing(|| socket::looking(d))?, peer.doing(|| socket::looking(d))?);
+        let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
+        let Some((from, to)) = ends.filter(|(from, to)| from != to && self.get(*from, *to).len() == 1) else {
+            return Ok(Other::Several);
+        };
+        let other = match self.get(to, from) {
+            [] if state::has_all(own) && is_ours(&peer)? => return Ok(Other::Closed(None)),
+            [] => return Ok(Other::Outside),
+            [one] => *one,
+            _ => return Ok(Other::Several),
+        };
+        if other.inode == 0 {
+            let is_over = state::has_finished(other.state);
+            return Ok(if is_over { Other::Closed(Some(other)) } else { Other::NotAccepted });
+        }
+        let all = Holders::of(cx)?;
+        let holder = all.get(d.stat.st_dev, other.inode.into()).first();
+        Ok(holder.map_or(Other::Outside, |holder| Other::Here(*holder, other)))
+    }
+}
+
+/// Is it an address of this machine? One that is not cannot be bound.
+fn is_ours(address: &[u8]) -> Result<bool> {
+    let doing = || format!("cannot find out whether {} is an address of this machine", socket::describe(address));
+    let family = address.first_chunk().map_or(libc::AF_INET, |family| u16::from_ne_bytes(*family).into());
+    let trial = raw::create(family, libc::SOCK_STREAM, 0).doing(doing)?;
+    let mut any_port = address.to_vec();
+    any_port.get_mut(2..4).into_iter().for_each(|port| port.fill(0));
+    match raw::bind(trial.as_fd(), &any_port) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(false),
+        other => other.doing(doing).map(|()| true),
+    }
+}

@@ -1,0 +1,387 @@
+//! What a TCP socket has been given to send, and does not know to have arrived; and the numbers of the bytes on their way. No system call tells
+//! of these without changing the socket (TCP_REPAIR would, and a ckpt that was killed in the middle would leave it so). So they are read where
+//! they lie (net/ipv4/tcp.c, include/linux/skbuff.h).
+//!
+//! What is sent is in pages, which the kernel's records name by their `struct page`. Where those are, and where all memory is mapped, a page of our own
+//! tells: it is put into a pipe, whose record names it, too.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{SpliceFFlags, vmsplice};
+
+use super::kernel_memory::{KernelMemory, missing};
+use super::preserver::Sample;
+use super::{EbpfError, Result};
+use crate::ids::PAGE_SIZE;
+use crate::sys::btf::Btf;
+
+const DOING: &str = "cannot read what a TCP socket sends";
+
+/// Numbers of bytes (RFC 9293). They count on from a number drawn at random, beyond 2^32 from 0; the end of a stream counts as one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpNumbers {
+    /// Of the next byte that the program will give it.
+    pub next_written: u32,
+    /// Of the first byte that the other end has not acknowledged.
+    pub unacknowledged: u32,
+    /// Of the next byte that it will receive.
+    pub next_received: u32,
+    /// Of the next byte that the program will read.
+    pub next_read: u32,
+    /// Urgent data is on its way to the other end.
+    pub is_urgent: bool,
+}
+
+/// Offsets in bytes within the kernel's structs.
+#[derive(Debug)]
+struct Layout {
+    private_data: u64,
+    sock: u64,
+    next_written: u64,
+    unacknowledged: u64,
+    urgent: u64,
+    next_received: u64,
+    next_read: u64,
+    sent: u64,
+    unsent: u64,
+    node: u64,
+    left: u64,
+    right: u64,
+    next: u64,
+    length: u64,
+    in_pages: u64,
+    head: u64,
+    data: u64,
+    end: u64,
+    control: u64,
+    first: u64,
+    last: u64,
+    pages: u64,
+    list: u64,
+    page_list: u64,
+    record_bytes: u64,
+    shared_bytes: u64,
+}
+
+/// The record of a piece of a page (skb_frag_t, all of whose versions are so since Linux 5.4): the page, and two words.
+const PIECE_BYTES: u64 = 16;
+
+impl Layout {
+    fn of(btf: &Btf) -> Result<Layout> {
+        let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
+        let (tcp, sock) = (|path: &str| offset("tcp_sock", path), |path: &str| offset("sock", path));
+        let (buffer, shared) = (|path: &str| offset("sk_buff", path), |path: &str| offset("skb_shared_info", path));
+        Ok(Layout {
+            private_data: offset("file", "private_data")?,
+            sock: offset("socket", "sk")?,
+            next_written: tcp("write_seq")?,
+            unacknowledged: tcp("snd_una")?,
+            urgent: tcp("snd_up")?,
+            next_received: tcp("rcv_nxt")?,
+            next_read: tcp("copied_seq")?,
+            sent: sock("tcp_rtx_queue")?,
+            unsent: sock("sk_write_queue")?,
+            node: buffer("rbnode")?,
+            left: offset("rb_node", "rb_left")?,
+            right: offset("rb_node", "rb_right")?,
+            next: buffer("next")?,
+            length: buffer("len")?,
+            in_pages: buffer("data_len")?,
+            head: buffer("head")?,
+            data: buffer("data")?,
+            end: buffer("end")?,
+            control: buffer("cb")?,
+            first: offset("tcp_skb_cb", "seq")?,
+            last: offset("tcp_skb_cb", "end_seq")?,
+            pages: shared("nr_frags")?,
+            list: shared("frags")?,
+            page_list: shared("frag_list")?,
+            record_bytes: btf.size_of("sk_buff").map_err(missing)?.into(),
+            shared_bytes: btf.size_of("skb_shared_info").map_err(missing)?.into(),
+        })
+    }
+}
+
+/// Where all memory is mapped, and where the struct of each page is.
+#[derive(Debug)]
+struct Memory {
+    mapped_at: u64,
+    pages_at: u64,
+    page_bytes: u64,
+}
+
+/// A buffer of a queue: which bytes, and where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Buffer {
+    first: u32,
+    last: u32,
+    length: u64,
+    pieces: Vec<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    kernel: KernelMemory,
+    layout: Layout,
+    memory: Memory,
+}
+
+/// Made at the first use. It takes a tenth of a second, and is the same for every cut.
+static READER: Mutex<Option<Reader>> = Mutex::new(None);
+
+fn with_reader<T>(work: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
+    // A reader holds nothing that could be half done.
+    let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
+    if reader.is_none() {
+        let btf = Btf::of_kernel().map_err(missing)?;
+        let (mut kernel, layout) = (KernelMemory::load(&btf)?, Layout::of(&btf)?);
+        let memory = Memory::find(&mut kernel, &btf, &layout)?;
+        *reader = Some(Reader { kernel, layout, memory });
+    }
+    reader.as_mut().map_or_else(|| Err(EbpfError::unexpected(DOING, "there is no reader")), work)
+}
+
+/// Has the program loaded, so that a freeze need not wait for it.
+pub fn prepare_for_tcp() -> Result<()> {
+    with_reader(|_| Ok(()))
+}
+
+/// The numbers of the TCP socket behind a descriptor of ours.
+pub fn tcp_numbers(socket: BorrowedFd<'_>) -> Result<TcpNumbers> {
+    with_reader(|reader| {
+        let sock = reader.sock(socket)?;
+        reader.numbers(sock)
+    })
+}
+
+/// The same, and all bytes that the other end has not acknowledged. Nobody may write to the socket meanwhile.
+pub fn tcp_unacknowledged(socket: BorrowedFd<'_>) -> Result<(TcpNumbers, Vec<u8>)> {
+    with_reader(|reader| {
+        /// The kernel goes on sending, and what was acknowledged goes.
+        const ATTEMPTS: usize = 100;
+        let sock = reader.sock(socket)?;
+        let mut last = EbpfError::unexpected(DOING, "it does not come to rest");
+        for _ in 0..ATTEMPTS {
+            match reader.unacknowledged(sock) {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    })
+}
+
+impl Reader {
+    fn sock(&mut self, socket: BorrowedFd<'_>) -> Result<u64> {
+        let file = self.kernel.open_file(socket.as_raw_fd())?;
+        let socket = self.kernel.number(file + self.layout.private_data)?;
+        self.kernel.number(socket + self.layout.sock)
+    }
+
+    fn word(&mut self, address: u64) -> Result<u32> {
+        Ok(self.kernel.number(address)? as u32)
+    }
+
+    fn numbers(&mut self, sock: u64) -> Result<TcpNumbers> {
+        let Layout { next_written, unacknowledged, urgent, next_received, next_read, .. } = self.layout;
+        let unacknowledged = self.word(sock + unacknowledged)?;
+        Ok(TcpNumbers {
+            next_written: self.word(sock + next_written)?,
+            unacknowledged,
+            next_received: self.word(sock + next_received)?,
+            next_read: self.word(sock + next_read)?,
+            is_urgent: self.word(sock + urgent)?.wrapping_sub(unacknowledged) as i32 > 0,
+        })
+    }
+
+    /// `None`: the queue has changed meanwhile.
+    fn unacknowledged(&mut self, sock: u64) -> Result<Option<(TcpNumbers, Vec<u8>)>> {
+        let before = self.numbers(sock)?;
+        let buffers = self.buffers(sock)?;
+        // Each goes on where the one before has ended, from the first byte to the last, or else they are not of one moment.
+        let (mut next, mut bytes) = (before.unacknowledged, Vec::new());
+        for (n, buffer) in buffers.iter().enumerate() {
+            let ends = u64::from(buffer.last.wrapping_sub(buffer.first)).wrapping_sub(buffer.length);
+            // The first may have been acknowledged in part.
+            let known = u64::from(next.wrapping_sub(buffer.first));
+            if ends > 1 || known > buffer.length || (n > 0 && known != 0) {
+                return Ok(None);
+            }
+            let from = bytes.len() + known as usize;
+            for &(address, length) in &buffer.pieces {
+                bytes.extend(self.kernel.bytes(address, length as usize)?);
+            }
+            bytes.drain(from - known as usize..from);
+            next = buffer.last;
+        }
+        let is_whole = next == before.next_written;
+        let now = self.numbers(sock)?;
+        let same = now.unacknowledged == before.unacknowledged && self.buffers(sock)? == buffers;
+        Ok((is_whole && same).then_some((now, bytes)))
+    }
+
+    /// Those that were sent, in a tree, and those that were not, in a list.
+    fn buffers(&mut self, sock: u64) -> Result<Vec<Buffer>> {
+        /// No socket has more.
+        const BUFFERS_MAX: usize = 1 << 20;
+        /// No tree of so many is deeper.
+        const DEPTH_MAX: usize = 64;
+        let endless = || EbpfError::unexpected(DOING, "its queue has no end");
+        let Layout { sent, unsent, node, left, right, next, .. } = self.layout;
+        let (mut found, mut above) = (Vec::new(), Vec::new());
+        let mut at = self.kernel.number(sock + sent)?;
+        loop {
+            while at != 0 {
+                let record = self.record(at - node)?;
+                at = field(&record, node + left)?;
+                above.push(record);
+                if above.len() > DEPTH_MAX {
+                    return Err(endless());
+                }
+            }
+            let Some(record) = above.pop() else { break };
+            found.push(self.buffer(&record)?);
+            at = field(&record, node + right)?;
+            if found.len() > BUFFERS_MAX {
+                return Err(endless());
+            }
+        }
+        let head = sock + unsent;
+        let mut at = self.kernel.number(head + next)?;
+        while at != head {
+            let record = self.record(at)?;
+            found.push(self.buffer(&record)?);
+            at = field(&record, next)?;
+            if found.len() > BUFFERS_MAX {
+                return Err(endless());
+            }
+        }
+        Ok(found)
+    }
+
+    /// A struct sk_buff.
+    fn record(&mut self, at: u64) -> Result<Vec<u8>> {
+        self.kernel.bytes(at, self.layout.record_bytes as usize)
+    }
+
+    fn buffer(&mut self, record: &[u8]) -> Result<Buffer> {
+        let Layout { length, in_pages, head, data, end, control, first, last, pages, list, page_list, .. } = self.layout;
+        let unsupported = |what: &str| Err(EbpfError::unsupported(DOING, what));
+        let word = |at: u64| Ok::<u32, EbpfError>(field(record, at)? as u32);
+        let (length, in_pages) = (word(length)?, word(in_pages)?);
+        let mut pieces = Vec::new();
+        let Some(plain) = length.checked_sub(in_pages) else { return unsupported("a buffer is longer than it is") };
+        if plain > 0 {
+            pieces.push((field(record, data)?, plain.into()));
+        }
+        if in_pages > 0 {
+            let shared = field(record, head)? + u64::from(word(end)?);
+            let shared = self.kernel.bytes(shared, self.layout.shared_bytes as usize)?;
+            let count = usize::from(shared.get(pages as usize).copied().unwrap_or(0));
+            if field(&shared, page_list)? != 0 {
+                return unsupported("a buffer consists of others");
+            }
+            for n in 0..count as u64 {
+                let record = list + n * PIECE_BYTES;
+                let (page, piece) = (field(&shared, record)?, field(&shared, record + 8)?);
+                pieces.push((self.memory.address_of(page)? + (piece >> 32), piece & u64::from(u32::MAX)));
+            }
+        }
+        if pieces.iter().map(|(_, length)| length).sum::<u64>() != u64::from(length) {
+            return unsupported("a buffer is not as long as its parts");
+        }
+        let (first, last) = (word(control + first)?, word(control + last)?);
+        Ok(Buffer { first, last, length: length.into(), pieces })
+    }
+}
+
+/// 64 bits of a record; the first half of them is what a field of 32 bits holds.
+fn field(record: &[u8], at: u64) -> Result<u64> {
+    let bytes = record.get(at as usize..).and_then(|rest| rest.first_chunk());
+    bytes.map(|bytes| u64::from_ne_bytes(*bytes)).ok_or_else(|| EbpfError::unexpected(DOING, "a record is shorter than it should be"))
+}
+
+impl Memory {
+    fn find(kernel: &mut KernelMemory, btf: &Btf, layout: &Layout) -> Result<Memory> {
+        /// Memory is mapped at a multiple of this, drawn at random when the kernel starts.
+        const STEP: u64 = 1 << 30;
+        /// As far as one of its records can be from the beginning of all memory.
+        const STEPS: u64 = 1 << 12;
+        let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
+        let error = |error: nix::Error| EbpfError::new(DOING, error);
+        let sample = Sample::draw()?;
+        let contents = sample.page();
+        let (read, write) = nix::unistd::pipe().map_err(error)?;
+        vmsplice(write.as_fd(), &[IoSlice::new(contents)], SpliceFFlags::empty()).map_err(error)?;
+        let frame = sample.frame()?;
+        let file = kernel.open_file(read.as_raw_fd())?;
+        let pipe = kernel.number(file + layout.private_data)?;
+        let buffers = kernel.number(pipe + offset("pipe_inode_info", "bufs")?)?;
+        let page = kernel.number(buffers + offset("pipe_buffer", "page")?)?;
+        let page_bytes = u64::from(btf.size_of("page").map_err(missing)?);
+        let pages_at = page.wrapping_sub(frame * page_bytes);
+        let near = pipe / STEP * STEP;
+        for step in 0..STEPS {
+            let mapped_at = near.wrapping_sub(step * STEP);
+            let seen = kernel.bytes(mapped_at.wrapping_add(frame * PAGE_SIZE), 64);
+            if seen.is_ok_and(|seen| contents.starts_with(&seen)) {
+                return Ok(Memory { mapped_at, pages_at, page_bytes });
+            }
+        }
+        Err(EbpfError::unsupported(DOING, "the place where this kernel maps all memory was not found"))
+    }
+
+    /// Where a page is mapped.
+    fn address_of(&self, page: u64) -> Result<u64> {
+        let offset = page.wrapping_sub(self.pages_at);
+        if page == 0 || !offset.is_multiple_of(self.page_bytes) {
+            return Err(EbpfError::unsupported(DOING, "a buffer is in memory of a device"));
+        }
+        Ok(self.mapped_at.wrapping_add(offset / self.page_bytes * PAGE_SIZE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// More than the other end has room for, written in odd pieces; then a part of it is read, and more goes out.
+    #[test]
+    fn all_that_has_not_arrived() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::skip::note("all_that_has_not_arrived", "not root");
+        }
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let (mut accepted, _) = server.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let (mut given, mut counter) = (Vec::new(), 0u32);
+        loop {
+            let piece: Vec<u8> = (0..1 + counter % 5000).flat_map(|n| (n ^ counter << 9).to_ne_bytes()).collect();
+            match client.write(&piece) {
+                Ok(written) => given.extend(&piece[..written]),
+                Err(_) => break,
+            }
+            counter += 1;
+        }
+        let mut taken = 0;
+        for _ in 0..20 {
+            let (numbers, rest) = tcp_unacknowledged(client.as_fd()).unwrap();
+            let there = tcp_numbers(accepted.as_fd()).unwrap();
+            assert_eq!(numbers.next_written.wrapping_sub(numbers.unacknowledged) as usize, rest.len());
+            assert!(rest.len() > 100_000 && given.ends_with(&rest), "{} of {}", rest.len(), given.len());
+            let arrived = given.len() - numbers.next_written.wrapping_sub(there.next_received) as usize;
+            assert_eq!(there.next_received.wrapping_sub(there.next_read) as usize, arrived - taken);
+            let mut part = vec![0; 7001];
+            accepted.read_exact(&mut part).unwrap();
+            assert_eq!(part, given[taken..taken + part.len()]);
+            taken += part.len();
+        }
+    }
+}
