@@ -15,12 +15,11 @@ use super::collector::ObjectKey;
 use super::file::{Descriptor, FileKind, OpenFile};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::tcp_connection::{self, Here, TcpConnection};
+use super::tcp_connection::{self, Here, TcpConnection, TcpEnd};
 use super::tcp_sockets::{Other, TcpSockets};
 use super::{Collector, Restorer, tcp_restore};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
-use crate::image::model::Section;
 use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 use crate::sys::{queue, socket as raw};
 
@@ -205,11 +204,11 @@ fn within(cx: &mut Collector<'_>, d: &Descriptor<'_>, info: &TcpInfo, other: Oth
     if let Some(connection) = cx.lookup(&key) {
         return Ok(TcpState::Connected { connection, end });
     }
-    let mut connection = TcpConnection::collect(cx, d, other.as_ref(), rest.as_ref())?;
+    let mut ends = TcpEnd::both(cx, d, other.as_ref(), rest.as_ref())?;
     if end == 1 {
-        connection.ends.reverse();
+        ends.reverse();
     }
-    let connection = cx.intern(key, |_, _| Ok(Section::encode(tcp_connection::KIND, &connection)?))?;
+    let connection = TcpConnection::intern(cx, key, [own.min(peer), own.max(peer)], &ends)?;
     Ok(TcpState::Connected { connection, end })
 }
 

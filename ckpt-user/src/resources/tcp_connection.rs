@@ -12,6 +12,7 @@ use nix::poll::PollFlags;
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
+use super::collector::ObjectKey;
 use super::file::{Descriptor, FdInfo};
 use super::holders::Holder;
 use super::socket::{self, SocketType};
@@ -20,6 +21,8 @@ use super::tcp_sockets::TcpSockets;
 use super::unix_peek::PeekOffset;
 use super::{Collector, tcp};
 use crate::error::{Doing, Error, Refusal, Result};
+use crate::ids::ObjRef;
+use crate::image::model::Section;
 use crate::sys::inet_diag::{Endpoint, InetSocket};
 use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 use crate::sys::{queue, socket as raw};
@@ -27,12 +30,14 @@ use crate::track::ebpf::{TcpNumbers, tcp_numbers, tcp_unacknowledged};
 
 /// The kind of the object.
 pub const KIND: &str = "tcp-connection";
+/// The kind of what each of its ends is: objects of their own, since both together may hold more than fits into one.
+pub const END: &str = "tcp-end";
 
 /// A connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpConnection {
-    /// Its two ends.
-    pub ends: [TcpEnd; 2],
+    /// Its two ends, objects of kind "tcp-end".
+    pub ends: [ObjRef; 2],
 }
 
 /// One end.
@@ -72,7 +77,7 @@ pub struct TcpEnd {
 }
 
 /// More cannot be in one object.
-const BYTES_MAX: usize = 48 << 20;
+const BYTES_MAX: usize = 60 << 20;
 const ADVICE: &str = "try again at a quieter moment";
 
 /// An end in the cut.
@@ -94,36 +99,58 @@ impl Here {
 }
 
 impl TcpConnection {
-    /// Of `one`, and of the other end if somebody has it. Where it was closed, `rest` is what the kernel keeps of it.
-    pub fn collect(cx: &mut Collector<'_>, one: &Descriptor<'_>, other: Option<&Here>, rest: Option<&InetSocket>) -> Result<TcpConnection> {
-        let Some(other) = other else {
-            let mut end = TcpEnd::collect(cx, one)?;
-            let closed = end.closed_peer();
-            let gone = rest.is_none_or(|rest| rest.sent == 0) || state::has_all(raw_tcp::info(one.own).doing(|| socket::looking(one))?.state);
-            if !gone {
-                return refuse(one, "is at the other end of a connection that a program has closed, and not all that it sent has arrived yet");
-            }
-            let mut nothing = Direction::default();
-            end.received = nothing.take(one)?;
-            return Ok(TcpConnection { ends: [end, closed] });
-        };
-        other.with(|other| {
-            let mut ends = [TcpEnd::collect(cx, one)?, TcpEnd::collect(cx, other)?];
-            let mut ways = [Direction::of(one, &ends[0])?, Direction::of(other, &ends[1])?];
-            ends[1].received = ways[0].take(other)?;
-            ends[0].received = ways[1].take(one)?;
-            let [there, back] = ways;
-            (ends[0].sent, ends[1].sent) = (there.rest, back.rest);
-            let bytes: usize = ends.iter().map(|end| end.received.len() + end.sent.len()).sum();
-            if bytes > BYTES_MAX {
-                return refuse(one, &format!("is a connection with {bytes} bytes on their way, which is more than ckpt saves of one"));
-            }
-            Ok(TcpConnection { ends })
+    /// Makes an object of a connection, after those of its ends. `inodes`: those of its ends, 0 for one that was closed.
+    pub fn intern(cx: &mut Collector<'_>, key: ObjectKey, inodes: [u64; 2], ends: &[TcpEnd; 2]) -> Result<ObjRef> {
+        cx.intern(key, |cx, _| {
+            let mut intern = |own: usize| {
+                let key = ObjectKey::Inode(END, inodes[own], inodes[1 - own]);
+                cx.intern(key, |_, _| Ok(Section::encode(END, &ends[own])?))
+            };
+            Ok(Section::encode(KIND, &TcpConnection { ends: [intern(0)?, intern(1)?] })?)
         })
     }
 }
 
 impl TcpEnd {
+    /// The ends of a connection: of `one`, and of the other end if somebody has it. Where it was closed, `rest` is what the kernel keeps of it.
+    pub fn both(
+        cx: &mut Collector<'_>,
+        one: &Descriptor<'_>,
+        other: Option<&Here>,
+        rest: Option<&InetSocket>,
+    ) -> Result<[TcpEnd; 2]> {
+        let Some(other) = other else {
+            let mut end = TcpEnd::collect(cx, one)?;
+            let closed = end.closed_peer();
+            if queue::unreceived(one.own).doing(|| socket::looking(one))? > 0 {
+                return refuse(one, "is a TCP connection that the other program has closed, with bytes on their way to it");
+            }
+            let gone = rest.is_none_or(|rest| rest.sent == 0) || has_all(one)?;
+            if !gone {
+                return refuse(
+                    one,
+                    "is at the other end of a connection that a program has closed, and not all that it sent has arrived yet",
+                );
+            }
+            end.received = Direction::default().take(cx, one)?;
+            return Ok([end, closed]);
+        };
+        other.with(|other| {
+            let mut ends = [TcpEnd::collect(cx, one)?, TcpEnd::collect(cx, other)?];
+            let mut ways = [Direction::of(one, &ends[0])?, Direction::of(other, &ends[1])?];
+            ends[1].received = ways[0].take(cx, other)?;
+            ends[0].received = ways[1].take(cx, one)?;
+            let [there, back] = ways;
+            (ends[0].sent, ends[1].sent) = (there.rest, back.rest);
+            if let Some(bytes) = ends.iter().map(|end| end.received.len() + end.sent.len()).find(|bytes| *bytes > BYTES_MAX) {
+                let reason =
+                    format!("is a TCP connection with {bytes} bytes on their way at one end, which is more than ckpt can save");
+                return refuse(one, &reason);
+            }
+            Ok(ends)
+        })
+    }
+
     /// All but what it has received and sent.
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpEnd> {
         let doing = || socket::looking(d);
@@ -180,14 +207,17 @@ fn refuse<T>(d: &Descriptor<'_>, reason: &str) -> Result<T> {
 /// Refuses what there is beside bytes.
 fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &TcpInfo) -> Result<()> {
     let doing = || socket::looking(d);
-    let refuse_for_good = |reason: String| cx.refuse(d.pid, socket::name(d), reason, "use --tcp-close, or let the program close it");
+    let refuse_for_good =
+        |reason: String| cx.refuse(d.pid, socket::name(d), reason, "use --tcp-close, or let the program close it");
     if socket.protocol == libc::IPPROTO_MPTCP {
         return refuse_for_good("is an MPTCP connection, which ckpt cannot save".to_owned());
     }
     let upper = raw_tcp::upper_protocol(d.own).doing(doing)?;
     if !upper.is_empty() {
         let upper = String::from_utf8_lossy(&upper);
-        return refuse_for_good(format!("is a TCP connection in which the kernel itself speaks {upper} (TCP_ULP), which ckpt cannot save"));
+        return refuse_for_good(format!(
+            "is a TCP connection in which the kernel itself speaks {upper} (TCP_ULP), which ckpt cannot save"
+        ));
     }
     if raw_tcp::is_in_repair(d.own).doing(doing)? {
         return refuse_for_good("is a TCP connection that is just being made by somebody (TCP_REPAIR)".to_owned());
@@ -207,7 +237,12 @@ fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &
     let all = TcpSockets::of(cx)?;
     if ends.is_some_and(|(from, to)| all.get(from, to).iter().any(|seen| seen.is_signed)) {
         let advice = "use --tcp-close, or let the program close it";
-        return cx.refuse(d.pid, socket::name(d), "is a TCP connection with signed segments (TCP_MD5SIG), whose key nobody is told", advice);
+        return cx.refuse(
+            d.pid,
+            socket::name(d),
+            "is a TCP connection with signed segments (TCP_MD5SIG), whose key nobody is told",
+            advice,
+        );
     }
     Ok(())
 }
@@ -231,32 +266,36 @@ impl Direction {
             return Ok(Direction { has_finished, ..Direction::default() });
         }
         match tcp_unacknowledged(from.own) {
-            Ok((numbers, _)) if numbers.is_urgent => refuse(from, "is a TCP connection with urgent data that has not arrived yet"),
-            Ok((numbers, rest)) => Ok(Direction { sender: Some(numbers), rest, has_finished }),
-            Err(error) => {
-                refuse(from, &format!("is a TCP connection with bytes on their way, at which ckpt cannot look without eBPF ({error})"))
+            Ok((numbers, _)) if numbers.is_urgent => {
+                refuse(from, "is a TCP connection with urgent data that has not arrived yet")
             }
+            Ok((numbers, rest)) => Ok(Direction { sender: Some(numbers), rest, has_finished }),
+            Err(error) => refuse(
+                from,
+                &format!("is a TCP connection with bytes on their way, at which ckpt cannot look without eBPF ({error})"),
+            ),
         }
     }
 
     /// What the other end, `to`, has received. What has not arrived there stays in `rest`.
-    fn take(&mut self, to: &Descriptor<'_>) -> Result<Vec<u8>> {
-        let doing = || socket::looking(to);
+    fn take(&mut self, cx: &mut Collector<'_>, to: &Descriptor<'_>) -> Result<Vec<u8>> {
         /// The kernel may be just receiving it.
         const ATTEMPTS: usize = 100;
         for _ in 0..ATTEMPTS {
             let before = self.sender.map(|_| numbers_of(to)).transpose()?;
             let received = peek(to)?;
-            let info = raw_tcp::info(to.own).doing(doing)?;
-            let has_end = state::has_all(info.state);
+            let has_end = has_all(to)?;
+            // A look ends where urgent data was, even if that was received.
+            let waiting = TcpSockets::of(cx)?.look(to)?.received as usize;
+            if !(received.len()..=received.len() + usize::from(has_end)).contains(&waiting) {
+                continue;
+            }
             let (Some(sender), Some(before)) = (self.sender, before) else {
                 // Nothing comes that is not here.
-                self.rest.clear();
                 return Ok(received);
             };
             let now = numbers_of(to)?;
-            let waiting = now.next_received.wrapping_sub(now.next_read) as usize;
-            if now != before || !(received.len()..=received.len() + usize::from(has_end)).contains(&waiting) {
+            if now != before {
                 continue;
             }
             let ends = usize::from(self.has_finished && !has_end);
@@ -266,8 +305,13 @@ impl Direction {
             self.rest.drain(..known);
             return Ok(received);
         }
-        refuse(to, "is a TCP connection that does not come to rest")
+        refuse(to, "is a TCP connection that does not come to rest, or had urgent data in its queue")
     }
+}
+
+/// Has all arrived that the other end has sent, and the end of it?
+fn has_all(d: &Descriptor<'_>) -> Result<bool> {
+    Ok(state::has_all(raw_tcp::info(d.own).doing(|| socket::looking(d))?.state))
 }
 
 fn numbers_of(d: &Descriptor<'_>) -> Result<TcpNumbers> {

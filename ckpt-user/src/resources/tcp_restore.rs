@@ -22,15 +22,16 @@ const OVERHEAD: usize = 64 << 10;
 
 /// Makes both ends. `None`: that end was closed.
 pub fn make(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<[Option<OwnedFd>; 2]> {
-    let connection: TcpConnection = cx.record(connection, tcp_connection::KIND)?;
-    for end in &connection.ends {
+    let TcpConnection { ends: [one, other] } = cx.record(connection, tcp_connection::KIND)?;
+    let ends: [TcpEnd; 2] = [cx.record(one, tcp_connection::END)?, cx.record(other, tcp_connection::END)?];
+    for end in &ends {
         if !end.socket.is_inet() || end.socket.kind != libc::SOCK_STREAM || end.socket.protocol == libc::IPPROTO_MPTCP {
             return Err(Error::Restart(format!("the image holds {} as an end of a TCP connection", end.socket)));
         }
     }
     let starts = [(); 2].map(|()| RandomState::new().build_hasher().finish() as u32);
     let made = [0, 1].map(|n| {
-        let [end, other] = [n, 1 - n].map(|n| &connection.ends[n]);
+        let [end, other] = [n, 1 - n].map(|n| &ends[n]);
         // What the other end has received already was sent before.
         end.make(starts[n].wrapping_add(other.received.len() as u32), starts[1 - n], other)
     });
@@ -40,15 +41,15 @@ pub fn make(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<[Option<OwnedFd
         let open = (!end.closed).then(|| fd.try_clone().doing(|| "cannot duplicate a socket"));
         open.transpose()
     };
-    let ends = [duplicate(&a, &connection.ends[0])?, duplicate(&b, &connection.ends[1])?];
+    let open = [duplicate(&a, &ends[0])?, duplicate(&b, &ends[1])?];
     cx.when_open(move |_| {
         let fds = [a, b];
-        let alive = connection.ends.iter().zip(&fds);
+        let alive = ends.iter().zip(&fds);
         alive.clone().try_for_each(|(end, fd)| end.come_alive(fd.as_fd()))?;
         // Those that are closed end with that.
         alive.clone().try_for_each(|(end, fd)| end.send(fd.as_fd()))
     });
-    Ok(ends)
+    Ok(open)
 }
 
 impl TcpEnd {
@@ -80,6 +81,10 @@ impl TcpEnd {
         Buffer::RECEIVING.make_room(fd.as_fd(), room.max(self.buffers.1 as usize)).doing(doing)?;
         raw_tcp::put_received(fd.as_fd(), &self.received)
             .doing(|| format!("cannot put {} bytes back into {}", self.received.len(), self.name()))?;
+        if !self.closed {
+            // What waits may be more than it has room for: then it takes more once some of it was read.
+            Buffer::RECEIVING.make_room(fd.as_fd(), self.buffers.1 as usize).doing(doing)?;
+        }
         Ok(fd)
     }
 
@@ -87,7 +92,10 @@ impl TcpEnd {
         let fd = self.socket.create()?;
         self.options.restore(fd.as_fd())?;
         raw_tcp::begin_repair(fd.as_fd()).doing(|| {
-            format!("cannot make {} again (TCP_REPAIR); run ckpt as root, or with CAP_NET_ADMIN in this network namespace", self.name())
+            format!(
+                "cannot make {} again (TCP_REPAIR); run ckpt as root, or with CAP_NET_ADMIN in this network namespace",
+                self.name()
+            )
         })?;
         raw::bind(fd.as_fd(), &self.local).map_err(|error| socket::cannot_bind(&self.local, error))?;
         Ok(fd)
@@ -165,7 +173,9 @@ impl Buffer {
         // The kernel doubles what it is told.
         let half = i32::try_from(bytes / 2).unwrap_or(i32::MAX / 2);
         match raw::set_int_option(fd, libc::SOL_SOCKET, self.force, half) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => raw::set_int_option(fd, libc::SOL_SOCKET, self.plain, half)?,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                raw::set_int_option(fd, libc::SOL_SOCKET, self.plain, half)?
+            }
             other => other?,
         }
         match locks {

@@ -9,7 +9,7 @@ use super::Collector;
 use super::file::Descriptor;
 use super::holders::{Holder, Holders};
 use super::socket;
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::sys::inet_diag::{Endpoint, InetDiag, InetSocket};
 use crate::sys::socket as raw;
 use crate::sys::tcp::state;
@@ -17,6 +17,7 @@ use crate::sys::tcp::state;
 /// See the module.
 #[derive(Debug)]
 pub struct TcpSockets {
+    diag: InetDiag,
     /// By the address of the socket and that of its peer.
     by_ends: HashMap<(Endpoint, Endpoint), Vec<InetSocket>>,
 }
@@ -41,18 +42,29 @@ impl TcpSockets {
     pub fn of(cx: &mut Collector<'_>) -> Result<Arc<TcpSockets>> {
         cx.fact(|_| {
             let doing = || "cannot ask the kernel about TCP sockets (NETLINK_SOCK_DIAG; is its module inet_diag there?)";
-            let all = InetDiag::open().and_then(|diag| diag.all()).doing(doing)?;
+            let diag = InetDiag::open().doing(doing)?;
             let mut by_ends: HashMap<_, Vec<InetSocket>> = HashMap::new();
-            for found in all {
+            for found in diag.all().doing(doing)? {
                 by_ends.entry((found.local, found.peer)).or_default().push(found);
             }
-            Ok(TcpSockets { by_ends })
+            Ok(TcpSockets { diag, by_ends })
         })
     }
 
     /// The sockets with this address and this peer.
     pub fn get(&self, local: Endpoint, peer: Endpoint) -> &[InetSocket] {
         self.by_ends.get(&(local, peer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// A connected socket as it is now.
+    pub fn look(&self, d: &Descriptor<'_>) -> Result<InetSocket> {
+        let doing = || socket::looking(d);
+        let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+        let seen = Endpoint::of(&local).zip(Endpoint::of(&peer)).map(|(from, to)| self.get(from, to));
+        match seen {
+            Some([one]) if u64::from(one.inode) == d.stat.st_ino => self.diag.look(one).doing(doing),
+            _ => Err(Error::Unexpected(format!("the kernel does not list the TCP socket {} of pid {}", d.fd, d.pid))),
+        }
     }
 
     /// Who is at the other end of the connection `d`, in state `own`.

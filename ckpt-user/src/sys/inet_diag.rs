@@ -144,6 +144,14 @@ impl InetDiag {
         Ok(all)
     }
 
+    /// One of them again, as it is now.
+    pub fn look(&self, known: &InetSocket) -> io::Result<InetSocket> {
+        self.send(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, known.family, u32::MAX, known.id)?;
+        let mut found = None;
+        self.answers(|message, attributes| found = Some(parse(message, attributes)))?;
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+
     /// Takes away what is left of a connection that no program has a descriptor of. Whoever is at the other end is told (CONFIG_INET_DIAG_DESTROY).
     pub fn destroy(&self, rest: &InetSocket) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;

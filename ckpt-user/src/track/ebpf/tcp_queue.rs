@@ -301,7 +301,9 @@ impl Reader {
 /// 64 bits of a record; the first half of them is what a field of 32 bits holds.
 fn field(record: &[u8], at: u64) -> Result<u64> {
     let bytes = record.get(at as usize..).and_then(|rest| rest.first_chunk());
-    bytes.map(|bytes| u64::from_ne_bytes(*bytes)).ok_or_else(|| EbpfError::unexpected(DOING, "a record is shorter than it should be"))
+    bytes
+        .map(|bytes| u64::from_ne_bytes(*bytes))
+        .ok_or_else(|| EbpfError::unexpected(DOING, "a record is shorter than it should be"))
 }
 
 impl Memory {
