@@ -225,10 +225,21 @@ fn refuse_connection<T>(cx: &Collector<'_>, d: &Descriptor<'_>, state: &str) -> 
 
 /// Connections may be on its port: those of the image, and what is left of those of the program's earlier life. That must not keep it from
 /// coming back.
-fn with_reuse(fd: BorrowedFd<'_>, record: &TcpRecord, work: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<()>) -> Result<()> {
+fn with_reuse(fd: BorrowedFd<'_>, record: &TcpRecord, work: impl Fn(BorrowedFd<'_>) -> std::io::Result<()>) -> Result<()> {
     let reuse = |on| raw::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on).doing(|| "cannot set SO_REUSEADDR");
     reuse(1)?;
-    work(fd).map_err(|error| socket::cannot_bind(&record.local, error))?;
+    let done = match work(fd) {
+        // What is left of connections of a program that would not share its port.
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => match tcp_restore::free_port(&record.local) {
+            Ok(()) => work(fd),
+            Err(left) => {
+                tracing::info!("what is left of connections cannot be taken away: {left}");
+                Err(error)
+            }
+        },
+        other => other,
+    };
+    done.map_err(|error| socket::cannot_bind(&record.local, error))?;
     reuse(i32::from(record.options.is_set(libc::SOL_SOCKET, libc::SO_REUSEADDR)))
 }
 

@@ -13,7 +13,7 @@ use super::socket;
 use super::tcp_connection::{self, TcpConnection, TcpEnd};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
-use crate::sys::inet_diag::{Endpoint, InetDiag};
+use crate::sys::inet_diag::{Endpoint, InetDiag, InetSocket};
 use crate::sys::socket as raw;
 use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 
@@ -105,20 +105,11 @@ impl TcpEnd {
         TcpInfo { scales: self.scales, sack: self.sack, timestamps: self.timestamps, ..TcpInfo::default() }
     }
 
-    /// Takes away what is left of the connection, of which no program has a descriptor.
+    /// Takes away what is left of the connection's earlier life.
     fn free(&self) -> Result<()> {
-        let doing = || format!("cannot take away what is left of {}; it goes by itself within two minutes", self.name());
-        let diag = InetDiag::open().doing(doing)?;
-        let (local, peer) = (Endpoint::of(&self.local), Endpoint::of(&self.peer));
-        let left = diag.all().doing(doing)?.into_iter().filter(|one| (Some(one.local), Some(one.peer)) == (local, peer));
-        for rest in left.filter(|one| one.inode == 0 && state::has_finished(one.state)) {
-            match diag.destroy(&rest) {
-                // It has gone by itself.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other.doing(doing)?,
-            }
-        }
-        Ok(())
+        let ends = (Endpoint::of(&self.local), Endpoint::of(&self.peer));
+        let gone = take_rests_away(|one| (Some(one.local), Some(one.peer)) == ends);
+        gone.doing(|| format!("cannot take away what is left of {}; it goes by itself within two minutes", self.name()))
     }
 
     fn come_alive(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -154,6 +145,28 @@ impl TcpEnd {
         }
         .doing(|| format!("cannot shut {} down", self.name()))
     }
+}
+
+/// Takes away what is left of connections that were closed, from or to a port with this address, of which no program has a descriptor.
+pub fn free_port(address: &[u8]) -> std::io::Result<()> {
+    let Some(Endpoint { host, port }) = Endpoint::of(address) else { return Ok(()) };
+    let is_any = host == [0; 16] || host == IPV4_ANY;
+    take_rests_away(|one| one.local.port == port && (is_any || one.local.host == host))
+}
+
+/// 0.0.0.0, mapped to IPv6.
+const IPV4_ANY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+
+fn take_rests_away(which: impl Fn(&InetSocket) -> bool) -> std::io::Result<()> {
+    let diag = InetDiag::open()?;
+    for rest in diag.all()?.into_iter().filter(|one| one.inode == 0 && state::has_finished(one.state) && which(one)) {
+        match diag.destroy(&rest) {
+            // It has gone by itself.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// A buffer of a socket: its options, beyond the limit of the machine and within, and the bit that keeps its size (SO_BUF_LOCK).

@@ -1,18 +1,21 @@
 //! Every TCP connection of the machine, as the kernel lists them: decides whether the other end of one is in the cut, belongs to somebody
 //! else, or was closed by its program.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::Collector;
+use super::descriptors;
 use super::file::Descriptor;
 use super::holders::{Holder, Holders};
 use super::socket;
 use crate::error::{Doing, Error, Result};
+use crate::ids::Pid;
 use crate::sys::inet_diag::{Endpoint, InetDiag, InetSocket};
 use crate::sys::socket as raw;
 use crate::sys::tcp::state;
+use crate::track::ebpf::prepare_for_tcp;
 
 /// See the module.
 #[derive(Debug)]
@@ -88,6 +91,23 @@ impl TcpSockets {
         let all = Holders::of(cx)?;
         let holder = all.get(d.stat.st_dev, other.inode.into()).first();
         Ok(holder.map_or(Other::Outside, |holder| Other::Here(*holder, other)))
+    }
+}
+
+/// Has what looks into TCP connections loaded, if one of the processes has some, so that a freeze need not wait for it.
+pub fn prepare(pids: &[Pid]) {
+    // What cannot be looked at is told when it is collected.
+    let Ok(all) = InetDiag::open().and_then(|diag| diag.all()) else { return };
+    let names: HashSet<_> = all.iter().filter(|one| one.inode != 0).map(|one| format!("socket:[{}]", one.inode)).collect();
+    let is_one = |pid: Pid, fd| {
+        descriptors::link(pid, fd).ok().flatten().is_some_and(|link| link.to_str().is_some_and(|link| names.contains(link)))
+    };
+    let have_one = |pid: &Pid| descriptors::numbers(*pid).into_iter().flatten().any(|fd| is_one(*pid, fd));
+    if !names.is_empty()
+        && pids.iter().any(have_one)
+        && let Err(error) = prepare_for_tcp()
+    {
+        tracing::info!("what is on its way in TCP connections cannot be looked at: {error}");
     }
 }
 
