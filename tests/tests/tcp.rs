@@ -1,7 +1,8 @@
 //! TCP connections within the tree: every byte in its place after a restart, in every state that a connection can be in.
 
 use ckpt_tests::needs_root;
-use ckpt_tests::passing::is_the_same;
+use ckpt_tests::passing::{is_the_same, start};
+use ckpt_tests::{ckpt, process};
 
 /// What each end has received and sent, small amounts and large ones, and that it goes on.
 #[test]
@@ -39,4 +40,270 @@ def report():
     );
     assert_eq!(told.len(), 12, "{told:#?}");
     assert_eq!(told[0], "True");
+}
+
+/// For scripts: connections of several families, and what is read from one until it has no more for now.
+const HELP: &str = "
+def connected(server):
+    client = socket.create_connection(server.getsockname()[:2])
+    return client, server.accept()[0]
+def rest(one):
+    one.setblocking(False)
+    data = b''
+    while True:
+        try: piece = one.recv(1 << 20)
+        except BlockingIOError: return bytes_of(data), 'more may come'
+        except OSError as error: return bytes_of(data), errno.errorcode[error.errno]
+        if not piece: return bytes_of(data), 'end'
+        data += piece
+def written(one):
+    try: return one.send(b'x')
+    except OSError as error: return errno.errorcode[error.errno]
+def settled(one, *events):
+    poll = select.poll()
+    poll.register(one, *events)
+    assert poll.poll(10000)
+";
+
+/// Halves that are shut down, by this end, by the other, and by both; what was sent before that is read first.
+#[test]
+fn halves_that_are_shut_down() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+pairs = [connected(server) for _ in range(8)]
+for n, (a, b) in enumerate(pairs):
+    a.send(b'to b' * 10); b.send(b'to a')
+    if n & 1: a.shutdown(socket.SHUT_WR); settled(b, select.POLLRDHUP)
+    if n & 2: b.shutdown(socket.SHUT_RD)
+    if n & 4 and not n & 1: b.shutdown(socket.SHUT_WR); settled(a, select.POLLRDHUP)
+def report():
+    for a, b in pairs:
+        print(written(a), written(b), rest(a), rest(b), written(a), written(b))
+    print('done', flush=True)
+"
+    ));
+    assert!(told[1].contains("EPIPE") && told[1].contains("'end'"), "{told:#?}");
+}
+
+/// A large amount waits behind a window that is shut, and then the end of it.
+#[test]
+fn an_end_behind_full_queues() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+import random
+server = socket.create_server(('127.0.0.1', 0))
+server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20000)
+pairs = [connected(server) for _ in range(3)]
+data = random.Random(1).randbytes(40 << 20)
+lengths, sums = [], []
+for n, (a, b) in enumerate(pairs):
+    a.setblocking(False)
+    sent = 0
+    try:
+        while True: sent += a.send(data[sent:sent + 70001])
+    except BlockingIOError: pass
+    lengths.append(sent)
+    sums.append(hashlib.md5(data[:sent]).hexdigest())
+    if n == 1: a.shutdown(socket.SHUT_WR)
+    if n == 2: b.shutdown(socket.SHUT_WR)
+def report():
+    for length, (a, b) in zip(lengths, pairs):
+        digest, got = hashlib.md5(), 0
+        while got < length:
+            piece = b.recv(100000)
+            got += len(piece)
+            digest.update(piece)
+        print(got == length, digest.hexdigest() == sums[pairs.index((a, b))], rest(b), rest(a), written(a), written(b))
+    print('done', flush=True)
+"
+    ));
+    assert_eq!(told.len(), 3, "{told:#?}");
+}
+
+/// Its program has closed the other end: what it had sent is there, then the end, and whoever writes is told.
+#[test]
+fn the_other_end_was_closed() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+a, b = connected(server)
+b.sendall(b'last words' * 1000)
+b.close()
+c, d = connected(server)
+c.send(b'of a client')
+c.close()
+settled(a, select.POLLRDHUP); settled(d, select.POLLRDHUP)
+def report():
+    for one in a, d:
+        print(rest(one), written(one))
+        settled(one, select.POLLHUP)
+        print(rest(one), written(one))
+    print('done', flush=True)
+"
+    ));
+    assert!(told[0].contains("'end') 1") && told[1].contains("EPIPE"), "{told:#?}");
+}
+
+/// IPv6, IPv4 in IPv6, the machine's other addresses, and servers that listen to any.
+#[test]
+fn addresses() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+ways = [('127.0.0.1', '127.0.0.1'), ('::1', '::1'), ('::', '127.0.0.1'), ('::', '::1'), ('', '127.3.2.1'), ('::', '::ffff:127.0.0.5')]
+ways += [('', line.split('inet ')[1].split('/')[0]) for line in os.popen('ip -o -4 addr show scope global').read().splitlines()][:1]
+pairs, servers = [], []
+for here, there in ways:
+    family = socket.AF_INET6 if ':' in here else socket.AF_INET
+    server = socket.socket(family)
+    if family == socket.AF_INET6: server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    server.bind((here, 0))
+    server.listen()
+    client = socket.socket(socket.AF_INET6 if ':' in there else socket.AF_INET)
+    client.connect((there, server.getsockname()[1]))
+    pairs.append((client, server.accept()[0]))
+    servers.append(server)
+    client.send(b'there'); pairs[-1][1].send(b'back')
+def name(one): return one.getsockname(), one.getpeername()
+names = [name(one) for pair in pairs for one in pair]
+def report():
+    print(names == [name(one) for pair in pairs for one in pair])
+    for (a, b), server in zip(pairs, servers):
+        print(a.recv(100), b.recv(100), written(a), written(b), a.recv(100), b.recv(100))
+        client = socket.socket(a.family)
+        client.connect(a.getpeername())
+        print(server.accept()[0].getpeername()[1] == client.getsockname()[1])
+    print('done', flush=True)
+"
+    ));
+    assert!(told.len() >= 13 && told[0] == "True", "{told:#?}");
+}
+
+/// What programs set, also what can only be set before a socket is bound; sizes of buffers that grow by themselves go on to.
+#[test]
+fn options() {
+    needs_root!();
+    is_the_same(&format!(
+        "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+plain = connected(server)
+a, b = connected(server)
+T, S = socket.IPPROTO_TCP, socket.SOL_SOCKET
+a.setsockopt(T, socket.TCP_NODELAY, 1)
+b.setsockopt(T, socket.TCP_CORK, 1)
+for n, value in ((socket.TCP_KEEPIDLE, 77), (socket.TCP_KEEPINTVL, 7), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, 5000)): a.setsockopt(T, n, value)
+a.setsockopt(T, socket.TCP_CONGESTION, b'reno')
+for n, value in ((socket.SO_KEEPALIVE, 1), (socket.SO_RCVBUF, 30000), (socket.SO_SNDBUF, 50000), (socket.SO_REUSEADDR, 1), (socket.SO_MARK, 9), (socket.SO_RCVLOWAT, 5)):
+    a.setsockopt(S, n, value)
+b.setsockopt(S, socket.SO_LINGER, struct.pack('ii', 1, 5))
+b.setsockopt(S, socket.SO_RCVTIMEO, struct.pack('qq', 3, 250000))
+a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
+b.setblocking(False)
+def report():
+    for one in plain + (a, b):
+        own = [one.getsockopt(S, n, 16) for n in (socket.SO_KEEPALIVE, socket.SO_RCVBUF, socket.SO_SNDBUF, socket.SO_REUSEADDR, socket.SO_MARK, socket.SO_RCVLOWAT, socket.SO_LINGER, socket.SO_RCVTIMEO, 72)]
+        print(own, [one.getsockopt(T, n, 16) for n in (socket.TCP_NODELAY, socket.TCP_CORK, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT, socket.TCP_CONGESTION)], one.getsockopt(socket.IPPROTO_IP, socket.IP_TOS), one.getblocking())
+        info = one.getsockopt(T, socket.TCP_INFO, 104)
+        print(info[0], info[5] & 7, info[6])
+    print('done', flush=True)
+"
+    ));
+}
+
+/// A program that does not share its port (SO_REUSEADDR), and connections that are shared by processes, sent to others, and in flight.
+#[test]
+fn held_in_many_ways() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen()
+pairs = [connected(server) for _ in range(3)]
+for n, (a, b) in enumerate(pairs): a.send(b'to b %d' % n); b.send(b'to a %d' % n)
+x, y = socket.socketpair()
+(a, b), (c, d), (e, f) = pairs
+# One end in flight, and both of another.
+sent(x, b'one', b.detach())
+sent(x, b'both', c.detach(), d.detach())
+if os.fork() == 0:
+    e.close()
+    signal.sigwait([signal.SIGUSR2])
+    print(f.recv(100), flush=True)
+    f.send(b'from a child')
+    while True: signal.pause()
+child = int(open('/proc/self/task/%d/children' % os.getpid()).read())
+again = e.dup()
+def report():
+    b, = receive(y)[1]
+    c, d = [socket.socket(fileno=fd) for fd in receive(y)[1]]
+    b = socket.socket(fileno=b)
+    for one, other in (a, b), (c, d):
+        print(one.recv(100), other.recv(100), written(one), written(other), one.recv(10), other.recv(10))
+    print(e.recv(100))
+    os.kill(child, signal.SIGUSR2)
+    print(again.recv(100), os.fstat(e.fileno()) == os.fstat(again.fileno()))
+    print('done', flush=True)
+"
+    ));
+    assert_eq!(told.len(), 5, "{told:#?}");
+}
+
+/// The job dies by SIGKILL, and comes back at once, again and again: what is left of its connections is not in the way.
+#[test]
+fn again_and_again() {
+    needs_root!();
+    let (folder, mut job) = start(&format!(
+        "{HELP}
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen()
+pairs = [connected(server) for _ in range(20)]
+for a, b in pairs: a.send(b'there')
+pairs[0][1].send(b'never read')
+def report():
+    print(*{{b.recv(100) for a, b in pairs}}, {{written(a) for a, b in pairs}})
+    print('done', flush=True)
+"
+    ));
+    let image = folder.path().join("image");
+    ckpt::checkpoint(job.pid(), &image, &[]);
+    for n in 0..6 {
+        let family = process::descendants(job.pid());
+        job.kill();
+        process::kill_all(&family);
+        job = ckpt::restart(&job, &image, &["--files", "rollback", "--discard-changes"]);
+        if n % 2 == 1 {
+            assert_eq!(job.report(), ["b'there' {1}"]);
+        }
+    }
+}
+
+/// What there is beside bytes is refused for the moment, and nothing is changed by the look.
+#[test]
+fn urgent_data_is_refused() {
+    needs_root!();
+    for read in ["", "b.recv(1, socket.MSG_OOB)"] {
+        let (folder, job) = start(&format!(
+            "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+a, b = connected(server)
+a.send(b'before')
+a.send(b'!', socket.MSG_OOB)
+settled(b, select.POLLPRI)
+a.send(b'after')
+{read}
+def report():
+    print(b.recv(100), b.recv(100))
+    print('done', flush=True)
+"
+        ));
+        let refusal = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
+        assert!(refusal.contains("urgent data"), "{refusal}");
+        assert_eq!(job.report(), ["b'before' b'after'"]);
+    }
 }

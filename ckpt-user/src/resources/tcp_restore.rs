@@ -79,7 +79,7 @@ impl TcpEnd {
         raw_tcp::set_agreed(fd.as_fd(), &self.agreed(), other.segment_max).doing(doing)?;
         let room = self.received.len().saturating_mul(2).saturating_add(OVERHEAD);
         Buffer::RECEIVING.make_room(fd.as_fd(), room.max(self.buffers.1 as usize)).doing(doing)?;
-        raw_tcp::put_received(fd.as_fd(), &self.received)
+        raw_tcp::put_received(fd.as_fd(), &self.received, receives.wrapping_add(self.received.len() as u32))
             .doing(|| format!("cannot put {} bytes back into {}", self.received.len(), self.name()))?;
         if !self.closed {
             // What waits may be more than it has room for: then it takes more once some of it was read.

@@ -109,6 +109,10 @@ const REPAIR: i32 = 19;
 const REPAIR_QUEUE: i32 = 20;
 const QUEUE_SEQ: i32 = 21;
 const REPAIR_OPTIONS: i32 = 22;
+const REPAIR_WINDOW: i32 = 29;
+/// struct tcp_repair_window: it begins with the number of the segment that has last told how much the other end takes (snd_wl1), and ends with the
+/// number up to which all is acknowledged (rcv_wup).
+const WINDOW_BYTES: usize = 20;
 const RECEIVING: i32 = 1;
 const SENDING: i32 = 2;
 // TCP_REPAIR_OPTIONS: the numbers of the options in a segment (RFC 9293, RFC 7323).
@@ -156,8 +160,8 @@ pub fn set_agreed(fd: BorrowedFd<'_>, info: &TcpInfo, segment_max: u32) -> io::R
     socket::set_option(fd, libc::SOL_TCP, REPAIR_OPTIONS, bytemuck::cast_slice(&options))
 }
 
-/// Puts bytes behind what it has received.
-pub fn put_received(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+/// Puts bytes behind what it has received. `next`: the number of the byte that comes after them.
+pub fn put_received(fd: BorrowedFd<'_>, bytes: &[u8], next: u32) -> io::Result<()> {
     /// Each piece becomes one segment, whose memory is one piece, too.
     const PIECE: usize = 16 << 10;
     socket::set_int_option(fd, libc::SOL_TCP, REPAIR_QUEUE, RECEIVING)?;
@@ -167,7 +171,12 @@ pub fn put_received(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
             rest = &rest[socket::send_now(fd, rest)?..];
         }
     }
-    Ok(())
+    // It is as if all of this had been acknowledged: or it would not answer who asks how much it takes.
+    let mut window = [0; WINDOW_BYTES];
+    socket::option_into(fd, libc::SOL_TCP, REPAIR_WINDOW, &mut window)?;
+    window[..4].copy_from_slice(&next.wrapping_sub(1).to_ne_bytes());
+    window[WINDOW_BYTES - 4..].copy_from_slice(&next.to_ne_bytes());
+    socket::set_option(fd, libc::SOL_TCP, REPAIR_WINDOW, &window)
 }
 
 /// What waits to be received, looked at without taking it: at most `room` bytes. The peek offset (SO_PEEK_OFF) must be off.
