@@ -307,3 +307,50 @@ def report():
         assert_eq!(job.report(), ["b'before' b'after'"]);
     }
 }
+
+/// Clients that have connected, in their order: with nothing sent, with some, with more than there is room for, at the end of what they send, and gone.
+#[test]
+fn connections_that_wait_to_be_accepted() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+servers = [socket.create_server(('127.0.0.1', 0)), socket.create_server(('::1', 0), family=socket.AF_INET6), socket.create_server(('', 0))]
+big = bytes(range(256)) * 40000
+clients = []
+def client(server, data, how=None):
+    to = server.getsockname()
+    one = socket.create_connection(('127.0.0.1' if to[0] == '0.0.0.0' else to[0], to[1]))
+    one.settimeout(0.5)
+    sent = 0
+    try:
+        while sent < len(data): sent += one.send(data[sent:])
+    except TimeoutError: pass
+    if how == 'end': one.shutdown(socket.SHUT_WR)
+    if how == 'close': one.close()
+    clients.append((None if how == 'close' else one, server, sent))
+for n, server in enumerate(servers):
+    client(server, b'')
+    client(server, b'early %d' % n)
+    client(server, b'the end of it', 'end')
+    client(server, b'of somebody who is gone', 'close')
+    client(server, b'', 'close')
+    if n == 0: client(server, big)
+    client(server, b'last')
+def report():
+    for one, server, sent in clients:
+        accepted, address = server.accept()
+        data = b''
+        while len(data) < sent: data += accepted.recv(1 << 20)
+        print(bytes_of(data), sent, one and address == one.getsockname(), rest(accepted), accepted.getsockname()[1] == server.getsockname()[1])
+        accepted.setblocking(True)
+        if one:
+            accepted.send(b'served')
+            print(one.recv(100), one.getpeername() == accepted.getsockname())
+            if sent and sent < 10:
+                one.send(b'more')
+                print(accepted.recv(100))
+    print('done', flush=True)
+"
+    ));
+    assert!(told.len() > 30 && told[0].contains("more may come"), "{told:#?}");
+}

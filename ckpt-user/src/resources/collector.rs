@@ -73,6 +73,8 @@ pub struct Collector<'a> {
     pub written: Written,
     /// Files behind mappings that were looked at before.
     pub looked_at: Option<&'a LookedAt>,
+    /// The processes are looked at while they run (`ckpt check`): what waits in queues is of no interest, and does not stand still.
+    pub is_running: bool,
     in_flight: Vec<u32>,
     objects: Vec<Object>,
     /// Where each object stands in the table.
@@ -94,6 +96,7 @@ impl<'a> Collector<'a> {
             external: HashSet::new(),
             written: Written::default(),
             looked_at: None,
+            is_running: false,
             in_flight: Vec::new(),
             objects: Vec::new(),
             places: HashMap::new(),

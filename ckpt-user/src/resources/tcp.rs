@@ -17,9 +17,10 @@ use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
 use super::tcp_connection::{self, Here, TcpConnection, TcpEnd};
 use super::tcp_sockets::{Other, TcpSockets};
-use super::{Collector, Restorer, tcp_restore};
+use super::{Collector, Restorer, tcp_backlog, tcp_restore, tcp_sockets};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
+use crate::sys::inet_diag::Endpoint;
 use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 use crate::sys::{queue, socket as raw};
 
@@ -43,7 +44,7 @@ pub struct TcpRecord {
 }
 
 /// What a TCP socket was doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TcpState {
     /// Nothing yet.
     Unconnected,
@@ -51,6 +52,9 @@ pub enum TcpState {
     Listening {
         /// As listen(2) took it.
         backlog: u32,
+        /// Those that wait to be accepted, in order: objects of kind "tcp-connection".
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        waiting: Vec<ObjRef>,
     },
     /// It was connected, or tried to be.
     Closed,
@@ -78,15 +82,17 @@ impl FileKind for Tcp {
         let info = raw_tcp::info(d.own).doing(|| socket::looking(d))?;
         let state = match info.state {
             state::LISTEN => {
-                if info.waiting > 0 && !cx.options.tcp_close {
-                    return cx.refuse_for_now(
-                        d.pid,
-                        socket::name(d),
-                        format!("has {} connections that the program has not accepted yet", info.waiting),
-                        "try again, or use --tcp-close, which closes them",
-                    );
-                }
-                TcpState::Listening { backlog: info.backlog }
+                let waiting = match info.waiting {
+                    0 => Vec::new(),
+                    count => match tcp_backlog::collect(cx, d, count) {
+                        Err(Error::Refused(refusal)) if cx.options.tcp_close => {
+                            tracing::info!("saved without those that wait: {refusal}");
+                            Vec::new()
+                        }
+                        other => other?,
+                    },
+                };
+                TcpState::Listening { backlog: info.backlog, waiting }
             }
             state::CLOSE => unconnected(cx, d)?,
             _ => connected(cx, d, socket, &info)?,
@@ -124,13 +130,16 @@ impl FileKind for Tcp {
                 other => other.doing(|| "cannot shut a socket down")?,
             }
         }
+        if let TcpState::Listening { waiting, .. } = &record.state {
+            waiting.iter().try_for_each(|&connection| tcp_restore::connect_later(cx, connection))?;
+        }
         Ok(fd)
     }
 
     /// Listens: late, so that nobody can connect to a program that may yet fail to restart.
     fn finish(_cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
-        let TcpState::Listening { backlog } = record.state else { return Ok(()) };
-        with_reuse(fd, record, |fd| raw::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX)))
+        let TcpState::Listening { backlog, .. } = &record.state else { return Ok(()) };
+        with_reuse(fd, record, |fd| raw::listen(fd, i32::try_from(*backlog).unwrap_or(i32::MAX)))
     }
 }
 
@@ -193,10 +202,7 @@ fn within(cx: &mut Collector<'_>, d: &Descriptor<'_>, info: &TcpInfo, other: Oth
     let (other, rest, peer) = match other {
         Other::Here(holder, seen) => (Some(Here { holder }), None, u64::from(seen.inode)),
         Other::Closed(rest) => (None, rest, 0),
-        Other::NotAccepted => {
-            let reason = "is a TCP connection that the other program has not accepted yet";
-            return cx.refuse_for_now(d.pid, socket::name(d), reason, "try again at a quieter moment");
-        }
+        Other::NotAccepted => return not_accepted(cx, d),
         Other::Outside => return refuse_connection(cx, d, state::name(info.state)),
         Other::Several => return refuse_connection(cx, d, "one of several that look alike"),
     };
@@ -210,6 +216,24 @@ fn within(cx: &mut Collector<'_>, d: &Descriptor<'_>, info: &TcpInfo, other: Oth
     }
     let connection = TcpConnection::intern(cx, key, [own.min(peer), own.max(peer)], &ends)?;
     Ok(TcpState::Connected { connection, end })
+}
+
+/// A client that waits to be accepted. Its server lists it.
+fn not_accepted(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpState> {
+    let key = ObjectKey::Inode(tcp_connection::KIND, 0, d.stat.st_ino);
+    if let (None, Some(server)) = (cx.lookup(&key), Endpoint::of(&tcp_sockets::addresses(d)?.1)) {
+        for holder in TcpSockets::of(cx)?.listeners(cx, d.stat.st_dev, server)? {
+            Here { holder }.with(|listener| {
+                let count = raw_tcp::info(listener.own).doing(|| socket::looking(listener))?.waiting;
+                tcp_backlog::collect(cx, listener, count)
+            })?;
+        }
+    }
+    match cx.lookup(&key) {
+        Some(connection) => Ok(TcpState::Connected { connection, end: 1 }),
+        None if cx.is_running => Ok(TcpState::Unconnected),
+        None => tcp_connection::refuse(d, "is a TCP connection that the other program has not accepted yet"),
+    }
 }
 
 fn refuse_connection<T>(cx: &Collector<'_>, d: &Descriptor<'_>, state: &str) -> Result<T> {

@@ -1,12 +1,10 @@
 //! TCP connections of which both ends are in the cut, or of which one was closed and has sent all that it had to: what waits at each end, and
 //! what is on its way between them.
 //!
-//! All processes stand still, but the kernel goes on sending. So what an end has sent is looked at before what the other has received, and the
-//! numbers of the bytes tell which of them both have ([`crate::track::ebpf::tcp_numbers`]). Nothing is changed by it: the bytes that were received are
-//! looked at with MSG_PEEK, those that were not are read where the kernel keeps them.
+//! What is on its way [`super::tcp_way`] finds out.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use nix::poll::PollFlags;
 use nix::sys::stat::fstat;
@@ -17,8 +15,8 @@ use super::file::{Descriptor, FdInfo};
 use super::holders::Holder;
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::tcp_sockets::TcpSockets;
-use super::unix_peek::PeekOffset;
+use super::tcp_sockets::{self, TcpSockets};
+use super::tcp_way::{self, Way};
 use super::{Collector, tcp};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::ObjRef;
@@ -26,7 +24,6 @@ use crate::image::model::Section;
 use crate::sys::inet_diag::{Endpoint, InetSocket};
 use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 use crate::sys::{queue, socket as raw};
-use crate::track::ebpf::{TcpNumbers, tcp_numbers, tcp_unacknowledged};
 
 /// The kind of the object.
 pub const KIND: &str = "tcp-connection";
@@ -46,6 +43,9 @@ pub struct TcpConnection {
 pub struct TcpEnd {
     /// No process has it any more.
     pub closed: bool,
+    /// No process has it yet: it waits to be accepted. Then `received` is sent again by the other end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub waiting: bool,
     /// IPv4 or IPv6.
     pub socket: SocketType,
     /// Its address, as the kernel's bytes.
@@ -125,41 +125,40 @@ impl TcpEnd {
             if queue::unreceived(one.own).doing(|| socket::looking(one))? > 0 {
                 return refuse(one, "is a TCP connection that the other program has closed, with bytes on their way to it");
             }
-            let gone = rest.is_none_or(|rest| rest.sent == 0) || has_all(one)?;
+            let gone = rest.is_none_or(|rest| rest.sent == 0) || tcp_way::has_all(one)?;
             if !gone {
                 return refuse(
                     one,
                     "is at the other end of a connection that a program has closed, and not all that it sent has arrived yet",
                 );
             }
-            end.received = Direction::default().take(cx, one)?;
+            end.received = Way::default().take(cx, one)?;
             return Ok([end, closed]);
         };
         other.with(|other| {
             let mut ends = [TcpEnd::collect(cx, one)?, TcpEnd::collect(cx, other)?];
-            let mut ways = [Direction::of(one, &ends[0])?, Direction::of(other, &ends[1])?];
+            if cx.is_running {
+                return Ok(ends);
+            }
+            let mut ways = [Way::of(one, &ends[0])?, Way::of(other, &ends[1])?];
             ends[1].received = ways[0].take(cx, other)?;
             ends[0].received = ways[1].take(cx, one)?;
-            let [there, back] = ways;
-            (ends[0].sent, ends[1].sent) = (there.rest, back.rest);
-            if let Some(bytes) = ends.iter().map(|end| end.received.len() + end.sent.len()).find(|bytes| *bytes > BYTES_MAX) {
-                let reason =
-                    format!("is a TCP connection with {bytes} bytes on their way at one end, which is more than ckpt can save");
-                return refuse(one, &reason);
-            }
+            let [there, back] = ways.map(Way::into_rest);
+            (ends[0].sent, ends[1].sent) = (there, back);
+            check_room(one, &ends)?;
             Ok(ends)
         })
     }
 
     /// All but what it has received and sent.
-    fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpEnd> {
+    pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<TcpEnd> {
         let doing = || socket::looking(d);
         let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
         let info = raw_tcp::info(d.own).doing(doing)?;
         check(cx, d, socket, &info)?;
         let option = |name| raw::int_option(d.own, libc::SOL_SOCKET, name).doing(doing);
-        let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+        let (local, peer) = tcp_sockets::addresses(d)?;
         let mut options = SocketOptions::collect(cx, d, socket)?;
         tcp::leave_out_what_was_agreed_on(&mut options);
         let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
@@ -183,7 +182,7 @@ impl TcpEnd {
     }
 
     /// The other end, which was closed.
-    fn closed_peer(&self) -> TcpEnd {
+    pub fn closed_peer(&self) -> TcpEnd {
         TcpEnd {
             closed: true,
             socket: self.socket,
@@ -199,7 +198,19 @@ impl TcpEnd {
     }
 }
 
-fn refuse<T>(d: &Descriptor<'_>, reason: &str) -> Result<T> {
+/// Refuses what does not fit into an object.
+pub fn check_room(d: &Descriptor<'_>, ends: &[TcpEnd; 2]) -> Result<()> {
+    match ends.iter().map(|end| end.received.len() + end.sent.len()).find(|bytes| *bytes > BYTES_MAX) {
+        None => Ok(()),
+        Some(bytes) => refuse(
+            d,
+            &format!("is a TCP connection with {bytes} bytes on their way at one end, which is more than ckpt can save"),
+        ),
+    }
+}
+
+/// Refuses a connection for the moment.
+pub fn refuse<T>(d: &Descriptor<'_>, reason: &str) -> Result<T> {
     let (reason, advice) = (reason.to_owned(), ADVICE.to_owned());
     Err(Error::Refused(Refusal { pid: d.pid, object: socket::name(d), reason, advice, passing: true }))
 }
@@ -232,7 +243,7 @@ fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &
     if ready.contains(PollFlags::POLLERR) {
         return refuse(d, "is a TCP connection with an error, or a note of what was sent, that the program has not received yet");
     }
-    let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+    let (local, peer) = tcp_sockets::addresses(d)?;
     let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
     let all = TcpSockets::of(cx)?;
     if ends.is_some_and(|(from, to)| all.get(from, to).iter().any(|seen| seen.is_signed)) {
@@ -245,89 +256,4 @@ fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &
         );
     }
     Ok(())
-}
-
-/// What goes from one end to the other.
-#[derive(Debug, Default)]
-struct Direction {
-    /// The numbers of the end that sends. `None`: it knows that all has arrived.
-    sender: Option<TcpNumbers>,
-    /// What it does not know to have arrived; once it was taken, what has not arrived.
-    rest: Vec<u8>,
-    /// It sends nothing more.
-    has_finished: bool,
-}
-
-impl Direction {
-    /// What `from` has sent.
-    fn of(from: &Descriptor<'_>, end: &TcpEnd) -> Result<Direction> {
-        let has_finished = end.shutdown & 2 != 0;
-        if queue::unreceived(from.own).doing(|| socket::looking(from))? == 0 {
-            return Ok(Direction { has_finished, ..Direction::default() });
-        }
-        match tcp_unacknowledged(from.own) {
-            Ok((numbers, _)) if numbers.is_urgent => {
-                refuse(from, "is a TCP connection with urgent data that has not arrived yet")
-            }
-            Ok((numbers, rest)) => Ok(Direction { sender: Some(numbers), rest, has_finished }),
-            Err(error) => refuse(
-                from,
-                &format!("is a TCP connection with bytes on their way, at which ckpt cannot look without eBPF ({error})"),
-            ),
-        }
-    }
-
-    /// What the other end, `to`, has received. What has not arrived there stays in `rest`.
-    fn take(&mut self, cx: &mut Collector<'_>, to: &Descriptor<'_>) -> Result<Vec<u8>> {
-        /// The kernel may be just receiving it.
-        const ATTEMPTS: usize = 100;
-        for _ in 0..ATTEMPTS {
-            let before = self.sender.map(|_| numbers_of(to)).transpose()?;
-            let received = peek(to)?;
-            let has_end = has_all(to)?;
-            // A look ends where urgent data was, even if that was received.
-            let waiting = TcpSockets::of(cx)?.look(to)?.received as usize;
-            if !(received.len()..=received.len() + usize::from(has_end)).contains(&waiting) {
-                continue;
-            }
-            let (Some(sender), Some(before)) = (self.sender, before) else {
-                // Nothing comes that is not here.
-                return Ok(received);
-            };
-            let now = numbers_of(to)?;
-            if now != before {
-                continue;
-            }
-            let ends = usize::from(self.has_finished && !has_end);
-            let missing = sender.next_written.wrapping_sub(now.next_received) as usize;
-            let known = missing.checked_sub(ends).and_then(|missing| self.rest.len().checked_sub(missing));
-            let Some(known) = known else { break };
-            self.rest.drain(..known);
-            return Ok(received);
-        }
-        refuse(to, "is a TCP connection that does not come to rest, or had urgent data in its queue")
-    }
-}
-
-/// Has all arrived that the other end has sent, and the end of it?
-fn has_all(d: &Descriptor<'_>) -> Result<bool> {
-    Ok(state::has_all(raw_tcp::info(d.own).doing(|| socket::looking(d))?.state))
-}
-
-fn numbers_of(d: &Descriptor<'_>) -> Result<TcpNumbers> {
-    Ok(tcp_numbers(d.own)?)
-}
-
-/// What waits to be read.
-fn peek(d: &Descriptor<'_>) -> Result<Vec<u8>> {
-    let doing = || socket::looking(d);
-    let own: BorrowedFd<'_> = d.own;
-    let _offset = PeekOffset::off(own).doing(doing)?;
-    loop {
-        let waiting = queue::readable(own).doing(doing)?;
-        let received = raw_tcp::peek(own, waiting + 1).doing(doing)?;
-        if received.len() <= waiting {
-            return Ok(received);
-        }
-    }
 }

@@ -8,6 +8,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use super::Restorer;
 use super::socket;
 use super::tcp_connection::{self, TcpConnection, TcpEnd};
@@ -20,8 +22,22 @@ use crate::sys::tcp::{self as raw_tcp, TcpInfo, state};
 /// What the kernel charges for bytes that wait beside the bytes themselves: as much again, and this.
 const OVERHEAD: usize = 64 << 10;
 
-/// Makes both ends. `None`: that end was closed.
+/// Makes both ends. `None`: that end was closed. Instead of one that waits to be accepted, a duplicate of the other.
 pub fn make(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<[Option<OwnedFd>; 2]> {
+    let ends = ends_of(cx, connection)?;
+    if let Some(at) = ends.iter().position(|end| end.waiting) {
+        let fd = ends[1 - at].bound()?;
+        // Connecting is for the kernel from here on.
+        raw_tcp::end_repair(fd.as_fd()).doing(|| format!("cannot make {} again", ends[1 - at].name()))?;
+        let mut made = [None, None];
+        made[1 - at] = duplicate(&fd, &ends[1 - at])?;
+        made[at] = Some(fd);
+        return Ok(made);
+    }
+    make_both(cx, ends)
+}
+
+fn ends_of(cx: &Restorer<'_>, connection: ObjRef) -> Result<[TcpEnd; 2]> {
     let TcpConnection { ends: [one, other] } = cx.record(connection, tcp_connection::KIND)?;
     let ends: [TcpEnd; 2] = [cx.record(one, tcp_connection::END)?, cx.record(other, tcp_connection::END)?];
     for end in &ends {
@@ -29,6 +45,31 @@ pub fn make(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<[Option<OwnedFd
             return Err(Error::Restart(format!("the image holds {} as an end of a TCP connection", end.socket)));
         }
     }
+    Ok(ends)
+}
+
+fn duplicate(fd: &OwnedFd, end: &TcpEnd) -> Result<Option<OwnedFd>> {
+    (!end.closed).then(|| fd.try_clone().doing(|| "cannot duplicate a socket")).transpose()
+}
+
+/// Has a client connect to the listening socket at which it waits, once that listens.
+pub fn connect_later(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<()> {
+    let lost = || Error::Restart(format!("the image has no connection {connection} that waits to be accepted, or has it twice"));
+    let ends = ends_of(cx, connection)?;
+    let at = ends.iter().position(|end| end.waiting).ok_or_else(lost)?;
+    let made = cx.shared(connection, |cx| make(cx, connection))?;
+    let fd = made[at].take().ok_or_else(lost)?;
+    let [mut client, server] = ends;
+    let server = if at == 0 { std::mem::replace(&mut client, server) } else { server };
+    cx.when_open(move |_| {
+        client.connect(fd.as_fd())?;
+        let sent = [&server.received[..], &client.sent].concat();
+        TcpEnd { sent, ..client }.send(fd.as_fd())
+    });
+    Ok(())
+}
+
+fn make_both(cx: &mut Restorer<'_>, ends: [TcpEnd; 2]) -> Result<[Option<OwnedFd>; 2]> {
     let starts = [(); 2].map(|()| RandomState::new().build_hasher().finish() as u32);
     let made = [0, 1].map(|n| {
         let [end, other] = [n, 1 - n].map(|n| &ends[n]);
@@ -37,10 +78,6 @@ pub fn make(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<[Option<OwnedFd
     });
     let [a, b] = made;
     let (a, b) = (a?, b?);
-    let duplicate = |fd: &OwnedFd, end: &TcpEnd| {
-        let open = (!end.closed).then(|| fd.try_clone().doing(|| "cannot duplicate a socket"));
-        open.transpose()
-    };
     let open = [duplicate(&a, &ends[0])?, duplicate(&b, &ends[1])?];
     cx.when_open(move |_| {
         let fds = [a, b];
@@ -107,9 +144,28 @@ impl TcpEnd {
 
     /// Takes away what is left of the connection's earlier life.
     fn free(&self) -> Result<()> {
-        let ends = (Endpoint::of(&self.local), Endpoint::of(&self.peer));
-        let gone = take_rests_away(|one| (Some(one.local), Some(one.peer)) == ends);
+        let (from, to) = (Endpoint::of(&self.local), Endpoint::of(&self.peer));
+        let gone = take_rests_away(|one| [(from, to), (to, from)].contains(&(Some(one.local), Some(one.peer))));
         gone.doing(|| format!("cannot take away what is left of {}; it goes by itself within two minutes", self.name()))
+    }
+
+    /// Connects it as any program would.
+    fn connect(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        /// Milliseconds: the server listens, on this machine.
+        const PATIENCE: u16 = 10_000;
+        let doing = || format!("cannot make {} again", self.name());
+        let reuse = self.options.is_set(libc::SOL_SOCKET, libc::SO_REUSEADDR);
+        raw::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse.into()).doing(doing)?;
+        self.free()?;
+        match raw::connect(fd, &self.peer) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];
+                poll(&mut polled, PATIENCE).doing(doing)?;
+                // It says whether it is, and why not.
+                raw::peer_address(fd).doing(doing).map(drop)
+            }
+            other => other.doing(doing),
+        }
     }
 
     fn come_alive(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -124,9 +180,7 @@ impl TcpEnd {
     fn send(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let doing = || format!("cannot send {} bytes over {} again", self.sent.len(), self.name());
         let room = self.sent.len().saturating_mul(2).saturating_add(OVERHEAD);
-        if !self.closed {
-            Buffer::SENDING.make_room(fd, room.max(self.buffers.0 as usize)).doing(doing)?;
-        }
+        Buffer::SENDING.make_room(fd, room.max(self.buffers.0 as usize)).doing(doing)?;
         let mut rest = &self.sent[..];
         while !rest.is_empty() {
             rest = &rest[raw::send_now(fd, rest).doing(doing)?..];

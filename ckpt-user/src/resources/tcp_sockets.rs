@@ -10,6 +10,7 @@ use super::descriptors;
 use super::file::Descriptor;
 use super::holders::{Holder, Holders};
 use super::socket;
+use super::tcp_connection::refuse;
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
 use crate::sys::inet_diag::{Endpoint, InetDiag, InetSocket};
@@ -59,21 +60,30 @@ impl TcpSockets {
         self.by_ends.get(&(local, peer)).map_or(&[], Vec::as_slice)
     }
 
+    /// Who in the cut has a socket that listens at an address.
+    pub fn listeners(&self, cx: &mut Collector<'_>, device: u64, address: Endpoint) -> Result<Vec<Holder>> {
+        let holders = Holders::of(cx)?;
+        let here = |one: &&InetSocket| one.state == state::LISTEN && one.local.port == address.port;
+        let inodes = self.by_ends.values().flatten().filter(here).map(|one| u64::from(one.inode));
+        Ok(inodes.filter_map(|inode| holders.get(device, inode).first().copied()).collect())
+    }
+
     /// A connected socket as it is now.
     pub fn look(&self, d: &Descriptor<'_>) -> Result<InetSocket> {
-        let doing = || socket::looking(d);
-        let (local, peer) = (raw::local_address(d.own).doing(doing)?, raw::peer_address(d.own).doing(doing)?);
+        let (local, peer) = addresses(d)?;
         let seen = Endpoint::of(&local).zip(Endpoint::of(&peer)).map(|(from, to)| self.get(from, to));
         match seen {
-            Some([one]) if u64::from(one.inode) == d.stat.st_ino => self.diag.look(one).doing(doing),
+            Some([one]) if u64::from(one.inode) == d.stat.st_ino => match self.diag.look(one) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => refuse(d, ENDS),
+                other => other.doing(|| socket::looking(d)),
+            },
             _ => Err(Error::Unexpected(format!("the kernel does not list the TCP socket {} of pid {}", d.fd, d.pid))),
         }
     }
 
     /// Who is at the other end of the connection `d`, in state `own`.
     pub fn other_end(&self, cx: &mut Collector<'_>, d: &Descriptor<'_>, own: u8) -> Result<Other> {
-        let (local, peer) = (raw::local_address(d.own), raw::peer_address(d.own));
-        let (local, peer) = (local.doing(|| socket::looking(d))?, peer.doing(|| socket::looking(d))?);
+        let (local, peer) = addresses(d)?;
         let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
         let Some((from, to)) = ends.filter(|(from, to)| from != to && self.get(*from, *to).len() == 1) else {
             return Ok(Other::Several);
@@ -94,11 +104,27 @@ impl TcpSockets {
     }
 }
 
+const ENDS: &str = "is a TCP connection that is just ending";
+
+/// The address of a connected socket, and that of its peer.
+pub fn addresses(d: &Descriptor<'_>) -> Result<(Vec<u8>, Vec<u8>)> {
+    let doing = || socket::looking(d);
+    let peer = match raw::peer_address(d.own) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => return refuse(d, ENDS),
+        other => other.doing(doing)?,
+    };
+    Ok((raw::local_address(d.own).doing(doing)?, peer))
+}
+
 /// Has what looks into TCP connections loaded, if one of the processes has some, so that a freeze need not wait for it.
 pub fn prepare(pids: &[Pid]) {
     // What cannot be looked at is told when it is collected.
     let Ok(all) = InetDiag::open().and_then(|diag| diag.all()) else { return };
-    let names: HashSet<_> = all.iter().filter(|one| one.inode != 0).map(|one| format!("socket:[{}]", one.inode)).collect();
+    let names: HashSet<_> = all
+        .iter()
+        .filter(|one| one.inode != 0 && one.state != state::LISTEN)
+        .map(|one| format!("socket:[{}]", one.inode))
+        .collect();
     let is_one = |pid: Pid, fd| {
         descriptors::link(pid, fd).ok().flatten().is_some_and(|link| link.to_str().is_some_and(|link| names.contains(link)))
     };

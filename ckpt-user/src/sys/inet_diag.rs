@@ -88,6 +88,33 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// Of the bytes of an IPv4 or IPv6 address.
+    pub fn host_of(bytes: &[u8]) -> Option<[u8; 16]> {
+        bytes.try_into().ok().or_else(|| bytes.try_into().ok().map(mapped))
+    }
+
+    /// As the kernel's bytes, of an address family.
+    pub fn address(&self, family: i32) -> Vec<u8> {
+        let mut address = (family as u16).to_ne_bytes().to_vec();
+        address.extend(self.port.to_be_bytes());
+        if family == libc::AF_INET {
+            address.extend(&self.host[12..]);
+            address.extend([0; 8]);
+        } else {
+            address.extend([0; 4]);
+            address.extend(self.host);
+            address.extend([0; 4]);
+        }
+        address
+    }
+
+    /// Is it an IPv4 address?
+    pub fn is_ipv4(&self) -> bool {
+        self.host == mapped([self.host[12], self.host[13], self.host[14], self.host[15]])
+    }
+}
+
 fn mapped(host: [u8; 4]) -> [u8; 16] {
     let mut address = [0; 16];
     address[10..12].fill(0xff);
@@ -95,7 +122,7 @@ fn mapped(host: [u8; 4]) -> [u8; 16] {
     address
 }
 
-/// A connected (or once connected) socket.
+/// A socket that is connected, or was, or listens.
 #[derive(Clone, Copy, Debug)]
 pub struct InetSocket {
     /// AF_INET or AF_INET6.
@@ -131,12 +158,12 @@ impl InetDiag {
         Ok(InetDiag { netlink: socket::create(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)? })
     }
 
-    /// Every TCP socket that is or was connected.
+    /// Every TCP socket that is or was connected, or listens.
     pub fn all(&self) -> io::Result<Vec<InetSocket>> {
         let mut all = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            // All states but CLOSE, LISTEN and bound ones.
-            const STATES: u32 = 0x1b7e;
+            // All states but CLOSE and bound ones.
+            const STATES: u32 = 0x1f7e;
             let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
             self.send(SOCK_DIAG_BY_FAMILY, flags, family, STATES, SocketId::default())?;
             self.answers(|message, attributes| all.push(parse(message, attributes)))?;

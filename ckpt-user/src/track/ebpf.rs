@@ -36,7 +36,7 @@ pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
-pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
+pub use tcp_queue::{TcpNumbers, TcpWaiting, prepare_for_tcp, tcp_numbers, tcp_received, tcp_unacknowledged, tcp_waiting};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapError};

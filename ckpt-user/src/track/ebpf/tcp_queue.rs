@@ -16,6 +16,7 @@ use super::preserver::Sample;
 use super::{EbpfError, Result};
 use crate::ids::PAGE_SIZE;
 use crate::sys::btf::Btf;
+use crate::sys::inet_diag::Endpoint;
 
 const DOING: &str = "cannot read what a TCP socket sends";
 
@@ -46,6 +47,7 @@ struct Layout {
     next_read: u64,
     sent: u64,
     unsent: u64,
+    received: u64,
     node: u64,
     left: u64,
     right: u64,
@@ -63,15 +65,42 @@ struct Layout {
     page_list: u64,
     record_bytes: u64,
     shared_bytes: u64,
+    waiting: u64,
+    next_waiting: u64,
+    made: u64,
+    common: Common,
+}
+
+/// Of struct sock_common, with which every socket begins.
+#[derive(Debug)]
+struct Common {
+    state: u64,
+    family: u64,
+    port: u64,
+    peer_port: u64,
+    ipv4: u64,
+    peer_ipv4: u64,
+    ipv6: u64,
+    peer_ipv6: u64,
 }
 
 /// The record of a piece of a page (skb_frag_t, all of whose versions are so since Linux 5.4): the page, and two words.
 const PIECE_BYTES: u64 = 16;
 
+/// The kernel goes on sending, and what was acknowledged goes.
+const ATTEMPTS: usize = 100;
+/// No socket has more.
+const BUFFERS_MAX: usize = 1 << 20;
+
+fn endless() -> EbpfError {
+    EbpfError::unexpected(DOING, "its queue has no end")
+}
+
 impl Layout {
     fn of(btf: &Btf) -> Result<Layout> {
         let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
         let (tcp, sock) = (|path: &str| offset("tcp_sock", path), |path: &str| offset("sock", path));
+        let common = |path: &str| offset("sock_common", path);
         let (buffer, shared) = (|path: &str| offset("sk_buff", path), |path: &str| offset("skb_shared_info", path));
         Ok(Layout {
             private_data: offset("file", "private_data")?,
@@ -83,6 +112,7 @@ impl Layout {
             next_read: tcp("copied_seq")?,
             sent: sock("tcp_rtx_queue")?,
             unsent: sock("sk_write_queue")?,
+            received: sock("sk_receive_queue")?,
             node: buffer("rbnode")?,
             left: offset("rb_node", "rb_left")?,
             right: offset("rb_node", "rb_right")?,
@@ -100,6 +130,19 @@ impl Layout {
             page_list: shared("frag_list")?,
             record_bytes: btf.size_of("sk_buff").map_err(missing)?.into(),
             shared_bytes: btf.size_of("skb_shared_info").map_err(missing)?.into(),
+            waiting: offset("inet_connection_sock", "icsk_accept_queue.rskq_accept_head")?,
+            next_waiting: offset("request_sock", "dl_next")?,
+            made: offset("request_sock", "sk")?,
+            common: Common {
+                state: common("skc_state")?,
+                family: common("skc_family")?,
+                port: common("skc_num")?,
+                peer_port: common("skc_dport")?,
+                ipv4: common("skc_rcv_saddr")?,
+                peer_ipv4: common("skc_daddr")?,
+                ipv6: common("skc_v6_rcv_saddr")?,
+                peer_ipv6: common("skc_v6_daddr")?,
+            },
         })
     }
 }
@@ -159,8 +202,6 @@ pub fn tcp_numbers(socket: BorrowedFd<'_>) -> Result<TcpNumbers> {
 /// The same, and all bytes that the other end has not acknowledged. Nobody may write to the socket meanwhile.
 pub fn tcp_unacknowledged(socket: BorrowedFd<'_>) -> Result<(TcpNumbers, Vec<u8>)> {
     with_reader(|reader| {
-        /// The kernel goes on sending, and what was acknowledged goes.
-        const ATTEMPTS: usize = 100;
         let sock = reader.sock(socket)?;
         let mut last = EbpfError::unexpected(DOING, "it does not come to rest");
         for _ in 0..ATTEMPTS {
@@ -174,7 +215,67 @@ pub fn tcp_unacknowledged(socket: BorrowedFd<'_>) -> Result<(TcpNumbers, Vec<u8>
     })
 }
 
+/// A connection that a listening socket has, and no program has accepted yet.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpWaiting {
+    sock: u64,
+    /// The address of the server's end.
+    pub local: Endpoint,
+    /// That of the client.
+    pub peer: Endpoint,
+    /// Its state ([`crate::sys::tcp::state`]).
+    pub state: u8,
+}
+
+/// The connections that wait to be accepted by the listening socket behind a descriptor of ours, in their order.
+pub fn tcp_waiting(listener: BorrowedFd<'_>) -> Result<Vec<TcpWaiting>> {
+    with_reader(|reader| {
+        let sock = reader.sock(listener)?;
+        let mut found = Vec::new();
+        let mut request = reader.kernel.number(sock + reader.layout.waiting)?;
+        while request != 0 {
+            let made = reader.kernel.number(request + reader.layout.made)?;
+            found.push(reader.waiting(made)?);
+            request = reader.kernel.number(request + reader.layout.next_waiting)?;
+            if found.len() > BUFFERS_MAX {
+                return Err(endless());
+            }
+        }
+        Ok(found)
+    })
+}
+
+/// What such a connection has received, the numbers, and its state. It must be waiting still.
+pub fn tcp_received(waiting: &TcpWaiting) -> Result<(TcpNumbers, u8, Vec<u8>)> {
+    with_reader(|reader| {
+        let head = waiting.sock + reader.layout.received;
+        for _ in 0..ATTEMPTS {
+            let (before, buffers) = (reader.numbers(waiting.sock)?, reader.list(head)?);
+            let bytes = reader.bytes(&buffers, before.next_read, before.next_received)?;
+            let state = reader.waiting(waiting.sock)?.state;
+            if let (Some(bytes), true) = (bytes, reader.numbers(waiting.sock)? == before && reader.list(head)? == buffers) {
+                return Ok((before, state, bytes));
+            }
+        }
+        Err(EbpfError::unexpected(DOING, "it does not come to rest"))
+    })
+}
+
 impl Reader {
+    fn waiting(&mut self, sock: u64) -> Result<TcpWaiting> {
+        let Common { state, family, port, peer_port, ipv4, peer_ipv4, ipv6, peer_ipv6 } = self.layout.common;
+        let state = self.kernel.bytes(sock + state, 1)?[0];
+        let is_ipv6 = i32::from(self.word(sock + family)? as u16) == libc::AF_INET6;
+        let mut host = |ipv4: u64, ipv6: u64| {
+            let (at, length) = if is_ipv6 { (ipv6, 16) } else { (ipv4, 4) };
+            let bytes = self.kernel.bytes(sock + at, length)?;
+            Endpoint::host_of(&bytes).ok_or_else(|| EbpfError::unexpected(DOING, "it has no address"))
+        };
+        let (local, peer) = (host(ipv4, ipv6)?, host(peer_ipv4, peer_ipv6)?);
+        let (port, peer_port) = (self.word(sock + port)? as u16, (self.word(sock + peer_port)? as u16).swap_bytes());
+        Ok(TcpWaiting { sock, local: Endpoint { host: local, port }, peer: Endpoint { host: peer, port: peer_port }, state })
+    }
+
     fn sock(&mut self, socket: BorrowedFd<'_>) -> Result<u64> {
         let file = self.kernel.open_file(socket.as_raw_fd())?;
         let socket = self.kernel.number(file + self.layout.private_data)?;
@@ -201,36 +302,37 @@ impl Reader {
     fn unacknowledged(&mut self, sock: u64) -> Result<Option<(TcpNumbers, Vec<u8>)>> {
         let before = self.numbers(sock)?;
         let buffers = self.buffers(sock)?;
-        // Each goes on where the one before has ended, from the first byte to the last, or else they are not of one moment.
-        let (mut next, mut bytes) = (before.unacknowledged, Vec::new());
-        for (n, buffer) in buffers.iter().enumerate() {
+        let Some(bytes) = self.bytes(&buffers, before.unacknowledged, before.next_written)? else { return Ok(None) };
+        let now = self.numbers(sock)?;
+        let same = now.unacknowledged == before.unacknowledged && self.buffers(sock)? == buffers;
+        Ok(same.then_some((now, bytes)))
+    }
+
+    /// What is in the buffers of a queue, from a byte to another. `None`: they do not go on from each other, so they are not of one moment.
+    fn bytes(&mut self, buffers: &[Buffer], from: u32, to: u32) -> Result<Option<Vec<u8>>> {
+        let (mut next, mut bytes) = (from, Vec::new());
+        for buffer in buffers {
             let ends = u64::from(buffer.last.wrapping_sub(buffer.first)).wrapping_sub(buffer.length);
-            // The first may have been acknowledged in part.
+            // A part of it may have been acknowledged, or received twice.
             let known = u64::from(next.wrapping_sub(buffer.first));
-            if ends > 1 || known > buffer.length || (n > 0 && known != 0) {
+            if ends > 1 || known > buffer.length + ends {
                 return Ok(None);
             }
-            let from = bytes.len() + known as usize;
+            let from = bytes.len();
             for &(address, length) in &buffer.pieces {
                 bytes.extend(self.kernel.bytes(address, length as usize)?);
             }
-            bytes.drain(from - known as usize..from);
+            bytes.drain(from..from + known.min(buffer.length) as usize);
             next = buffer.last;
         }
-        let is_whole = next == before.next_written;
-        let now = self.numbers(sock)?;
-        let same = now.unacknowledged == before.unacknowledged && self.buffers(sock)? == buffers;
-        Ok((is_whole && same).then_some((now, bytes)))
+        Ok((next == to).then_some(bytes))
     }
 
     /// Those that were sent, in a tree, and those that were not, in a list.
     fn buffers(&mut self, sock: u64) -> Result<Vec<Buffer>> {
-        /// No socket has more.
-        const BUFFERS_MAX: usize = 1 << 20;
         /// No tree of so many is deeper.
         const DEPTH_MAX: usize = 64;
-        let endless = || EbpfError::unexpected(DOING, "its queue has no end");
-        let Layout { sent, unsent, node, left, right, next, .. } = self.layout;
+        let Layout { sent, unsent, node, left, right, .. } = self.layout;
         let (mut found, mut above) = (Vec::new(), Vec::new());
         let mut at = self.kernel.number(sock + sent)?;
         loop {
@@ -249,12 +351,18 @@ impl Reader {
                 return Err(endless());
             }
         }
-        let head = sock + unsent;
-        let mut at = self.kernel.number(head + next)?;
+        found.extend(self.list(sock + unsent)?);
+        Ok(found)
+    }
+
+    /// A list of buffers.
+    fn list(&mut self, head: u64) -> Result<Vec<Buffer>> {
+        let mut found = Vec::new();
+        let mut at = self.kernel.number(head + self.layout.next)?;
         while at != head {
             let record = self.record(at)?;
             found.push(self.buffer(&record)?);
-            at = field(&record, next)?;
+            at = field(&record, self.layout.next)?;
             if found.len() > BUFFERS_MAX {
                 return Err(endless());
             }
