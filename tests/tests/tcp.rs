@@ -148,6 +148,40 @@ def report():
     assert!(told[0].contains("'end') 1") && told[1].contains("EPIPE"), "{told:#?}");
 }
 
+/// Its program has closed it, and the kernel still has to send most of what it was given.
+#[test]
+fn the_other_end_was_closed_and_still_sends() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+server6 = socket.create_server(('::1', 0), family=socket.AF_INET6)
+left = []
+for n, there in enumerate((server, server, server6)):
+    a, b = connected(there)
+    if n == 1: a, b = b, a
+    b.setblocking(False)
+    sent, digest = 0, hashlib.md5()
+    try:
+        while True:
+            piece = b'%d' % sent * 5000
+            count = b.send(piece)
+            digest.update(piece[:count])
+            sent += count
+    except BlockingIOError: pass
+    b.close()
+    left.append((a, sent, digest.hexdigest()))
+def report():
+    for a, sent, expected in left:
+        digest, got = hashlib.md5(), 0
+        while piece := a.recv(100000): got += len(piece); digest.update(piece)
+        print(got == sent, got > 1000000, digest.hexdigest() == expected)
+    print('done', flush=True)
+"
+    ));
+    assert_eq!(told, ["True True True"; 3]);
+}
+
 /// IPv6, IPv4 in IPv6, the machine's other addresses, and servers that listen to any.
 #[test]
 fn addresses() {

@@ -121,18 +121,16 @@ impl TcpEnd {
     ) -> Result<[TcpEnd; 2]> {
         let Some(other) = other else {
             let mut end = TcpEnd::collect(cx, one)?;
-            let closed = end.closed_peer();
+            let mut closed = end.closed_peer();
             if queue::unreceived(one.own).doing(|| socket::looking(one))? > 0 {
                 return refuse(one, "is a TCP connection that the other program has closed, with bytes on their way to it");
             }
-            let gone = rest.is_none_or(|rest| rest.sent == 0) || tcp_way::has_all(one)?;
-            if !gone {
-                return refuse(
-                    one,
-                    "is at the other end of a connection that a program has closed, and not all that it sent has arrived yet",
-                );
-            }
-            end.received = Way::default().take(cx, one)?;
+            let mut way = match rest {
+                Some(rest) if rest.sent > 0 && !tcp_way::has_all(one)? && !cx.is_running => Way::of_closed(one, rest)?,
+                _ => Way::default(),
+            };
+            end.received = way.take(cx, one)?;
+            closed.sent = way.into_rest();
             return Ok([end, closed]);
         };
         other.with(|other| {

@@ -11,9 +11,10 @@ use super::tcp_connection::{TcpEnd, refuse};
 use super::tcp_sockets::TcpSockets;
 use super::unix_peek::PeekOffset;
 use crate::error::{Doing, Result};
+use crate::sys::inet_diag::InetSocket;
 use crate::sys::queue;
 use crate::sys::tcp::{self as raw_tcp, state};
-use crate::track::ebpf::{TcpNumbers, TcpWaiting, tcp_numbers, tcp_received, tcp_unacknowledged};
+use crate::track::ebpf::{TcpNumbers, TcpWaiting, tcp_numbers, tcp_of_closed, tcp_received, tcp_unacknowledged};
 
 /// The kernel may be just receiving it.
 const ATTEMPTS: usize = 100;
@@ -45,6 +46,20 @@ impl Way {
                 from,
                 &format!("is a TCP connection with bytes on their way, at which ckpt cannot look without eBPF ({error})"),
             ),
+        }
+    }
+
+    /// What the other end of `to`, which its program has closed, has sent.
+    pub fn of_closed(to: &Descriptor<'_>, rest: &InetSocket) -> Result<Way> {
+        match tcp_of_closed(to.own, rest.local, rest.peer) {
+            Ok(Some((numbers, rest))) => Ok(Way { sender: Some(numbers), rest, has_finished: true }),
+            // It has gone meanwhile: all has arrived.
+            Ok(None) if has_all(to)? => Ok(Way::default()),
+            Ok(None) => refuse(to, "is a TCP connection that the other program has closed, and that is just ending"),
+            Err(error) => {
+                let reason = "is a TCP connection that the other program has closed, with bytes on their way, at which ckpt cannot look without eBPF";
+                refuse(to, &format!("{reason} ({error})"))
+            }
         }
     }
 

@@ -22,6 +22,7 @@ mod pty_state;
 mod restart_block;
 mod semaphore_undo;
 mod tcp_queue;
+mod tcp_unheld;
 mod thread_state;
 mod touched;
 mod windows;
@@ -36,7 +37,8 @@ pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
-pub use tcp_queue::{TcpNumbers, TcpWaiting, prepare_for_tcp, tcp_numbers, tcp_received, tcp_unacknowledged, tcp_waiting};
+pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
+pub use tcp_unheld::{TcpWaiting, tcp_of_closed, tcp_received, tcp_waiting};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapError};

@@ -13,12 +13,12 @@ use nix::fcntl::{SpliceFFlags, vmsplice};
 
 use super::kernel_memory::{KernelMemory, missing};
 use super::preserver::Sample;
+use super::tcp_unheld::Unheld;
 use super::{EbpfError, Result};
 use crate::ids::PAGE_SIZE;
 use crate::sys::btf::Btf;
-use crate::sys::inet_diag::Endpoint;
 
-const DOING: &str = "cannot read what a TCP socket sends";
+pub(super) const DOING: &str = "cannot read what a TCP socket sends";
 
 /// Numbers of bytes (RFC 9293). They count on from a number drawn at random, beyond 2^32 from 0; the end of a stream counts as one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,34 +65,17 @@ struct Layout {
     page_list: u64,
     record_bytes: u64,
     shared_bytes: u64,
-    waiting: u64,
-    next_waiting: u64,
-    made: u64,
-    common: Common,
-}
-
-/// Of struct sock_common, with which every socket begins.
-#[derive(Debug)]
-struct Common {
-    state: u64,
-    family: u64,
-    port: u64,
-    peer_port: u64,
-    ipv4: u64,
-    peer_ipv4: u64,
-    ipv6: u64,
-    peer_ipv6: u64,
 }
 
 /// The record of a piece of a page (skb_frag_t, all of whose versions are so since Linux 5.4): the page, and two words.
 const PIECE_BYTES: u64 = 16;
 
 /// The kernel goes on sending, and what was acknowledged goes.
-const ATTEMPTS: usize = 100;
+pub(super) const ATTEMPTS: usize = 100;
 /// No socket has more.
-const BUFFERS_MAX: usize = 1 << 20;
+pub(super) const BUFFERS_MAX: usize = 1 << 20;
 
-fn endless() -> EbpfError {
+pub(super) fn endless() -> EbpfError {
     EbpfError::unexpected(DOING, "its queue has no end")
 }
 
@@ -100,7 +83,6 @@ impl Layout {
     fn of(btf: &Btf) -> Result<Layout> {
         let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
         let (tcp, sock) = (|path: &str| offset("tcp_sock", path), |path: &str| offset("sock", path));
-        let common = |path: &str| offset("sock_common", path);
         let (buffer, shared) = (|path: &str| offset("sk_buff", path), |path: &str| offset("skb_shared_info", path));
         Ok(Layout {
             private_data: offset("file", "private_data")?,
@@ -130,19 +112,6 @@ impl Layout {
             page_list: shared("frag_list")?,
             record_bytes: btf.size_of("sk_buff").map_err(missing)?.into(),
             shared_bytes: btf.size_of("skb_shared_info").map_err(missing)?.into(),
-            waiting: offset("inet_connection_sock", "icsk_accept_queue.rskq_accept_head")?,
-            next_waiting: offset("request_sock", "dl_next")?,
-            made: offset("request_sock", "sk")?,
-            common: Common {
-                state: common("skc_state")?,
-                family: common("skc_family")?,
-                port: common("skc_num")?,
-                peer_port: common("skc_dport")?,
-                ipv4: common("skc_rcv_saddr")?,
-                peer_ipv4: common("skc_daddr")?,
-                ipv6: common("skc_v6_rcv_saddr")?,
-                peer_ipv6: common("skc_v6_daddr")?,
-            },
         })
     }
 }
@@ -165,23 +134,25 @@ struct Buffer {
 }
 
 #[derive(Debug)]
-struct Reader {
-    kernel: KernelMemory,
+pub(super) struct Reader {
+    pub(super) kernel: KernelMemory,
     layout: Layout,
+    /// For sockets that nobody has.
+    pub(super) unheld: Unheld,
     memory: Memory,
 }
 
 /// Made at the first use. It takes a tenth of a second, and is the same for every cut.
 static READER: Mutex<Option<Reader>> = Mutex::new(None);
 
-fn with_reader<T>(work: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
+pub(super) fn with_reader<T>(work: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
     // A reader holds nothing that could be half done.
     let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
     if reader.is_none() {
         let btf = Btf::of_kernel().map_err(missing)?;
         let (mut kernel, layout) = (KernelMemory::load(&btf)?, Layout::of(&btf)?);
         let memory = Memory::find(&mut kernel, &btf, &layout)?;
-        *reader = Some(Reader { kernel, layout, memory });
+        *reader = Some(Reader { kernel, layout, unheld: Unheld::of(&btf)?, memory });
     }
     reader.as_mut().map_or_else(|| Err(EbpfError::unexpected(DOING, "there is no reader")), work)
 }
@@ -203,90 +174,22 @@ pub fn tcp_numbers(socket: BorrowedFd<'_>) -> Result<TcpNumbers> {
 pub fn tcp_unacknowledged(socket: BorrowedFd<'_>) -> Result<(TcpNumbers, Vec<u8>)> {
     with_reader(|reader| {
         let sock = reader.sock(socket)?;
-        let mut last = EbpfError::unexpected(DOING, "it does not come to rest");
-        for _ in 0..ATTEMPTS {
-            match reader.unacknowledged(sock) {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    })
-}
-
-/// A connection that a listening socket has, and no program has accepted yet.
-#[derive(Clone, Copy, Debug)]
-pub struct TcpWaiting {
-    sock: u64,
-    /// The address of the server's end.
-    pub local: Endpoint,
-    /// That of the client.
-    pub peer: Endpoint,
-    /// Its state ([`crate::sys::tcp::state`]).
-    pub state: u8,
-}
-
-/// The connections that wait to be accepted by the listening socket behind a descriptor of ours, in their order.
-pub fn tcp_waiting(listener: BorrowedFd<'_>) -> Result<Vec<TcpWaiting>> {
-    with_reader(|reader| {
-        let sock = reader.sock(listener)?;
-        let mut found = Vec::new();
-        let mut request = reader.kernel.number(sock + reader.layout.waiting)?;
-        while request != 0 {
-            let made = reader.kernel.number(request + reader.layout.made)?;
-            found.push(reader.waiting(made)?);
-            request = reader.kernel.number(request + reader.layout.next_waiting)?;
-            if found.len() > BUFFERS_MAX {
-                return Err(endless());
-            }
-        }
-        Ok(found)
-    })
-}
-
-/// What such a connection has received, the numbers, and its state. It must be waiting still.
-pub fn tcp_received(waiting: &TcpWaiting) -> Result<(TcpNumbers, u8, Vec<u8>)> {
-    with_reader(|reader| {
-        let head = waiting.sock + reader.layout.received;
-        for _ in 0..ATTEMPTS {
-            let (before, buffers) = (reader.numbers(waiting.sock)?, reader.list(head)?);
-            let bytes = reader.bytes(&buffers, before.next_read, before.next_received)?;
-            let state = reader.waiting(waiting.sock)?.state;
-            if let (Some(bytes), true) = (bytes, reader.numbers(waiting.sock)? == before && reader.list(head)? == buffers) {
-                return Ok((before, state, bytes));
-            }
-        }
-        Err(EbpfError::unexpected(DOING, "it does not come to rest"))
+        reader.all_unacknowledged(sock)
     })
 }
 
 impl Reader {
-    fn waiting(&mut self, sock: u64) -> Result<TcpWaiting> {
-        let Common { state, family, port, peer_port, ipv4, peer_ipv4, ipv6, peer_ipv6 } = self.layout.common;
-        let state = self.kernel.bytes(sock + state, 1)?[0];
-        let is_ipv6 = i32::from(self.word(sock + family)? as u16) == libc::AF_INET6;
-        let mut host = |ipv4: u64, ipv6: u64| {
-            let (at, length) = if is_ipv6 { (ipv6, 16) } else { (ipv4, 4) };
-            let bytes = self.kernel.bytes(sock + at, length)?;
-            Endpoint::host_of(&bytes).ok_or_else(|| EbpfError::unexpected(DOING, "it has no address"))
-        };
-        let (local, peer) = (host(ipv4, ipv6)?, host(peer_ipv4, peer_ipv6)?);
-        let (port, peer_port) = (self.word(sock + port)? as u16, (self.word(sock + peer_port)? as u16).swap_bytes());
-        Ok(TcpWaiting { sock, local: Endpoint { host: local, port }, peer: Endpoint { host: peer, port: peer_port }, state })
-    }
-
-    fn sock(&mut self, socket: BorrowedFd<'_>) -> Result<u64> {
+    pub(super) fn sock(&mut self, socket: BorrowedFd<'_>) -> Result<u64> {
         let file = self.kernel.open_file(socket.as_raw_fd())?;
         let socket = self.kernel.number(file + self.layout.private_data)?;
         self.kernel.number(socket + self.layout.sock)
     }
 
-    fn word(&mut self, address: u64) -> Result<u32> {
+    pub(super) fn word(&mut self, address: u64) -> Result<u32> {
         Ok(self.kernel.number(address)? as u32)
     }
 
-    fn numbers(&mut self, sock: u64) -> Result<TcpNumbers> {
+    pub(super) fn numbers(&mut self, sock: u64) -> Result<TcpNumbers> {
         let Layout { next_written, unacknowledged, urgent, next_received, next_read, .. } = self.layout;
         let unacknowledged = self.word(sock + unacknowledged)?;
         Ok(TcpNumbers {
@@ -296,6 +199,28 @@ impl Reader {
             next_read: self.word(sock + next_read)?,
             is_urgent: self.word(sock + urgent)?.wrapping_sub(unacknowledged) as i32 > 0,
         })
+    }
+
+    /// The numbers of a socket, and what it has sent and does not know to have arrived.
+    pub(super) fn all_unacknowledged(&mut self, sock: u64) -> Result<(TcpNumbers, Vec<u8>)> {
+        let mut last = EbpfError::unexpected(DOING, "it does not come to rest");
+        for _ in 0..ATTEMPTS {
+            match self.unacknowledged(sock) {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The numbers of a socket, and what its program has not read.
+    pub(super) fn unread(&mut self, sock: u64) -> Result<Option<(TcpNumbers, Vec<u8>)>> {
+        let head = sock + self.layout.received;
+        let (before, buffers) = (self.numbers(sock)?, self.list(head)?);
+        let bytes = self.bytes(&buffers, before.next_read, before.next_received)?;
+        let same = self.numbers(sock)? == before && self.list(head)? == buffers;
+        Ok(bytes.filter(|_| same).map(|bytes| (before, bytes)))
     }
 
     /// `None`: the queue has changed meanwhile.
