@@ -182,6 +182,37 @@ def report():
     assert_eq!(told, ["True True True"; 3]);
 }
 
+/// Both have said that they send nothing more, or one has broken the connection, and what came before that was not read yet.
+#[test]
+fn connections_that_have_ended() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+ended = []
+for n in range(8):
+    a, b = connected(server)
+    if n & 4: a, b = b, a
+    b.send(b'unread' * 1000)
+    if n & 3 == 0: a.shutdown(socket.SHUT_WR); b.close()
+    if n & 3 == 1: b.shutdown(socket.SHUT_WR); settled(a, select.POLLRDHUP); a.shutdown(socket.SHUT_WR)
+    if n & 3 == 2: a.send(b'not read either'); settled(b, select.POLLIN); b.close()
+    if n & 3 == 3: b.shutdown(socket.SHUT_WR); settled(a, select.POLLRDHUP); a.send(b'x'); settled(b, select.POLLIN); b.close()
+    settled(a, select.POLLHUP)
+    ended.append((a, b, a.getsockname()))
+def report():
+    for n, (a, b, name) in enumerate(ended):
+        # Whoever asks for the error is not told of it again.
+        if n & 4: print('error', a.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        print(a.getsockname() == name, a.recv(1), rest(a), rest(a), written(a), rest(b) if b.fileno() >= 0 else None)
+    print('done', flush=True)
+"
+    ));
+    assert_eq!(told.len(), 12);
+    assert!(told.iter().any(|line| line.contains("'ECONNRESET'")), "{told:#?}");
+    assert!(["error 0", "error 104", "error 32"].iter().all(|error| told.iter().any(|line| line == error)), "{told:#?}");
+}
+
 /// IPv6, IPv4 in IPv6, the machine's other addresses, and servers that listen to any.
 #[test]
 fn addresses() {

@@ -56,6 +56,8 @@ pub struct FileId {
 pub struct CollectOptions {
     /// `--tcp-close`: established TCP connections are saved as closed ones instead of being refused.
     pub tcp_close: bool,
+    /// The checkpoint will not be tried again if something stands against it that may be over in a moment.
+    pub last_try: bool,
     /// `--save-files`: the contents of regular files that could be written to are saved.
     pub save_files: bool,
 }

@@ -96,6 +96,7 @@ pub mod task_registry;
 pub mod tcp;
 pub mod tcp_backlog;
 pub mod tcp_connection;
+pub mod tcp_ended;
 pub mod tcp_restore;
 pub mod tcp_sockets;
 pub mod tcp_way;

@@ -17,7 +17,7 @@ use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
 use super::tcp_connection::{self, Here, TcpConnection, TcpEnd};
 use super::tcp_sockets::{Other, TcpSockets};
-use super::{Collector, Restorer, tcp_backlog, tcp_restore, tcp_sockets};
+use super::{Collector, Restorer, tcp_backlog, tcp_ended, tcp_restore, tcp_sockets};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::sys::inet_diag::Endpoint;
@@ -85,7 +85,7 @@ impl FileKind for Tcp {
                 let waiting = match info.waiting {
                     0 => Vec::new(),
                     count => match tcp_backlog::collect(cx, d, count) {
-                        Err(Error::Refused(refusal)) if cx.options.tcp_close => {
+                        Err(Error::Refused(refusal)) if cx.options.tcp_close && cx.options.last_try => {
                             tracing::info!("saved without those that wait: {refusal}");
                             Vec::new()
                         }
@@ -94,7 +94,7 @@ impl FileKind for Tcp {
                 };
                 TcpState::Listening { backlog: info.backlog, waiting }
             }
-            state::CLOSE => unconnected(cx, d)?,
+            state::CLOSE => unconnected(cx, d, socket)?,
             _ => connected(cx, d, socket, &info)?,
         };
         if let TcpState::Connected { .. } = state {
@@ -156,16 +156,23 @@ pub fn leave_out_what_was_agreed_on(options: &mut SocketOptions) {
 }
 
 /// A socket in state CLOSE: new, or what is left of a connection.
-fn unconnected(cx: &Collector<'_>, d: &Descriptor<'_>) -> Result<TcpState> {
+fn unconnected(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType) -> Result<TcpState> {
     // Only what was connected once is at the end of its stream.
-    let over = queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN);
-    if !over {
+    let ready = queue::poll_now(d.own).doing(|| socket::looking(d))?;
+    if !ready.contains(PollFlags::POLLIN) {
         return Ok(TcpState::Unconnected);
     }
-    if !cx.options.tcp_close && queue::readable(d.own).doing(|| socket::looking(d))? > 0 {
-        return refuse_connection(cx, d, "closed, with data that the program has not read yet");
+    let has_error = ready.contains(PollFlags::POLLERR);
+    if !has_error && queue::readable(d.own).doing(|| socket::looking(d))? == 0 {
+        return Ok(TcpState::Closed);
     }
-    Ok(TcpState::Closed)
+    match tcp_ended::collect(cx, d, socket, has_error) {
+        Err(Error::Refused(refusal)) if cx.options.tcp_close => {
+            tracing::info!("saved without what waits in it: {refusal}");
+            Ok(TcpState::Closed)
+        }
+        other => Ok(TcpState::Connected { connection: other?, end: 1 }),
+    }
 }
 
 /// Connections that are saved as closed ones, since they cannot be saved otherwise: the inodes of their ends.
@@ -184,7 +191,7 @@ fn connected(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, inf
         _ => TcpSockets::of(cx)?.other_end(cx, d, info.state)?,
     };
     match within(cx, d, info, other) {
-        Err(Error::Refused(refusal)) if cx.options.tcp_close => {
+        Err(Error::Refused(refusal)) if cx.options.tcp_close && (!refusal.passing || cx.options.last_try) => {
             tracing::info!("saved as closed: {refusal}");
             let mut inodes = given_up.0.lock().unwrap_or_else(PoisonError::into_inner);
             inodes.insert(d.stat.st_ino);

@@ -30,10 +30,11 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, count: u32) -> Result
             return refuse(d, &why);
         }
     };
-    waiting.iter().map(|one| connection(cx, d, one)).collect()
+    waiting.iter().filter_map(|one| connection(cx, d, one).transpose()).collect()
 }
 
-fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) -> Result<ObjRef> {
+/// `None`: it is left out (`--tcp-close`).
+fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) -> Result<Option<ObjRef>> {
     let all = TcpSockets::of(cx)?;
     let client = match all.get(waiting.peer, waiting.local) {
         [] if state::has_all(waiting.state) => None,
@@ -56,16 +57,19 @@ fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) 
         check_room(d, &[gone.clone(), end.clone()])?;
         // Nobody else refers to it.
         let key = ObjectKey::Inode(tcp_connection::KIND, u64::from(waiting.peer.port) << 32 | d.stat.st_ino, u64::MAX);
-        return TcpConnection::intern(cx, key, [u64::from(waiting.peer.port), d.stat.st_ino], &[gone, end]);
+        return TcpConnection::intern(cx, key, [u64::from(waiting.peer.port), d.stat.st_ino], &[gone, end]).map(Some);
     }
     let holders = Holders::of(cx)?;
     let Some(&holder) = holders.get(d.stat.st_dev, inode).first() else {
+        if cx.options.tcp_close {
+            return Ok(None);
+        }
         return refuse(d, "has connections that the program has not accepted yet, of clients that are not being checkpointed");
     };
     // The end that waits has no inode.
     let key = ObjectKey::Inode(tcp_connection::KIND, 0, inode);
     if let Some(known) = cx.lookup(&key) {
-        return Ok(known);
+        return Ok(Some(known));
     }
     let ends = Here { holder }.with(|client| {
         let mut own = TcpEnd::collect(cx, client)?;
@@ -77,7 +81,7 @@ fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) 
         check_room(client, &ends)?;
         Ok(ends)
     })?;
-    TcpConnection::intern(cx, key, [0, inode], &ends)
+    TcpConnection::intern(cx, key, [0, inode], &ends).map(Some)
 }
 
 /// The server's end of a connection whose client is gone.

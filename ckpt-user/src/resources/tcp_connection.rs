@@ -62,6 +62,9 @@ pub struct TcpEnd {
     pub sent: Vec<u8>,
     /// 1: receives nothing more; 2: sends nothing more.
     pub shutdown: u8,
+    /// The other end has broken the connection: the error number (ECONNRESET, EPIPE) of which the program has not been told yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broken: Option<i32>,
     /// The longest segment that it takes.
     pub segment_max: u32,
     /// By how many bits windows are shifted: those that the other end tells, and those that this end tells.
@@ -122,11 +125,14 @@ impl TcpEnd {
         let Some(other) = other else {
             let mut end = TcpEnd::collect(cx, one)?;
             let mut closed = end.closed_peer();
+            if cx.is_running {
+                return Ok([end, closed]);
+            }
             if queue::unreceived(one.own).doing(|| socket::looking(one))? > 0 {
                 return refuse(one, "is a TCP connection that the other program has closed, with bytes on their way to it");
             }
             let mut way = match rest {
-                Some(rest) if rest.sent > 0 && !tcp_way::has_all(one)? && !cx.is_running => Way::of_closed(one, rest)?,
+                Some(rest) if rest.sent > 0 && !tcp_way::has_all(one)? => Way::of_closed(one, rest)?,
                 _ => Way::default(),
             };
             end.received = way.take(cx, one)?;

@@ -84,7 +84,8 @@ fn make_both(cx: &mut Restorer<'_>, ends: [TcpEnd; 2]) -> Result<[Option<OwnedFd
         let alive = ends.iter().zip(&fds);
         alive.clone().try_for_each(|(end, fd)| end.come_alive(fd.as_fd()))?;
         // Those that are closed end with that.
-        alive.clone().try_for_each(|(end, fd)| end.send(fd.as_fd()))
+        alive.clone().try_for_each(|(end, fd)| end.send(fd.as_fd()))?;
+        [(0, 1), (1, 0)].into_iter().try_for_each(|(own, other)| ends[own].be_broken_by(fds[other].as_fd()))
     });
     Ok(open)
 }
@@ -174,6 +175,17 @@ impl TcpEnd {
         let reuse = self.options.is_set(libc::SOL_SOCKET, libc::SO_REUSEADDR);
         raw::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse.into()).doing(doing)?;
         self.options.restore_buffer(fd, libc::SO_RCVBUF)
+    }
+
+    /// Has the other end break the connection when it is closed, if it had.
+    fn be_broken_by(&self, other: BorrowedFd<'_>) -> Result<()> {
+        let Some(error) = self.broken else { return Ok(()) };
+        let doing = || format!("cannot break {} again", self.name());
+        if error == libc::EPIPE {
+            // It had told of its end before.
+            raw::shut_down(other, libc::SHUT_WR).doing(doing)?;
+        }
+        raw::set_option(other, libc::SOL_SOCKET, libc::SO_LINGER, bytemuck::bytes_of(&[1i32, 0])).doing(doing)
     }
 
     /// Sends what was on its way, whatever the size of its buffer.

@@ -99,7 +99,7 @@ impl TcpSockets {
             return Ok(if is_over { Other::Closed(Some(other)) } else { Other::NotAccepted });
         }
         let all = Holders::of(cx)?;
-        let holder = all.get(d.stat.st_dev, other.inode.into()).first();
+        let holder = all.get(d.stat.st_dev, other.inode.into()).iter().find(|holder| holder.flags & libc::O_PATH == 0);
         Ok(holder.map_or(Other::Outside, |holder| Other::Here(*holder, other)))
     }
 }

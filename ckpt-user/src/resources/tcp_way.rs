@@ -126,7 +126,7 @@ pub fn has_all(d: &Descriptor<'_>) -> Result<bool> {
 }
 
 /// What waits to be read.
-fn peek(d: &Descriptor<'_>) -> Result<Vec<u8>> {
+pub fn peek(d: &Descriptor<'_>) -> Result<Vec<u8>> {
     let doing = || socket::looking(d);
     let _offset = PeekOffset::off(d.own).doing(doing)?;
     loop {

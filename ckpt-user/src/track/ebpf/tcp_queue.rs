@@ -33,6 +33,8 @@ pub struct TcpNumbers {
     pub next_read: u32,
     /// Urgent data is on its way to the other end.
     pub is_urgent: bool,
+    /// The error number of which the program has not been told yet. 0: none.
+    pub error: i32,
 }
 
 /// Offsets in bytes within the kernel's structs.
@@ -45,6 +47,7 @@ struct Layout {
     urgent: u64,
     next_received: u64,
     next_read: u64,
+    error: u64,
     sent: u64,
     unsent: u64,
     received: u64,
@@ -92,6 +95,7 @@ impl Layout {
             urgent: tcp("snd_up")?,
             next_received: tcp("rcv_nxt")?,
             next_read: tcp("copied_seq")?,
+            error: sock("sk_err")?,
             sent: sock("tcp_rtx_queue")?,
             unsent: sock("sk_write_queue")?,
             received: sock("sk_receive_queue")?,
@@ -190,13 +194,14 @@ impl Reader {
     }
 
     pub(super) fn numbers(&mut self, sock: u64) -> Result<TcpNumbers> {
-        let Layout { next_written, unacknowledged, urgent, next_received, next_read, .. } = self.layout;
+        let Layout { next_written, unacknowledged, urgent, next_received, next_read, error, .. } = self.layout;
         let unacknowledged = self.word(sock + unacknowledged)?;
         Ok(TcpNumbers {
             next_written: self.word(sock + next_written)?,
             unacknowledged,
             next_received: self.word(sock + next_received)?,
             next_read: self.word(sock + next_read)?,
+            error: self.word(sock + error)? as i32,
             is_urgent: self.word(sock + urgent)?.wrapping_sub(unacknowledged) as i32 > 0,
         })
     }
