@@ -1,5 +1,7 @@
 //! TCP connections within the tree: every byte in its place after a restart, in every state that a connection can be in.
 
+use std::process::{Command, Stdio};
+
 use ckpt_tests::needs_root;
 use ckpt_tests::passing::{is_the_same, start};
 use ckpt_tests::{ckpt, process};
@@ -376,6 +378,57 @@ def report():
         assert!(refusal.contains("urgent data"), "{refusal}");
         assert_eq!(job.report(), [rest]);
     }
+}
+
+/// Runs ckpt without some rights of root, and returns what it says.
+fn without(rights: &str, arguments: &[&str]) -> ckpt::Outcome {
+    let mut command = Command::new("setpriv");
+    command.args([format!("--bounding-set={rights}"), format!("--inh-caps={rights}"), "--".to_owned()]);
+    ckpt::run(command.arg(ckpt::binary()).args(arguments).stdin(Stdio::null()))
+}
+
+/// What ckpt may not do is said before anything is done. What has arrived takes no special right to be saved; what is on its way takes eBPF, and a restart
+/// CAP_NET_ADMIN.
+#[test]
+fn rights_that_it_takes() {
+    needs_root!();
+    let script = |bytes: u32| {
+        format!(
+            "{HELP}
+server = socket.create_server(('127.0.0.1', 0))
+a, b = connected(server)
+a.setblocking(False)
+sent = 0
+try:
+    while sent < {bytes}: sent += a.send(b'x' * min(100000, {bytes} - sent))
+except BlockingIOError: pass
+# All that arrives has by then, and was acknowledged.
+if {bytes} < 1000: b.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+def report():
+    print(rest(b))
+    print('done', flush=True)
+"
+        )
+    };
+    const NO_EBPF: &str = "-sys_admin,-bpf,-perfmon";
+    let (folder, mut job) = start(&script(100));
+    let image = folder.path().join("image");
+    let (pid, path) = (job.pid().to_string(), image.to_str().unwrap());
+    without(NO_EBPF, &["checkpoint", &pid, "-o", path]).success();
+    let told = process::look(job.pid());
+    job.kill();
+    let refusal = without("-net_admin", &["restart", path, "--detach"]).failure();
+    assert!(refusal.contains("CAP_NET_ADMIN") && refusal.contains("TCP connection from 127.0.0.1:"), "{refusal}");
+    let mut job = ckpt::restart(&job, &image, &[]);
+    process::assert_same(&told, &process::look(job.pid()));
+    assert!(job.report()[0].starts_with("((100, '"), "not all came back");
+    job.kill();
+
+    let (folder, job) = start(&script(u32::MAX));
+    let image = folder.path().join("image");
+    let refusal = without(NO_EBPF, &["checkpoint", &job.pid().to_string(), "-o", image.to_str().unwrap()]).failure();
+    assert!(refusal.contains("bytes on their way") && refusal.contains("eBPF"), "{refusal}");
+    ckpt::checkpoint(job.pid(), &image, &[]);
 }
 
 /// Clients that have connected, in their order: with nothing sent, with some, with more than there is room for, at the end of what they send, and gone.
