@@ -99,6 +99,8 @@ pub mod tcp_connection;
 pub mod tcp_ended;
 pub mod tcp_restore;
 pub mod tcp_sockets;
+#[cfg(test)]
+mod tcp_tests;
 pub mod tcp_way;
 pub mod terminals;
 pub mod thread_flags;

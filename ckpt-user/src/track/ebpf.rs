@@ -17,6 +17,7 @@ mod inspector;
 mod kernel_memory;
 mod live_cut;
 mod mqueue_messages;
+mod pages;
 mod preserver;
 mod pty_state;
 mod restart_block;

@@ -1,21 +1,14 @@
 //! What a TCP socket has been given to send, and does not know to have arrived; and the numbers of the bytes on their way. No system call tells
 //! of these without changing the socket (TCP_REPAIR would, and a ckpt that was killed in the middle would leave it so). So they are read where
 //! they lie (net/ipv4/tcp.c, include/linux/skbuff.h).
-//!
-//! What is sent is in pages, which the kernel's records name by their `struct page`. Where those are, and where all memory is mapped, a page of our own
-//! tells: it is put into a pipe, whose record names it, too.
 
-use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
-use nix::fcntl::{SpliceFFlags, vmsplice};
-
 use super::kernel_memory::{KernelMemory, missing};
-use super::preserver::Sample;
+use super::pages::PagesInMemory;
 use super::tcp_unheld::Unheld;
 use super::{EbpfError, Result};
-use crate::ids::PAGE_SIZE;
 use crate::sys::btf::Btf;
 
 pub(super) const DOING: &str = "cannot read what a TCP socket sends";
@@ -120,14 +113,6 @@ impl Layout {
     }
 }
 
-/// Where all memory is mapped, and where the struct of each page is.
-#[derive(Debug)]
-struct Memory {
-    mapped_at: u64,
-    pages_at: u64,
-    page_bytes: u64,
-}
-
 /// A buffer of a queue: which bytes, and where they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Buffer {
@@ -143,7 +128,7 @@ pub(super) struct Reader {
     layout: Layout,
     /// For sockets that nobody has.
     pub(super) unheld: Unheld,
-    memory: Memory,
+    memory: PagesInMemory,
 }
 
 /// Made at the first use. It takes a tenth of a second, and is the same for every cut.
@@ -155,7 +140,7 @@ pub(super) fn with_reader<T>(work: impl FnOnce(&mut Reader) -> Result<T>) -> Res
     if reader.is_none() {
         let btf = Btf::of_kernel().map_err(missing)?;
         let (mut kernel, layout) = (KernelMemory::load(&btf)?, Layout::of(&btf)?);
-        let memory = Memory::find(&mut kernel, &btf, &layout)?;
+        let memory = PagesInMemory::find(&mut kernel, &btf)?;
         *reader = Some(Reader { kernel, layout, unheld: Unheld::of(&btf)?, memory });
     }
     reader.as_mut().map_or_else(|| Err(EbpfError::unexpected(DOING, "there is no reader")), work)
@@ -344,50 +329,11 @@ fn field(record: &[u8], at: u64) -> Result<u64> {
         .ok_or_else(|| EbpfError::unexpected(DOING, "a record is shorter than it should be"))
 }
 
-impl Memory {
-    fn find(kernel: &mut KernelMemory, btf: &Btf, layout: &Layout) -> Result<Memory> {
-        /// Memory is mapped at a multiple of this, drawn at random when the kernel starts.
-        const STEP: u64 = 1 << 30;
-        /// As far as one of its records can be from the beginning of all memory.
-        const STEPS: u64 = 1 << 12;
-        let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
-        let error = |error: nix::Error| EbpfError::new(DOING, error);
-        let sample = Sample::draw()?;
-        let contents = sample.page();
-        let (read, write) = nix::unistd::pipe().map_err(error)?;
-        vmsplice(write.as_fd(), &[IoSlice::new(contents)], SpliceFFlags::empty()).map_err(error)?;
-        let frame = sample.frame()?;
-        let file = kernel.open_file(read.as_raw_fd())?;
-        let pipe = kernel.number(file + layout.private_data)?;
-        let buffers = kernel.number(pipe + offset("pipe_inode_info", "bufs")?)?;
-        let page = kernel.number(buffers + offset("pipe_buffer", "page")?)?;
-        let page_bytes = u64::from(btf.size_of("page").map_err(missing)?);
-        let pages_at = page.wrapping_sub(frame * page_bytes);
-        let near = pipe / STEP * STEP;
-        for step in 0..STEPS {
-            let mapped_at = near.wrapping_sub(step * STEP);
-            let seen = kernel.bytes(mapped_at.wrapping_add(frame * PAGE_SIZE), 64);
-            if seen.is_ok_and(|seen| contents.starts_with(&seen)) {
-                return Ok(Memory { mapped_at, pages_at, page_bytes });
-            }
-        }
-        Err(EbpfError::unsupported(DOING, "the place where this kernel maps all memory was not found"))
-    }
-
-    /// Where a page is mapped.
-    fn address_of(&self, page: u64) -> Result<u64> {
-        let offset = page.wrapping_sub(self.pages_at);
-        if page == 0 || !offset.is_multiple_of(self.page_bytes) {
-            return Err(EbpfError::unsupported(DOING, "a buffer is in memory of a device"));
-        }
-        Ok(self.mapped_at.wrapping_add(offset / self.page_bytes * PAGE_SIZE))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
 
     use super::*;
 
