@@ -35,7 +35,9 @@ fn mpi(folder: &Path, transport: &str) -> Result<Job, String> {
     let made = compiler.output().map_err(|error| format!("no compiler for MPI (mpicc): {error}"))?;
     assert!(made.status.success(), "{} does not compile: {}", source.display(), String::from_utf8_lossy(&made.stderr));
     let mut command = Command::new("mpirun");
-    command.args(["--allow-run-as-root", "--oversubscribe", "-n", "3", "--mca", "btl", transport]).arg(&program);
+    command.args(["--allow-run-as-root", "--oversubscribe", "-n", "3", "--mca", "btl", transport]);
+    // Also on a machine that has no network.
+    command.args(["--mca", "btl_tcp_if_include", "lo", "--mca", "oob_tcp_if_include", "lo"]).arg(&program);
     Ok(Job::start(folder, &mut command))
 }
 
