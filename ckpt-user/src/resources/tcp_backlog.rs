@@ -3,6 +3,9 @@
 //!
 //! At a restart the clients connect again, in the order in which they waited, and send all of it again.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use super::Collector;
 use super::collector::ObjectKey;
 use super::file::Descriptor;
@@ -11,7 +14,7 @@ use super::socket::SocketType;
 use super::tcp_connection::{self, Here, TcpConnection, TcpEnd, check_room, refuse};
 use super::tcp_sockets::TcpSockets;
 use super::tcp_way::Way;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::ObjRef;
 use crate::sys::tcp::state;
 use crate::track::ebpf::{TcpWaiting, tcp_waiting};
@@ -20,6 +23,10 @@ use crate::track::ebpf::{TcpWaiting, tcp_waiting};
 pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, count: u32) -> Result<Vec<ObjRef>> {
     if cx.is_running {
         return Ok(Vec::new());
+    }
+    let known = cx.fact(|_| Ok(Backlogs::default()))?;
+    if let Some(found) = known.0.lock().unwrap_or_else(PoisonError::into_inner).get(&d.stat.st_ino) {
+        return Ok(found.clone());
     }
     let waiting = match tcp_waiting(d.own) {
         Ok(waiting) if waiting.len() == count as usize => waiting,
@@ -30,8 +37,22 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, count: u32) -> Result
             return refuse(d, &why);
         }
     };
-    waiting.iter().filter_map(|one| connection(cx, d, one).transpose()).collect()
+    let mut found = Vec::new();
+    for one in &waiting {
+        match connection(cx, d, one) {
+            Err(Error::Refused(refusal)) if cx.options.tcp_close && cx.options.last_try => {
+                tracing::info!("saved without one that waits: {refusal}");
+            }
+            other => found.extend(other?),
+        }
+    }
+    known.0.lock().unwrap_or_else(PoisonError::into_inner).insert(d.stat.st_ino, found.clone());
+    Ok(found)
 }
+
+/// What was found at each listening socket, by its inode: its clients and itself are to be of one mind.
+#[derive(Debug, Default)]
+struct Backlogs(Mutex<HashMap<u64, Vec<ObjRef>>>);
 
 /// `None`: it is left out (`--tcp-close`).
 fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) -> Result<Option<ObjRef>> {
