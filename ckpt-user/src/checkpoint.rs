@@ -398,6 +398,7 @@ impl Target {
 
     /// Writes an image, and tries it again a few times where only what may be over in a moment stands against it.
     fn save_patiently(&mut self, destination: &Destination, pids: &[Pid], when: When, progress: Progress<'_>) -> Result<Saved> {
+        self.options.collect.last_try = false;
         for pause in PAUSES_MS {
             match self.save(destination, pids, when, progress) {
                 Err(error) if error.is_passing() => tracing::info!("the checkpoint is tried again: {error}"),
@@ -406,6 +407,7 @@ impl Target {
             // Nothing tells of it.
             thread::sleep(Duration::from_millis(pause));
         }
+        self.options.collect.last_try = true;
         self.save(destination, pids, when, progress)
     }
 

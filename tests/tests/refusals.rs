@@ -159,8 +159,13 @@ at_nine(call('pidfd_open', 434, 1, 0))
     established_tcp: ["descriptor 9 ", "TCP connection from 127.0.0.1:", " to 127.0.0.1:", "--tcp-close"], "
 import socket
 listener = socket.create_server(('127.0.0.1', 0))
+def serve():
+    server, _ = listener.accept()
+    listener.close()
+    while True: signal.pause()
+outside(serve)
 client = socket.create_connection(listener.getsockname())
-server, _ = listener.accept()
+listener.close()
 at_nine(client.detach())
 ";
     a_working_directory_that_is_gone: ["its working directory", "has been deleted", "change to a directory"], "
@@ -230,7 +235,7 @@ fn memory_whose_writes_are_only_noted_is_not_refused() {
     }
 }
 
-/// The connection that is refused without it is saved as closed with `--tcp-close`.
+/// The connection that is refused without it is saved as closed with `--tcp-close`; one within the tree is what it was.
 #[test]
 fn tcp_close_is_a_way_out() {
     needs_root!();
@@ -238,12 +243,25 @@ fn tcp_close_is_a_way_out() {
     let script = "
 import socket
 listener = socket.create_server(('127.0.0.1', 0))
+def serve():
+    server, _ = listener.accept()
+    listener.close()
+    while True: signal.pause()
+outside(serve)
 client = socket.create_connection(listener.getsockname())
-server, _ = listener.accept()
+here = socket.create_server(('127.0.0.1', 0))
+ours = socket.create_connection(here.getsockname())
+theirs, _ = here.accept()
+ours.send(b'within')
+def report():
+    print(theirs.recv(100), client.recv(100))
+    print('done', flush=True)
 ";
-    let job = python::rest_after(folder.path(), script).unwrap();
-    ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
-    ckpt::checkpoint(job.pid(), &folder.path().join("image"), &["--tcp-close"]);
+    let mut job = python::rest_after(folder.path(), script).unwrap();
+    let image = folder.path().join("image");
+    ckpt::try_checkpoint(job.pid(), &image, &[]).failure();
+    ckpt::checkpoint_and_kill(&mut job, &image, &["--tcp-close"]);
+    assert_eq!(ckpt::restart(&job, &image, &[]).report(), ["b'within' b''"]);
 }
 
 /// Every reason is told at once, of all processes.

@@ -85,6 +85,13 @@ const TABLE: &[Prerequisite<'_>] = &[
         why: "a server with workers is checkpointed",
     },
     Prerequisite {
+        name: "mpirun",
+        probe: Probe::Program("mpirun"),
+        package: "openmpi-bin",
+        why: "a computation of several processes that send to each other is checkpointed",
+    },
+    Prerequisite { name: "mpicc", probe: Probe::Program("mpicc"), package: "libopenmpi-dev", why: "the same" },
+    Prerequisite {
         name: "tmux",
         probe: Probe::Program("tmux"),
         package: "tmux",

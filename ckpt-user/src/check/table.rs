@@ -208,7 +208,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| probe::tcp_repair().map(yes),
         since: "CONFIG_INET",
         right: "CAP_NET_ADMIN",
-        lost: "established TCP connections (a later version saves them; this one refuses them, or closes them with --tcp-close)",
+        lost: "established TCP connections: they can be checkpointed, but not restarted",
     },
     Row {
         name: "time namespaces",
@@ -256,7 +256,7 @@ pub(super) const TABLE: &[Row] = &[
         probe: |_| prepare_for_ptys().map(yes).map_err(io::Error::other),
         since: "6.1, with CONFIG_DEBUG_INFO_BTF",
         right: "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
-        lost: "what waits in pseudoterminals and POSIX message queues, and what SEM_UNDO is to undo",
+        lost: "what waits in pseudoterminals and POSIX message queues, what is on its way in TCP connections, and what SEM_UNDO is to undo",
     },
     Row {
         name: "ids of System V IPC (/proc/sys/kernel/shm_next_id)",

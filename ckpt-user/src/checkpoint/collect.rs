@@ -94,6 +94,7 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
         return Ok(refusals);
     }
     let mut cx = Collector::new(&options.collect, pids.clone());
+    cx.is_running = true;
     let mut met = Descriptions::default();
     preflight::while_it_lives(root, || {
         let sharing = Sharing::default();

@@ -48,7 +48,7 @@ impl Saving {
             CodecName::Lz4 => Codec::Lz4,
             CodecName::Raw => Codec::Raw,
         };
-        let collect = CollectOptions { tcp_close: self.tcp_close, save_files: self.save_files };
+        let collect = CollectOptions { tcp_close: self.tcp_close, save_files: self.save_files, ..CollectOptions::default() };
         Options { after, codec, freeze_timeout: self.freeze_timeout, collect }
     }
 }

@@ -56,6 +56,8 @@ pub struct FileId {
 pub struct CollectOptions {
     /// `--tcp-close`: established TCP connections are saved as closed ones instead of being refused.
     pub tcp_close: bool,
+    /// The checkpoint will not be tried again if something stands against it that may be over in a moment.
+    pub last_try: bool,
     /// `--save-files`: the contents of regular files that could be written to are saved.
     pub save_files: bool,
 }
@@ -73,6 +75,8 @@ pub struct Collector<'a> {
     pub written: Written,
     /// Files behind mappings that were looked at before.
     pub looked_at: Option<&'a LookedAt>,
+    /// The processes are looked at while they run (`ckpt check`): what waits in queues is of no interest, and does not stand still.
+    pub is_running: bool,
     in_flight: Vec<u32>,
     objects: Vec<Object>,
     /// Where each object stands in the table.
@@ -94,6 +98,7 @@ impl<'a> Collector<'a> {
             external: HashSet::new(),
             written: Written::default(),
             looked_at: None,
+            is_running: false,
             in_flight: Vec::new(),
             objects: Vec::new(),
             places: HashMap::new(),

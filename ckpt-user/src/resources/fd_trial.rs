@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::collector::{CollectOptions, Collected, ObjectKey};
 use super::fd_table::{self, FdSlot, FdTable};
 use super::file::{self, Descriptor, FdInfo, FileBody, OpenFile};
+use super::in_flight::Flights;
 use super::restorer::RestoreOptions;
 use super::{Collector, Restorer, written};
 use crate::error::Result;
@@ -117,6 +118,7 @@ impl Cut {
         let files = fd_table::open(&mut cx, &[&FdTable { slots: slots.collect() }])?;
         cx.settle()?;
         fd_table::finish(&mut cx, files.iter())?;
+        cx.once_open().into_iter().try_for_each(|fill| fill(&Flights::default()))?;
         let find = |wanted| files.iter().find(|(objref, _)| *objref == wanted).unwrap().1;
         Ok(self.files.iter().map(|&objref| find(objref).try_clone_to_owned().unwrap()).collect())
     }

@@ -94,6 +94,14 @@ pub mod sysv_shm;
 pub mod task;
 pub mod task_registry;
 pub mod tcp;
+pub mod tcp_backlog;
+pub mod tcp_connection;
+pub mod tcp_ended;
+pub mod tcp_restore;
+pub mod tcp_sockets;
+#[cfg(test)]
+mod tcp_tests;
+pub mod tcp_way;
 pub mod terminals;
 pub mod thread_flags;
 pub mod tid_address;

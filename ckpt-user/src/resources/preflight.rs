@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::task::Subject;
-use super::{Collector, cpu, fanotify, fs_state, lsm, machine, task_registry, terminals};
+use super::{Collector, cpu, fanotify, fs_state, lsm, machine, task_registry, tcp_sockets, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::status::Status;
@@ -37,6 +37,7 @@ pub fn tree(root: Pid, refusals: &mut Vec<Refusal>) -> Result<Vec<Pid>> {
                 other => open.extend(other?.then_some(member.pid)),
             }
         }
+        tcp_sockets::prepare(&open);
         Ok(open)
     })
 }

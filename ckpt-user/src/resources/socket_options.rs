@@ -196,6 +196,12 @@ impl SocketOptions {
         Ok(())
     }
 
+    /// Gives a buffer (SO_SNDBUF, SO_RCVBUF) the size that the program has set again, if it has set one.
+    pub fn restore_buffer(&self, fd: BorrowedFd<'_>, name: i32) -> Result<()> {
+        let set = self.set.iter().filter(|option| (option.level, option.name) == (libc::SOL_SOCKET, name)).cloned().collect();
+        SocketOptions { set, filter: Vec::new() }.restore(fd)
+    }
+
     /// Was this int option set, and not to 0?
     pub fn is_set(&self, level: i32, name: i32) -> bool {
         self.set.iter().any(|o| o.level == level && o.name == name && o.value.iter().any(|&b| b != 0))

@@ -41,7 +41,7 @@ const LOOK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
 const ADVICE: &str = "let the program receive it, or try again at a quieter moment";
 
 /// SO_PEEK_OFF of a socket, as the program has it again when this is dropped.
-struct PeekOffset<'f> {
+pub(super) struct PeekOffset<'f> {
     fd: BorrowedFd<'f>,
     before: i32,
 }
@@ -52,6 +52,21 @@ impl<'f> PeekOffset<'f> {
         let offset = PeekOffset { fd, before };
         offset.set(0)?;
         Ok(offset)
+    }
+
+    /// Looks begin at the start, and leave no trace. `None`: they do so already.
+    pub(super) fn off(fd: BorrowedFd<'f>) -> std::io::Result<Option<PeekOffset<'f>>> {
+        let before = match raw::int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF) {
+            // TCP sockets have it since Linux 6.9.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(None),
+            other => other?,
+        };
+        if before < 0 {
+            return Ok(None);
+        }
+        let offset = PeekOffset { fd, before };
+        offset.set(-1)?;
+        Ok(Some(offset))
     }
 
     fn set(&self, offset: i32) -> std::io::Result<()> {

@@ -5,6 +5,7 @@
 //! - [`TaskInspector`]: how the interrupted system calls of a process's threads go on, when each thread last ran, and whether it would answer as it has;
 //! - [`pty_state`]: what waits in a pseudoterminal;
 //! - [`mqueue_messages`]: what waits in a POSIX message queue;
+//! - [`tcp_unacknowledged`]: what is on its way in a TCP connection;
 //! - [`semaphore_undo`]: what the kernel does to semaphores when a process ends.
 //!
 //! Everything here needs CAP_BPF and CAP_PERFMON in the initial user namespace, which root has. It never decides anything: whoever
@@ -16,10 +17,13 @@ mod inspector;
 mod kernel_memory;
 mod live_cut;
 mod mqueue_messages;
+mod pages;
 mod preserver;
 mod pty_state;
 mod restart_block;
 mod semaphore_undo;
+mod tcp_queue;
+mod tcp_unheld;
 mod thread_state;
 mod touched;
 mod windows;
@@ -34,6 +38,8 @@ pub use preserver::{Preserver, Room, ToPreserve};
 pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
+pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
+pub use tcp_unheld::{TcpWaiting, tcp_of_closed, tcp_received, tcp_waiting};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapData, MapError};

@@ -275,10 +275,10 @@ fn calibrate(ebpf: &mut Ebpf, page_tables: &mut Array<MapData, PageTablesWords>,
 const CANDIDATES: u64 = 1 << 16;
 
 /// A page of ours with random contents.
-struct Sample(Box<[u64; 2 * PAGE_SIZE as usize / 8]>);
+pub(super) struct Sample(Box<[u64; 2 * PAGE_SIZE as usize / 8]>);
 
 impl Sample {
-    fn draw() -> Result<Sample> {
+    pub(super) fn draw() -> Result<Sample> {
         let mut words = Box::new([0; 2 * PAGE_SIZE as usize / 8]);
         let random = fs::File::open("/dev/urandom");
         let read = random.and_then(|mut file| std::io::Read::read_exact(&mut file, bytemuck::cast_slice_mut(&mut words[..])));
@@ -291,8 +291,15 @@ impl Sample {
         (self.0.as_ptr().addr() as u64).next_multiple_of(PAGE_SIZE)
     }
 
+    /// The whole page.
+    pub(super) fn page(&self) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.0[..]);
+        let before = self.address() as usize - bytes.as_ptr().addr();
+        &bytes[before..before + PAGE_SIZE as usize]
+    }
+
     /// Where the page is in physical memory.
-    fn frame(&self) -> Result<u64> {
+    pub(super) fn frame(&self) -> Result<u64> {
         let frame = crate::sys::pagemap::frame_of_own_page(self.address() / PAGE_SIZE).map_err(|e| EbpfError::new(DOING, e))?;
         frame.ok_or_else(|| EbpfError::unsupported(DOING, "the kernel does not tell where pages are (CAP_SYS_ADMIN is needed)"))
     }
