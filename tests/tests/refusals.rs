@@ -156,6 +156,14 @@ if call('clone3', 435, arguments, len(arguments)) == 0:
     a_handle_of_another_process: ["descriptor 9 ", "a handle on pid 1", "close it"], "
 at_nine(call('pidfd_open', 434, 1, 0))
 ";
+    tcp_with_notes: ["descriptor 9 ", "TCP connection whose program is told", "MSG_ZEROCOPY", "--tcp-close"], "
+import socket
+server = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(server.getsockname())
+accepted, _ = server.accept()
+client.setsockopt(socket.SOL_SOCKET, 60, 1)
+at_nine(client.detach())
+";
     established_tcp: ["descriptor 9 ", "TCP connection from 127.0.0.1:", " to 127.0.0.1:", "--tcp-close"], "
 import socket
 listener = socket.create_server(('127.0.0.1', 0))

@@ -202,7 +202,17 @@ for n in range(8):
     if n & 3 == 3: b.shutdown(socket.SHUT_WR); settled(a, select.POLLRDHUP); a.send(b'x'); settled(b, select.POLLIN); b.close()
     settled(a, select.POLLHUP)
     ended.append((a, b, a.getsockname()))
+broken = []
+for n in range(2):
+    a, b = connected(server)
+    if n: a, b = b, a
+    a.send(b'not read')
+    settled(b, select.POLLIN)
+    b.close()
+    settled(a, select.POLLHUP)
+    broken.append(a)
 def report():
+    for a in broken: print(rest(a), rest(a))
     for n, (a, b, name) in enumerate(ended):
         # Whoever asks for the error is not told of it again.
         if n & 4: print('error', a.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
@@ -210,7 +220,8 @@ def report():
     print('done', flush=True)
 "
     ));
-    assert_eq!(told.len(), 12);
+    assert_eq!(told.len(), 14);
+    assert!(told[..2].iter().all(|line| line.contains("'ECONNRESET'")), "{told:#?}");
     assert!(told.iter().any(|line| line.contains("'ECONNRESET'")), "{told:#?}");
     assert!(["error 0", "error 104", "error 32"].iter().all(|error| told.iter().any(|line| line == error)), "{told:#?}");
 }
@@ -459,6 +470,15 @@ for n, server in enumerate(servers):
     client(server, b'', 'close')
     if n == 0: client(server, big)
     client(server, b'last')
+port = 0
+for host in '127.0.0.1', '127.0.0.2':
+    one = socket.socket()
+    one.bind((host, port))
+    port = one.getsockname()[1]
+    one.connect(('127.0.0.1', servers[2].getsockname()[1]))
+    one.send(b'by one port, from ' + host.encode())
+    one.close()
+    clients.append((None, servers[2], 27))
 def report():
     for one, server, sent in clients:
         accepted, address = server.accept()

@@ -162,8 +162,14 @@ fn unconnected(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType) -
     if !ready.contains(PollFlags::POLLIN) {
         return Ok(TcpState::Unconnected);
     }
+    if cx.is_running {
+        // What is there to be read is for the freeze to say.
+        return Ok(TcpState::Closed);
+    }
     let has_error = ready.contains(PollFlags::POLLERR);
-    if !has_error && queue::readable(d.own).doing(|| socket::looking(d))? == 0 {
+    // It counts none where urgent data comes next.
+    let is_empty = !ready.contains(PollFlags::POLLPRI) && queue::readable(d.own).doing(|| socket::looking(d))? == 0;
+    if !has_error && is_empty {
         return Ok(TcpState::Closed);
     }
     match tcp_ended::collect(cx, d, socket, has_error) {

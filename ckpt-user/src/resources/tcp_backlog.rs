@@ -38,8 +38,8 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, count: u32) -> Result
         }
     };
     let mut found = Vec::new();
-    for one in &waiting {
-        match connection(cx, d, one) {
+    for (place, one) in (0..).zip(&waiting) {
+        match connection(cx, d, one, place) {
             Err(Error::Refused(refusal)) if cx.options.tcp_close && cx.options.last_try => {
                 tracing::info!("saved without one that waits: {refusal}");
             }
@@ -54,8 +54,8 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, count: u32) -> Result
 #[derive(Debug, Default)]
 struct Backlogs(Mutex<HashMap<u64, Vec<ObjRef>>>);
 
-/// `None`: it is left out (`--tcp-close`).
-fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) -> Result<Option<ObjRef>> {
+/// `place`: in the queue. `None`: it is left out (`--tcp-close`).
+fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting, place: u64) -> Result<Option<ObjRef>> {
     let all = TcpSockets::of(cx)?;
     let client = match all.get(waiting.peer, waiting.local) {
         [] if state::has_all(waiting.state) => None,
@@ -76,9 +76,10 @@ fn connection(cx: &mut Collector<'_>, d: &Descriptor<'_>, waiting: &TcpWaiting) 
         end.received = Way::default().take_waiting(d, waiting)?;
         let gone = TcpEnd { closed: true, shutdown: 3, ..end.closed_peer() };
         check_room(d, &[gone.clone(), end.clone()])?;
-        // Nobody else refers to it.
-        let key = ObjectKey::Inode(tcp_connection::KIND, u64::from(waiting.peer.port) << 32 | d.stat.st_ino, u64::MAX);
-        return TcpConnection::intern(cx, key, [u64::from(waiting.peer.port), d.stat.st_ino], &[gone, end]).map(Some);
+        // Nobody else refers to it, and no inode has such a number.
+        let name = [u64::MAX - place, d.stat.st_ino];
+        let key = ObjectKey::Inode(tcp_connection::KIND, name[0], name[1]);
+        return TcpConnection::intern(cx, key, name, &[gone, end]).map(Some);
     }
     let holders = Holders::of(cx)?;
     let Some(&holder) = holders.get(d.stat.st_dev, inode).first() else {

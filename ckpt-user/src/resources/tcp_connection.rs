@@ -234,6 +234,14 @@ fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &
             "is a TCP connection in which the kernel itself speaks {upper} (TCP_ULP), which ckpt cannot save"
         ));
     }
+    for (option, name) in [(libc::SO_ZEROCOPY, "MSG_ZEROCOPY"), (libc::SO_TIMESTAMPING, "SO_TIMESTAMPING")] {
+        // Notes of what was sent are counted from the first byte, and a restart could not go on.
+        if raw::int_option(d.own, libc::SOL_SOCKET, option).is_ok_and(|value| value != 0) {
+            return refuse_for_good(format!(
+                "is a TCP connection whose program is told of what was sent ({name}), which ckpt cannot save"
+            ));
+        }
+    }
     if raw_tcp::is_in_repair(d.own).doing(doing)? {
         return refuse_for_good("is a TCP connection that is just being made by somebody (TCP_REPAIR)".to_owned());
     }

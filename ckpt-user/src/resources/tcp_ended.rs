@@ -35,6 +35,9 @@ impl Ports {
 
 /// Collects it as the second end of a connection. `has_error`: the program has not been told of an error yet.
 pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, has_error: bool) -> Result<ObjRef> {
+    if socket.protocol == libc::IPPROTO_MPTCP {
+        return refuse(d, "is an MPTCP connection that has ended, with data or an error that the program has not received yet");
+    }
     let key = ObjectKey::Inode(tcp_connection::KIND, 0, d.stat.st_ino);
     let numbers = match tcp_numbers(d.own) {
         Ok(numbers) => numbers,
@@ -56,7 +59,7 @@ pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, h
     let received = tcp_way::peek(d)?;
     // The end of the stream counts as one, if it has come and was not read. A look ends where urgent data was.
     let waiting = numbers.next_received.wrapping_sub(numbers.next_read) as usize;
-    if !(received.len()..=received.len() + 1).contains(&waiting) {
+    if numbers.has_urgent || !(received.len()..=received.len() + 1).contains(&waiting) {
         return refuse(d, "is a TCP connection that has ended, and had urgent data in its queue");
     }
     let local = raw::local_address(d.own).doing(|| socket::looking(d))?;

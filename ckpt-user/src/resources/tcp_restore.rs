@@ -146,7 +146,7 @@ impl TcpEnd {
     /// Takes away what is left of the connection's earlier life.
     fn free(&self) -> Result<()> {
         let (from, to) = (Endpoint::of(&self.local), Endpoint::of(&self.peer));
-        let gone = take_rests_away(|one| [(from, to), (to, from)].contains(&(Some(one.local), Some(one.peer))));
+        let gone = take_rests_away(|one| [(from, to), (to, from)].contains(&(Some(one.local), Some(one.peer))), |_| false);
         gone.doing(|| format!("cannot take away what is left of {}; it goes by itself within two minutes", self.name()))
     }
 
@@ -217,15 +217,21 @@ impl TcpEnd {
 pub fn free_port(address: &[u8]) -> std::io::Result<()> {
     let Some(Endpoint { host, port }) = Endpoint::of(address) else { return Ok(()) };
     let is_any = host == [0; 16] || host == IPV4_ANY;
-    take_rests_away(|one| one.local.port == port && (is_any || one.local.host == host))
+    let is_at = |one: &InetSocket| one.local.port == port && (is_any || one.local.host == host);
+    take_rests_away(is_at, |living| living.state == state::LISTEN && is_at(living))
 }
 
 /// 0.0.0.0, mapped to IPv6.
 const IPV4_ANY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 
-fn take_rests_away(which: impl Fn(&InetSocket) -> bool) -> std::io::Result<()> {
+/// Those of `which`; none, if a program has one of `living`: they may be its own, with what it has sent last, and it is in the way all the same.
+fn take_rests_away(which: impl Fn(&InetSocket) -> bool, living: impl Fn(&InetSocket) -> bool) -> std::io::Result<()> {
     let diag = InetDiag::open()?;
-    for rest in diag.all()?.into_iter().filter(|one| one.inode == 0 && state::has_finished(one.state) && which(one)) {
+    let all = diag.all()?;
+    if all.iter().any(|one| one.inode != 0 && living(one)) {
+        return Ok(());
+    }
+    for rest in all.into_iter().filter(|one| one.inode == 0 && state::has_finished(one.state) && which(one)) {
         match diag.destroy(&rest) {
             // It has gone by itself.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}

@@ -52,6 +52,9 @@ impl Way {
     /// What the other end of `to`, which its program has closed, has sent.
     pub fn of_closed(to: &Descriptor<'_>, rest: &InetSocket) -> Result<Way> {
         match tcp_of_closed(to.own, rest.local, rest.peer) {
+            Ok(Some((numbers, _))) if numbers.is_urgent => {
+                refuse(to, "is a TCP connection with urgent data that has not arrived yet")
+            }
             Ok(Some((numbers, rest))) => Ok(Way { sender: Some(numbers), rest, has_finished: true }),
             // It has gone meanwhile: all has arrived.
             Ok(None) if has_all(to)? => Ok(Way::default()),
@@ -93,6 +96,9 @@ impl Way {
             if !matches!(now, state::ESTABLISHED | state::CLOSE_WAIT) {
                 return refuse(listener, "has a connection that was broken before the program has accepted it");
             }
+            if numbers.has_urgent {
+                return refuse(listener, "has a connection with urgent data that the program has not accepted yet");
+            }
             if self.sender.is_none() || self.keep_rest(numbers.next_received, state::has_all(now)) {
                 return Ok(received);
             }
@@ -131,6 +137,10 @@ pub fn peek(d: &Descriptor<'_>) -> Result<Vec<u8>> {
     let _offset = PeekOffset::off(d.own).doing(doing)?;
     loop {
         let waiting = queue::readable(d.own).doing(doing)?;
+        // To look where nothing is takes an error that waits from the program.
+        if waiting == 0 {
+            return Ok(Vec::new());
+        }
         let received = raw_tcp::peek(d.own, waiting + 1).doing(doing)?;
         if received.len() <= waiting {
             return Ok(received);

@@ -26,6 +26,8 @@ pub struct TcpNumbers {
     pub next_read: u32,
     /// Urgent data is on its way to the other end.
     pub is_urgent: bool,
+    /// Urgent data has come from there.
+    pub has_urgent: bool,
     /// The error number of which the program has not been told yet. 0: none.
     pub error: i32,
 }
@@ -38,6 +40,7 @@ struct Layout {
     next_written: u64,
     unacknowledged: u64,
     urgent: u64,
+    urgent_received: u64,
     next_received: u64,
     next_read: u64,
     error: u64,
@@ -86,6 +89,7 @@ impl Layout {
             next_written: tcp("write_seq")?,
             unacknowledged: tcp("snd_una")?,
             urgent: tcp("snd_up")?,
+            urgent_received: tcp("urg_data")?,
             next_received: tcp("rcv_nxt")?,
             next_read: tcp("copied_seq")?,
             error: sock("sk_err")?,
@@ -179,7 +183,7 @@ impl Reader {
     }
 
     pub(super) fn numbers(&mut self, sock: u64) -> Result<TcpNumbers> {
-        let Layout { next_written, unacknowledged, urgent, next_received, next_read, error, .. } = self.layout;
+        let Layout { next_written, unacknowledged, urgent, urgent_received, next_received, next_read, error, .. } = self.layout;
         let unacknowledged = self.word(sock + unacknowledged)?;
         Ok(TcpNumbers {
             next_written: self.word(sock + next_written)?,
@@ -188,6 +192,8 @@ impl Reader {
             next_read: self.word(sock + next_read)?,
             error: self.word(sock + error)? as i32,
             is_urgent: self.word(sock + urgent)?.wrapping_sub(unacknowledged) as i32 > 0,
+            // It has 16 bits.
+            has_urgent: self.word(sock + urgent_received)? as u16 != 0,
         })
     }
 
