@@ -95,6 +95,8 @@ fn what_the_user_sends_is_the_end() {
         wait_for_images(&watch, 1);
         let job = job_of(&watch);
         is_brought_back(&watch, || job.signal(signal));
+        // An image that was made as the signal came has it, too, and what is brought back from that dies once more.
+        wait_for_images(&watch, watched::images(&watch.folder().join("images")).len() + 2);
         let before = restart_points(&watch);
         watch.signal(signal);
         assert_eq!(watch.wait().signal(), Some(signal as i32), "{}", watch.errors());
