@@ -2,14 +2,12 @@
 //! descriptor of: connections that wait to be accepted, and what is left of connections that were closed.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, send};
 
-use super::socket;
+use super::sock_diag::{self, BY_FAMILY, HEADER, malformed};
 
-const NETLINK_SOCK_DIAG: i32 = 4;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
 // linux/inet_diag.h.
@@ -61,7 +59,6 @@ struct Message {
     inode: u32,
 }
 
-const HEADER: usize = 16;
 const _: () = assert!(size_of::<Request>() == HEADER + 56);
 const _: () = assert!(size_of::<Message>() == 72);
 
@@ -155,7 +152,7 @@ pub struct InetDiag {
 impl InetDiag {
     /// Opens it.
     pub fn open() -> io::Result<InetDiag> {
-        Ok(InetDiag { netlink: socket::create(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)? })
+        Ok(InetDiag { netlink: sock_diag::open()? })
     }
 
     /// Every TCP socket that is or was connected, or listens.
@@ -165,7 +162,7 @@ impl InetDiag {
             // All states but CLOSE and bound ones.
             const STATES: u32 = 0x1f7e;
             let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-            self.send(SOCK_DIAG_BY_FAMILY, flags, family, STATES, SocketId::default())?;
+            self.send(BY_FAMILY, flags, family, STATES, SocketId::default())?;
             self.answers(|message, attributes| all.push(parse(message, attributes)))?;
         }
         Ok(all)
@@ -173,7 +170,7 @@ impl InetDiag {
 
     /// One of them again, as it is now.
     pub fn look(&self, known: &InetSocket) -> io::Result<InetSocket> {
-        self.send(SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, known.family, u32::MAX, known.id)?;
+        self.send(BY_FAMILY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, known.family, u32::MAX, known.id)?;
         let mut found = None;
         self.answers(|message, attributes| found = Some(parse(message, attributes)))?;
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
@@ -204,41 +201,14 @@ impl InetDiag {
         Ok(())
     }
 
-    /// Each answer, up to the one that says that there are no more, or that there was an error (or none).
+    /// Each answer.
     fn answers(&self, mut each: impl FnMut(Message, &[u8])) -> io::Result<()> {
-        let mut buffer = vec![0u8; 65536];
-        loop {
-            let length = recv(self.netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while !rest.is_empty() {
-                let length = word(rest, 0)? as usize;
-                let message = rest.get(HEADER..length).ok_or_else(malformed)?;
-                match i32::from(word(rest, 4)? as u16) {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => {
-                        return match word(message, 0)? as i32 {
-                            0 => Ok(()),
-                            error => Err(io::Error::from_raw_os_error(error.saturating_neg())),
-                        };
-                    }
-                    kind if kind == i32::from(SOCK_DIAG_BY_FAMILY) => {
-                        let (head, attributes) = message.split_at_checked(size_of::<Message>()).ok_or_else(malformed)?;
-                        each(bytemuck::pod_read_unaligned(head), attributes);
-                    }
-                    _ => return Err(malformed()),
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            }
-        }
+        sock_diag::answers(self.netlink.as_fd(), |message| {
+            let (head, attributes) = message[HEADER..].split_at_checked(size_of::<Message>()).ok_or_else(malformed)?;
+            each(bytemuck::pod_read_unaligned(head), attributes);
+            Ok(())
+        })
     }
-}
-
-fn malformed() -> io::Error {
-    io::Error::other("malformed answer of NETLINK_SOCK_DIAG")
-}
-
-fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
-    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes).ok_or_else(malformed)
 }
 
 fn parse(message: Message, mut attributes: &[u8]) -> InetSocket {
@@ -274,10 +244,10 @@ fn parse(message: Message, mut attributes: &[u8]) -> InetSocket {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsFd;
 
     use nix::sys::stat::fstat;
 
+    use super::super::socket;
     use super::super::tcp::state;
     use super::*;
 

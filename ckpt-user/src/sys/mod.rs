@@ -33,6 +33,7 @@ pub mod scm;
 pub mod shared_words;
 pub mod signal;
 pub mod signalfd;
+pub mod sock_diag;
 pub mod socket;
 pub mod soft_dirty;
 pub mod sparse;

@@ -2,14 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::socket;
-
-const NETLINK_SOCK_DIAG: i32 = 4;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
+use super::sock_diag::{self, BY_FAMILY, HEADER, LONGEST, malformed, u16_at, u32_at};
 
 // Attributes and what asks for them (linux/unix_diag.h).
 const UNIX_DIAG_PEER: u16 = 2;
@@ -40,12 +37,9 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 16 + 24);
 
-/// struct nlmsghdr, and struct unix_diag_msg: where the attributes begin.
-const HEADER: usize = 16;
+/// struct unix_diag_msg: the attributes follow.
 const MESSAGE: usize = 16;
 
-/// An answer with somaxconn connections of four bytes each; or as many answers as the kernel gives at once.
-const LONGEST: usize = 65536;
 /// One about a socket alone, or an error.
 const SHORT: usize = 512;
 
@@ -71,8 +65,7 @@ pub struct UnixDiag {
 impl UnixDiag {
     /// Opens it.
     pub fn open() -> io::Result<UnixDiag> {
-        let netlink = socket::create(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)?;
-        Ok(UnixDiag { netlink, told: HashMap::new() })
+        Ok(UnixDiag { netlink: sock_diag::open()?, told: HashMap::new() })
     }
 
     /// The same, and has all sockets told at once: quicker, if many are to be looked at. For each one the kernel looks through its whole table.
@@ -80,24 +73,13 @@ impl UnixDiag {
         let mut diag = UnixDiag::open()?;
         let dump = (libc::NLM_F_ROOT | libc::NLM_F_MATCH) as u16;
         diag.request(0, UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN, dump)?;
-        let mut room = vec![0u8; LONGEST];
-        loop {
-            let len = recv(diag.netlink.as_raw_fd(), &mut room, MsgFlags::empty())?;
-            let mut rest = &room[..len];
-            while !rest.is_empty() {
-                let end = (u32_at(rest, 0)? as usize).next_multiple_of(4).min(rest.len());
-                if end < HEADER {
-                    return Err(malformed());
-                }
-                let (message, others) = rest.split_at(end);
-                if i32::from(u16_at(message, 4)?) == libc::NLMSG_DONE {
-                    return Ok(diag);
-                }
-                let inode = u32_at(message, HEADER + 4)?;
-                diag.told.insert(inode, parse(message, inode)?);
-                rest = others;
-            }
-        }
+        let UnixDiag { netlink, told } = &mut diag;
+        sock_diag::answers(netlink.as_fd(), |message| {
+            let inode = u32_at(message, HEADER + 4)?;
+            told.insert(inode, parse(message, inode)?);
+            Ok(())
+        })?;
+        Ok(diag)
     }
 
     /// The socket with this inode.
@@ -130,7 +112,7 @@ impl UnixDiag {
     fn request(&self, inode: u32, show: u32, flags: u16) -> io::Result<()> {
         let request = Request {
             len: size_of::<Request>() as u32,
-            kind: SOCK_DIAG_BY_FAMILY,
+            kind: BY_FAMILY,
             flags: libc::NLM_F_REQUEST as u16 | flags,
             sequence: inode,
             port: 0,
@@ -145,20 +127,6 @@ impl UnixDiag {
         send(self.netlink.as_raw_fd(), bytemuck::bytes_of(&request), MsgFlags::empty()).map(drop)?;
         Ok(())
     }
-}
-
-fn malformed() -> io::Error {
-    io::Error::other("malformed answer of NETLINK_SOCK_DIAG")
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
-    let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
-    word.map(u32::from_ne_bytes).ok_or_else(malformed)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> io::Result<u16> {
-    let word = bytes.get(at..at + 2).and_then(|word| word.try_into().ok());
-    word.map(u16::from_ne_bytes).ok_or_else(malformed)
 }
 
 fn parse(answer: &[u8], inode: u32) -> io::Result<UnixSocket> {
@@ -181,7 +149,7 @@ fn attributes(answer: &[u8], inode: u32, mut each: impl FnMut(u16, &[u8]) -> io:
     if i32::from(kind) == libc::NLMSG_ERROR {
         return Err(io::Error::from_raw_os_error((u32_at(answer, HEADER)? as i32).saturating_neg()));
     }
-    if kind != SOCK_DIAG_BY_FAMILY || u32_at(answer, HEADER + 4)? != inode {
+    if kind != BY_FAMILY || u32_at(answer, HEADER + 4)? != inode {
         return Err(malformed());
     }
     let end = (u32_at(answer, 0)? as usize).min(answer.len());
@@ -199,10 +167,9 @@ fn attributes(answer: &[u8], inode: u32, mut each: impl FnMut(u16, &[u8]) -> io:
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use nix::sys::stat::fstat;
 
+    use super::super::socket;
     use super::*;
 
     fn inode(fd: &OwnedFd) -> u32 {
