@@ -87,6 +87,18 @@ impl Outcome {
         self.stderr
     }
 
+    /// Did ckpt fail because `job` had ended, or was ending (which lasts, as memory and files are given back)? Then it has ended when
+    /// this returns, by itself.
+    pub fn came_too_late(&self, job: &Job) -> bool {
+        if self.status.success() {
+            return false;
+        }
+        if self.stderr.contains(&format!("pid {} ended while ckpt worked on it", job.pid())) {
+            job.ends_within(DEADLINE).unwrap_or_else(|why| panic!("{why}"));
+        }
+        !job.is_alive()
+    }
+
     /// The object of `--json`.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.stdout))

@@ -151,21 +151,26 @@ impl Job {
 
     /// Waits for its end. The error says in what state it was instead.
     pub fn wait_for_at_most(&mut self, time: Duration) -> Result<ExitStatus, String> {
-        let until = Instant::now() + time;
-        loop {
-            let mut events = [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
-            if wait_for_event(&mut events, until) {
-                break;
-            }
-            if Instant::now() >= until {
-                return Err(format!("pid {} does not end (threads {})\n{}", self.pid, process::states(self.pid), self.told()));
-            }
-        }
+        self.ends_within(time)?;
         self.ended = true;
         match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(_, code)) => Ok(ExitStatus::from_raw(code << 8)),
             Ok(WaitStatus::Signaled(_, signal, _)) => Ok(ExitStatus::from_raw(signal as i32)),
             other => Err(format!("cannot wait for pid {}: {other:?}", self.pid)),
+        }
+    }
+
+    /// Waits until it has ended; how, [`Job::wait`] tells afterwards.
+    pub fn ends_within(&self, time: Duration) -> Result<(), String> {
+        let until = Instant::now() + time;
+        loop {
+            let mut events = [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
+            if wait_for_event(&mut events, until) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(format!("pid {} does not end (threads {})\n{}", self.pid, process::states(self.pid), self.told()));
+            }
         }
     }
 

@@ -74,7 +74,7 @@ fn interrupt(mut job: Job, moments: &Moments, whole: Duration, (low, high): (f64
     let image = job.folder().join("image");
     moments.let_pass(whole, low, high);
     let outcome = ckpt::try_checkpoint(job.pid(), &image, &["--after", "kill"]);
-    if !outcome.status.success() && !job.is_alive() {
+    if outcome.came_too_late(&job) {
         println!("it had ended by then");
         job.succeed();
         return None;

@@ -52,7 +52,7 @@ impl Waiting {
             return;
         }
         let outcome = ckpt::try_checkpoint(self.job.pid(), &self.image("image"), &[]);
-        if !outcome.status.success() && !self.job.is_alive() {
+        if outcome.came_too_late(&self.job) {
             // Or while it was: what it has returned is judged all the same.
             return;
         }
