@@ -11,15 +11,14 @@ mod left;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Once;
-use std::thread;
 
 use super::collect::CutMemory;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::{ObjRef, PAGE_SIZE, PageRange, union};
 use crate::pipeline::{Extent, ExtentKind};
 use crate::store::same::Same;
 use crate::sys::pagemap::{self, PageMap};
-use crate::sys::sched;
+use crate::sys::parallel;
 
 /// The most runs of shared pages that one image tells of: that takes some megabytes. Further ones are stored as pages of each memory.
 const RUNS_MOST: usize = 1 << 20;
@@ -89,26 +88,15 @@ fn places(map: &PageMap, ranges: &[PageRange]) -> Result<Vec<Placed>> {
         }
         Ok(found)
     };
-    let parts = parts_of(ranges);
-    if parts.len() < 2 {
+    if ranges.iter().map(|range| range.count).sum::<u64>() <= PART {
         return read(ranges);
     }
-    let workers = sched::parallelism().min(parts.len());
-    let some: Vec<&[PageRange]> = parts.chunks(parts.len().div_ceil(workers)).collect();
-    let all: Vec<Result<Vec<Placed>>> = thread::scope(|scope| {
-        let running: Vec<_> = some[1..].iter().map(|part| scope.spawn(move || read(part))).collect();
-        let panicked = |_| Err(Error::Unexpected("a thread that reads page tables panicked".to_owned()));
-        let first = read(some[0]);
-        std::iter::once(first).chain(running.into_iter().map(|thread| thread.join().unwrap_or_else(panicked))).collect()
-    });
+    let all = parallel::slices(&parts_of(ranges), 1, read);
     Ok(all.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// The same pages in ranges that are not too long.
 fn parts_of(ranges: &[PageRange]) -> Vec<PageRange> {
-    if ranges.iter().map(|range| range.count).sum::<u64>() <= PART {
-        return ranges.to_vec();
-    }
     let cut = |range: &PageRange| {
         let PageRange { start, .. } = *range;
         let end = range.end();

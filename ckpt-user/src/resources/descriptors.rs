@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
@@ -16,7 +16,10 @@ use super::Collector;
 use super::file::FdInfo;
 use crate::error::{Doing, Error, Result};
 use crate::ids::Pid;
-use crate::sys::{pidfd, procfs};
+use crate::sys::{parallel, pidfd, procfs};
+
+/// So many descriptors are worth a thread to look at them: each takes some microseconds.
+pub const LEAST: usize = 32;
 
 /// What is known of a descriptor without a duplicate.
 #[derive(Debug)]
@@ -93,10 +96,10 @@ impl Descriptors {
 
     /// Of those of `pids` that live.
     pub fn read(pids: &[Pid]) -> Result<Descriptors> {
-        let mut anonymous = Anonymous::default();
+        let anonymous = Anonymous::default();
         let mut processes = Vec::with_capacity(pids.len());
         for &pid in pids {
-            match read_process(pid, &mut anonymous) {
+            match read_process(pid, &anonymous) {
                 Ok(process) => processes.push((pid, process)),
                 Err(error) if procfs::is_gone(&error) => {}
                 Err(error) => return Err(error).doing(|| format!("cannot list the descriptors of pid {pid}")),
@@ -127,23 +130,30 @@ pub fn link(pid: Pid, fd: RawFd) -> io::Result<Option<PathBuf>> {
     }
 }
 
-fn read_process(pid: Pid, anonymous: &mut Anonymous) -> io::Result<Process> {
+fn read_process(pid: Pid, anonymous: &Anonymous) -> io::Result<Process> {
     let handle = pidfd::open(pid)?;
     let links = File::open(format!("/proc/{pid}/fd"))?;
     let infos = File::open(format!("/proc/{pid}/fdinfo"))?;
-    let mut seen = Vec::new();
-    for fd in numbers(pid)? {
-        match look(links.as_fd(), infos.as_fd(), fd, anonymous) {
-            Ok(one) => seen.push(one),
-            // Closed meanwhile: the process runs (`ckpt check`).
-            Err(error) if procfs::is_gone(&error) => {}
-            Err(error) => return Err(error),
+    let some = |numbers: &[RawFd]| {
+        let mut seen = Vec::with_capacity(numbers.len());
+        for &fd in numbers {
+            match look(links.as_fd(), infos.as_fd(), fd, anonymous) {
+                Ok(one) => seen.push(one),
+                // Closed meanwhile: the process runs (`ckpt check`).
+                Err(error) if procfs::is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(seen)
+    };
+    let mut seen = Vec::new();
+    for part in parallel::slices(&numbers(pid)?, LEAST, some) {
+        seen.append(&mut part?);
     }
     Ok(Process { handle, seen })
 }
 
-fn look(links: BorrowedFd<'_>, infos: BorrowedFd<'_>, fd: RawFd, anonymous: &mut Anonymous) -> io::Result<Seen> {
+fn look(links: BorrowedFd<'_>, infos: BorrowedFd<'_>, fd: RawFd, anonymous: &Anonymous) -> io::Result<Seen> {
     let name = fd.to_string();
     let link = readlinkat(links, name.as_str())?;
     let info = FdInfo::parse(&procfs::read_text_in(infos, &name)?);
@@ -156,12 +166,12 @@ fn look(links: BorrowedFd<'_>, infos: BorrowedFd<'_>, fd: RawFd, anonymous: &mut
 /// Pipes and sockets tell their inode in their name, and all of one sort are on one device: one of them need be asked for it.
 #[derive(Debug, Default)]
 struct Anonymous {
-    pipe: Option<Inode>,
-    socket: Option<Inode>,
+    pipe: OnceLock<Inode>,
+    socket: OnceLock<Inode>,
 }
 
 impl Anonymous {
-    fn inode(&mut self, link: &OsStr, stat: impl FnOnce() -> io::Result<Inode>) -> io::Result<Option<Inode>> {
+    fn inode(&self, link: &OsStr, stat: impl FnOnce() -> io::Result<Inode>) -> io::Result<Option<Inode>> {
         let (sort, number) = match link.as_bytes() {
             [b'/', ..] => {
                 return match stat() {
@@ -170,16 +180,16 @@ impl Anonymous {
                     other => other.map(Some),
                 };
             }
-            [b'p', b'i', b'p', b'e', b':', b'[', number @ .., b']'] => (&mut self.pipe, number),
-            [b's', b'o', b'c', b'k', b'e', b't', b':', b'[', number @ .., b']'] => (&mut self.socket, number),
+            [b'p', b'i', b'p', b'e', b':', b'[', number @ .., b']'] => (&self.pipe, number),
+            [b's', b'o', b'c', b'k', b'e', b't', b':', b'[', number @ .., b']'] => (&self.socket, number),
             _ => return Ok(None),
         };
         let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
-        match (*sort, number) {
-            (Some(like), Some(number)) => Ok(Some(Inode { number, ..like })),
+        match (sort.get(), number) {
+            (Some(like), Some(number)) => Ok(Some(Inode { number, ..*like })),
             _ => {
-                *sort = Some(stat()?);
-                Ok(*sort)
+                let inode = stat()?;
+                Ok(Some(*sort.get_or_init(|| inode)).map(|like| Inode { number: inode.number, ..like }))
             }
         }
     }

@@ -74,8 +74,9 @@ pub fn collect(cx: &mut Collector<'_>, pid: Pid, descriptions: &mut Descriptions
     })
 }
 
-/// Two descriptors that differ in this cannot share one open file description.
-type Look = (OsString, i64, i32, i32);
+/// Two descriptors that differ in this cannot share one open file description: the path, offset, flags and mount, and the number that the kernel gives
+/// each eventfd (a busy program has many, that look the same otherwise).
+type Look = (OsString, i64, i32, i32, Option<String>);
 
 /// The first descriptor of every open file description met so far.
 #[derive(Debug, Default)]
@@ -89,7 +90,8 @@ impl Descriptions {
     fn first_of(&mut self, pid: Pid, seen: &Seen) -> Result<(Pid, RawFd)> {
         // Names below /proc/PID/net are lost as soon as somebody else uses them.
         let link = without_deleted(&seen.link).to_owned();
-        let look = (link, seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id);
+        let eventfd = seen.info.get("eventfd-id").map(str::to_owned);
+        let look = (link, seen.info.pos, seen.info.flags & !libc::O_CLOEXEC, seen.info.mnt_id, eventfd);
         let candidates = self.by_look.entry(look).or_default();
         let (mut low, mut high) = (0, candidates.len());
         while low < high {

@@ -34,6 +34,10 @@ pub struct PendingRecord {
 const PER_BATCH: usize = 16;
 
 fn collect(who: &Subject<'_>, shared: bool) -> Result<PendingRecord> {
+    // Of each that is queued, there is a bit in the status.
+    if (if shared { who.status.shdpnd } else { who.status.sigpnd }) == 0 {
+        return Ok(PendingRecord::default());
+    }
     let signals = ptrace_state::pending_signals(who.tid, shared)
         .doing(|| format!("cannot read the pending signals of thread {} of pid {}", who.tid, who.pid))?;
     Ok(PendingRecord { signals: signals.into_iter().map(|info| ByteBuf::from(info.to_vec())).collect() })

@@ -1,18 +1,21 @@
 //! The options of a socket. Saved is what differs from a new socket of the same sort: what the program has set. What it left alone is
 //! for the machine to decide on which it runs.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
+use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
 use super::Collector;
+use super::descriptors::{Descriptors, LEAST};
 use super::file::Descriptor;
 use super::socket::{self, SocketType};
 use crate::error::{Doing, Error, Result};
-use crate::sys::socket as raw;
+use crate::ids::Pid;
+use crate::sys::{parallel, socket as raw};
 
 /// What a program has set, in the order in which it is to be set again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,14 +107,25 @@ struct FreshSockets {
     by_type: Mutex<HashMap<SocketType, Arc<FreshSocket>>>,
 }
 
-impl FreshSocket {
-    /// The new socket of this sort.
-    pub fn of(cx: &mut Collector<'_>, kind: SocketType) -> Result<Arc<FreshSocket>> {
-        let all = cx.fact(|_| Ok(FreshSockets::default()))?;
-        let mut by_type = all.by_type.lock().unwrap_or_else(PoisonError::into_inner);
+impl FreshSockets {
+    fn of(&self, kind: SocketType) -> Result<Arc<FreshSocket>> {
+        let mut by_type = self.by_type.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = by_type.get(&kind) {
             return Ok(known.clone());
         }
+        let fresh = Arc::new(FreshSocket::make(kind)?);
+        by_type.insert(kind, fresh.clone());
+        Ok(fresh)
+    }
+}
+
+impl FreshSocket {
+    /// The new socket of this sort.
+    pub fn of(cx: &mut Collector<'_>, kind: SocketType) -> Result<Arc<FreshSocket>> {
+        cx.fact(|_| Ok(FreshSockets::default()))?.of(kind)
+    }
+
+    fn make(kind: SocketType) -> Result<FreshSocket> {
         let fd = kind.create()?;
         let (mut options, mut value) = (Vec::new(), [0; VALUE_MAX]);
         for &option in KNOWN.iter().chain(NEWER) {
@@ -122,9 +136,49 @@ impl FreshSocket {
             }
         }
         let namespace = namespace_of(fd.as_fd());
-        let fresh = Arc::new(FreshSocket { fd, options, namespace });
-        by_type.insert(kind, fresh.clone());
-        Ok(fresh)
+        Ok(FreshSocket { fd, options, namespace })
+    }
+}
+
+/// The options of the sockets in the tables of a cut, by their inodes, where there are many: they take some dozens of calls each, which several threads
+/// make. Those of which something could not be read are missing.
+#[derive(Debug, Default)]
+struct ReadBefore {
+    by_inode: HashMap<u64, SocketOptions>,
+}
+
+impl ReadBefore {
+    fn of(cx: &mut Collector<'_>) -> Result<Arc<ReadBefore>> {
+        let (all, fresh) = (Descriptors::of(cx)?, cx.fact(|_| Ok(FreshSockets::default()))?);
+        cx.fact(|_| Ok(ReadBefore::read(&all, &fresh)))
+    }
+
+    fn read(all: &Descriptors, fresh: &FreshSockets) -> ReadBefore {
+        let mut met = HashSet::new();
+        let sockets = all.iter().filter_map(|(pid, seen)| {
+            let inode = seen.inode.filter(|inode| inode.kind == SFlag::S_IFSOCK)?;
+            met.insert(inode.number).then_some((pid, seen.fd, inode.number))
+        });
+        let sockets: Vec<(Pid, RawFd, u64)> = sockets.collect();
+        if parallel::parts(sockets.len() as u64, LEAST as u64) < 2 {
+            return ReadBefore::default();
+        }
+        let one = |pid, fd| {
+            let own = all.duplicate(pid, fd)?;
+            let Some(kind) = SocketType::of(own.as_fd()) else { return Ok(None) };
+            SocketOptions::read(own.as_fd(), &*fresh.of(kind)?)
+        };
+        let some = |sockets: &[(Pid, RawFd, u64)]| -> Vec<(u64, SocketOptions)> {
+            let read = sockets.iter().filter_map(|&(pid, fd, inode)| match one(pid, fd) {
+                Ok(options) => Some((inode, options?)),
+                Err(error) => {
+                    tracing::debug!("the options of descriptor {fd} of pid {pid} are read by themselves: {error}");
+                    None
+                }
+            });
+            read.collect()
+        };
+        ReadBefore { by_inode: parallel::slices(&sockets, LEAST, some).into_iter().flatten().collect() }
     }
 }
 
@@ -136,40 +190,49 @@ pub fn namespace_of(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
 impl SocketOptions {
     /// What differs from a new socket of the same sort.
     pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, kind: SocketType) -> Result<SocketOptions> {
+        if let Some(options) = ReadBefore::of(cx)?.by_inode.get(&d.stat.st_ino) {
+            return Ok(options.clone());
+        }
         let fresh = FreshSocket::of(cx, kind)?;
+        match SocketOptions::read(d.own, &fresh)? {
+            Some(options) => Ok(options),
+            None => cx.refuse(
+                d.pid,
+                socket::name(d),
+                "has an eBPF program attached, which the kernel does not hand out",
+                "let the program detach it (SO_DETACH_FILTER)",
+            ),
+        }
+    }
+
+    /// `None`: it has an eBPF program for a filter, which nobody can read.
+    fn read(own: BorrowedFd<'_>, fresh: &FreshSocket) -> Result<Option<SocketOptions>> {
         let mut options = SocketOptions::default();
         let mut add = |level, name, value: Vec<u8>| options.set.push(SocketOption { level, name, value });
         let mut value = [0; VALUE_MAX];
         for ((level, name, _), usual) in &fresh.options {
-            if let Some(len) = read(d.own, *level, *name, &mut value)?.filter(|&len| value[..len] != **usual) {
+            if let Some(len) = read(own, *level, *name, &mut value)?.filter(|&len| value[..len] != **usual) {
                 add(*level, *name, value[..len].to_vec());
             }
         }
-        let locks = raw::int_option(d.own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();
+        let locks = raw::int_option(own, libc::SOL_SOCKET, libc::SO_BUF_LOCK).ok();
         for (name, lock) in [(libc::SO_SNDBUF, SNDBUF_LOCK), (libc::SO_RCVBUF, RCVBUF_LOCK)] {
-            let size = |fd| raw::int_option(fd, libc::SOL_SOCKET, name).doing(|| socket::looking(d));
+            let size = |fd| raw::int_option(fd, libc::SOL_SOCKET, name).doing(|| "cannot read the size of a socket's buffer");
             let chosen = match locks {
                 Some(locks) => locks & lock != 0,
                 // Before Linux 5.14: whoever has another size than usual has probably asked for it.
-                None => size(d.own)? != size(fresh.fd.as_fd())?,
+                None => size(own)? != size(fresh.fd.as_fd())?,
             };
             if chosen {
-                add(libc::SOL_SOCKET, name, size(d.own)?.to_ne_bytes().to_vec());
+                add(libc::SOL_SOCKET, name, size(own)?.to_ne_bytes().to_vec());
             }
         }
-        options.filter = match raw::filter(d.own) {
-            Ok(program) => program,
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-                return cx.refuse(
-                    d.pid,
-                    socket::name(d),
-                    "has an eBPF program attached, which the kernel does not hand out",
-                    "let the program detach it (SO_DETACH_FILTER)",
-                );
-            }
-            Err(error) => return Err(error).doing(|| socket::looking(d)),
-        };
-        Ok(options)
+        match raw::filter(own) {
+            Ok(program) => options.filter = program,
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => return Ok(None),
+            Err(error) => return Err(error).doing(|| "cannot read the filter of a socket"),
+        }
+        Ok(Some(options))
     }
 
     /// Sets the options of a new socket, before it is bound or connected.
@@ -230,8 +293,11 @@ fn set_buffer(fd: BorrowedFd<'_>, force: i32, plain: i32, value: &[u8]) -> std::
 #[cfg(test)]
 mod tests {
     use super::super::collector::CollectOptions;
+    use nix::sys::stat::fstat;
+
     use super::super::fd_trial;
     use super::*;
+    use crate::sys::sched;
 
     fn tcp() -> SocketType {
         SocketType { domain: libc::AF_INET, kind: libc::SOCK_STREAM, protocol: libc::IPPROTO_TCP }
@@ -269,6 +335,24 @@ mod tests {
         }
         assert_eq!(options.filter.len(), 8);
         assert!(options.is_set(libc::SOL_TCP, libc::TCP_NODELAY) && !options.is_set(libc::SOL_TCP, libc::TCP_CORK));
+    }
+
+    #[test]
+    fn many_sockets_are_read_at_once_and_told_apart() {
+        let sockets: Vec<OwnedFd> = (0..8 * LEAST).map(|_| tcp().create().unwrap()).collect();
+        for (n, socket) in sockets.iter().enumerate() {
+            raw::set_int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1 + n as i32).unwrap();
+        }
+        let all = Descriptors::read(&[fd_trial::this_process()]).unwrap();
+        let read = ReadBefore::read(&all, &FreshSockets::default());
+        assert_eq!(read.by_inode.is_empty(), sched::parallelism() < 2);
+        let fresh = FreshSocket::make(tcp()).unwrap();
+        for (n, socket) in sockets.iter().enumerate() {
+            let alone = SocketOptions::read(socket.as_fd(), &fresh).unwrap().unwrap();
+            let found = read.by_inode.get(&fstat(socket).unwrap().st_ino);
+            assert_eq!(found, Some(&alone).filter(|_| !read.by_inode.is_empty()));
+            assert_eq!(alone.is_set(libc::SOL_SOCKET, libc::SO_RCVLOWAT), n > 0);
+        }
     }
 
     #[test]

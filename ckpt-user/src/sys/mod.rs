@@ -18,6 +18,7 @@ pub mod landlock;
 pub mod mounts;
 pub mod mqueue;
 pub mod pagemap;
+pub mod parallel;
 pub mod peer;
 pub mod pidfd;
 pub mod prctl;

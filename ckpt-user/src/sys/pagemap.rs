@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use bitflags::bitflags;
 
-use super::sched;
+use super::parallel;
 use crate::error::{Doing, Result};
 use crate::ids::{PAGE_SIZE, PageRange, Pid};
 
@@ -96,10 +96,9 @@ const WRITTEN: ScanArg = ScanArg {
 const REGIONS_PER_CALL: usize = 1024;
 /// Pages of which one page table holds the entries: those of 2 MiB.
 pub const TABLE: u64 = 512;
-/// Pages that one thread walks over, or looks at for one thing alone, at the least, and threads at the most, where several do it at once.
+/// Pages that one thread walks over, or looks at for one thing alone, at the least, where several do it at once.
 const WALK_LEAST: u64 = 16 * 1024;
-const LOOK_LEAST: u64 = 64 * 1024;
-const PARTS_MOST: usize = 8;
+const LOOK_LEAST: u64 = 32 * 1024;
 
 /// What was found of pages that may have been written.
 #[derive(Debug, Default)]
@@ -108,6 +107,14 @@ pub struct Taken {
     pub touched: Vec<PageRange>,
     /// Those of them that are there, and maybe some more that were written at that very moment; with what they are. In order.
     pub there: Vec<(PageRange, Page)>,
+}
+
+impl Taken {
+    /// What was found after it.
+    fn append(&mut self, mut after: Taken) {
+        self.touched.append(&mut after.touched);
+        self.there.append(&mut after.there);
+    }
 }
 
 /// The page tables of one address space: the one that the process had when this was opened. If it executes another program, it gets another.
@@ -154,7 +161,7 @@ impl PageMap {
             self.walk_part(part, asked, &mut |pages, page| all.push((pages, page))).map(|()| all)
         })?;
         let mut all: Vec<(PageRange, Page)> = Vec::new();
-        for (pages, page) in parts {
+        for (pages, page) in parts.into_iter().flatten() {
             match all.last_mut() {
                 Some((last, of)) if *of == page && last.end() == pages.start => last.count += pages.count,
                 _ => all.push((pages, page)),
@@ -215,20 +222,21 @@ impl PageMap {
     }
 
     fn take(&self, range: PageRange, flags: u64, asked: Page, taken: &mut Taken) -> Result<()> {
-        // The kernel is several times as fast where nothing else is asked for, but then takes pages that are not there for written ones, and were it to
-        // protect these, it would mark their places as if something were there. So that is done where something was found, and pages are there.
-        let look = ScanArg { flags, ..WRITTEN };
-        let found = in_parts(range, LOOK_LEAST, |part| {
-            let mut touched = Vec::new();
-            self.request(part, look, &mut |region| touched.push(region.pages())).map(|()| touched)
-        });
-        let done = found.and_then(|mut touched| {
-            let mut spans: Vec<PageRange> = Vec::new();
-            touched.iter().for_each(|pages| merge(&mut spans, *pages));
-            taken.touched.append(&mut touched);
-            spans.iter().try_for_each(|span| self.protect(*span, flags, asked, taken))
-        });
-        done.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))
+        let done = in_parts(range, LOOK_LEAST, |part| self.take_part(part, flags, asked));
+        for part in done.doing(|| format!("cannot scan the page tables of pid {} for writes at {}", self.pid, range.addr()))? {
+            taken.append(part);
+        }
+        Ok(())
+    }
+
+    /// The kernel is several times as fast where nothing else is asked for, but then takes pages that are not there for written ones, and were it to
+    /// protect these, it would mark their places as if something were there. So that is done where something was found, and pages are there.
+    fn take_part(&self, part: PageRange, flags: u64, asked: Page) -> io::Result<Taken> {
+        let (mut taken, mut spans) = (Taken::default(), Vec::new());
+        self.request(part, ScanArg { flags, ..WRITTEN }, &mut |region| taken.touched.push(region.pages()))?;
+        taken.touched.iter().for_each(|pages| merge(&mut spans, *pages));
+        spans.iter().try_for_each(|span| self.protect(*span, flags, asked, &mut taken))?;
+        Ok(taken)
     }
 
     /// Protects the pages of `span` that are there and were written.
@@ -341,26 +349,11 @@ impl PageMap {
     }
 }
 
-/// Does `part` for parts of the range by several threads at once, if it is long: whoever waits for it does nothing else meanwhile, and the process may be
-/// stopped. What is found is returned in order.
-fn in_parts<T: Send>(range: PageRange, least: u64, part: impl Fn(PageRange) -> io::Result<Vec<T>> + Sync) -> io::Result<Vec<T>> {
-    let threads = (range.count / least).min(sched::parallelism().min(PARTS_MOST) as u64);
-    if threads < 2 {
-        return part(range);
-    }
-    let of = |start: u64| part(PageRange { start, count: range.count.div_ceil(threads).min(range.end() - start) });
-    let starts: Vec<u64> = (range.start..range.end()).step_by(range.count.div_ceil(threads) as usize).collect();
-    let parts: Vec<io::Result<Vec<T>>> = std::thread::scope(|scope| {
-        let others: Vec<_> = starts[1..].iter().map(|&start| scope.spawn(move || of(start))).collect();
-        let first = of(starts[0]);
-        let panicked = |_| Err(io::Error::other("a thread that walks over page tables panicked"));
-        std::iter::once(first).chain(others.into_iter().map(|thread| thread.join().unwrap_or_else(panicked))).collect()
-    });
-    let mut all = Vec::new();
-    for part in parts {
-        all.append(&mut part?);
-    }
-    Ok(all)
+/// Does `part` for parts of the range by several threads at once, if it is long. What is found is returned in order.
+fn in_parts<T: Send>(range: PageRange, least: u64, part: impl Fn(PageRange) -> io::Result<T> + Sync) -> io::Result<Vec<T>> {
+    let size = range.count.div_ceil(parallel::parts(range.count, least) as u64).max(1);
+    let of = |start: u64| part(PageRange { start, count: size.min(range.end() - start) });
+    parallel::each((range.start..range.end()).step_by(size as usize), of).into_iter().collect()
 }
 
 /// Adds pages that follow on the last ones. Where not more than those of a page table lie between, one call for all is quicker than two: to pass over

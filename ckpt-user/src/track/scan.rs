@@ -21,7 +21,7 @@ use crate::ids::{PAGE_SIZE, PageRange, Pid, union};
 use crate::page_set::PageSet;
 use crate::sys::pagemap::{Page, PageMap, Taken};
 use crate::sys::userfaultfd::{USER_MODE_ONLY, WP_ASYNC, WP_UNPOPULATED, WriteNotes};
-use crate::sys::{pidfd, probe};
+use crate::sys::{parallel, pidfd, probe};
 use crate::tracee::maps::{Mapping, MappingKind, VmFlags};
 use crate::tracee::remote::RemoteTask;
 
@@ -90,6 +90,8 @@ const SETTLED: u64 = 2048;
 /// Each pass makes the process fault once more on pages that it writes all the time, so there is an end to it; and to go on, each must have found at the
 /// most this part of what the one before did.
 const PASSES_MOST: u32 = 6;
+/// So many stretches of memory are worth a thread: each takes at least a microsecond.
+const LEAST: usize = 128;
 const LESS: (u64, u64) = (3, 4);
 
 /// What is scanned at once: pages side by side of which the same is asked.
@@ -231,6 +233,20 @@ impl ScanTracker {
 
     fn find(&self, stretches: &[Stretch], lenient: bool) -> Result<Found> {
         let (mut found, mut written) = (Found::default(), Vec::new());
+        for part in parallel::slices(stretches, LEAST, |some| self.find_some(some, lenient)) {
+            let (mut some, mut runs) = part?;
+            found.touched.append(&mut some.touched);
+            found.there.append(&mut some.there);
+            written.append(&mut runs);
+        }
+        // Once for all of them.
+        found.written = written.into_iter().collect();
+        Ok(found)
+    }
+
+    /// The same, with what was written beside it, in order.
+    fn find_some(&self, stretches: &[Stretch], lenient: bool) -> Result<(Found, Vec<Range<u64>>)> {
+        let (mut found, mut written) = (Found::default(), Vec::new());
         for &Stretch { pages, of_file, is_listed } in stretches {
             let mut taken = Taken::default();
             let asked = if self.presence.is_some() { Content::asked(of_file) } else { Page::empty() };
@@ -246,9 +262,7 @@ impl ScanTracker {
             found.touched.append(&mut taken.touched);
             found.there.extend(taken.there.into_iter().filter_map(|(run, page)| Some((run, Content::of(page, of_file)?))));
         }
-        // Once for all of them.
-        found.written = written.into_iter().collect();
-        Ok(found)
+        Ok((found, written))
     }
 
     /// Of a mapping of a file: pages of the process's own that it has given up (MADV_DONTNEED). In their places the kernel leaves marks that they were
