@@ -57,14 +57,18 @@ impl Writer {
         &self.job
     }
 
-    /// Has it write to so many pages.
-    pub fn touch(&mut self, pages: u64) -> Result<()> {
-        self.tell(&format!("touch {pages}"), "touched").map(drop)
+    /// Has it write to so many pages: how long one takes.
+    pub fn touch(&mut self, pages: u64) -> Result<Duration> {
+        self.time(&format!("touch {pages}"), "touched")
     }
 
     /// Has it write to so many new pages: how long one takes.
     pub fn fault(&mut self, pages: u64) -> Result<Duration> {
-        let answer = self.tell(&format!("fault {pages}"), "faulted")?;
+        self.time(&format!("fault {pages}"), "faulted")
+    }
+
+    fn time(&mut self, command: &str, answer: &str) -> Result<Duration> {
+        let answer = self.tell(command, answer)?;
         let nanoseconds = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
         Ok(Duration::from_nanos(nanoseconds.with_context(|| format!("`writer` said '{answer}'"))?))
     }

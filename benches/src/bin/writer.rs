@@ -2,7 +2,7 @@
 //!
 //! It fills its memory with noise, or each page with its number again and again, and says "ready". Then it obeys its standard input, line by line:
 //!
-//! - `touch N`: writes to N pages, scattered over all of the memory, each once; says "touched".
+//! - `touch N`: writes to N pages, scattered over all of the memory, each once; says "touched NANOSECONDS", the time for one.
 //! - `fault N`: writes to N pages that it has never had, and gives them back; says "faulted NANOSECONDS", the time for one.
 //! - `work SECONDS NANOSECONDS`: for so long, writes to a page drawn at random and computes for so long after each; says "worked STEPS GAP", with
 //!   how often it did and the longest time between two steps, in microseconds.
@@ -51,11 +51,12 @@ fn run(bytes: usize, compressible: bool) -> io::Result<()> {
         let number = |n: usize| words.get(n).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         match words[0] {
             "touch" => {
+                let began = Instant::now();
                 for _ in 0..number(1) {
                     at = (at + STRIDE) % pages;
                     memory[at * PAGE + 64] ^= 0xff;
                 }
-                say("touched")?;
+                say(&format!("touched {}", began.elapsed().as_nanos() / u128::from(number(1).max(1))))?;
             }
             "fault" => say(&format!("faulted {}", fault(number(1).max(1) as usize)?))?,
             "work" => {

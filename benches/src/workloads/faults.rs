@@ -12,7 +12,7 @@ use crate::writer::{Contents, Writer};
 /// See the module.
 pub const WORKLOAD: Workload = Workload {
     name: "faults",
-    about: "the first write to a page, with and without `ckpt watch` of this process, or of another one, between two checkpoints",
+    about: "the first write to a page that is new, with and without `ckpt watch` of this process, or of another one; and to one that a checkpoint has protected, which the kernel notes, and by `live` the programs",
     run,
 };
 
@@ -24,6 +24,12 @@ const TIMES: u32 = 5;
 const ALONE: &str = "write fault, nobody watched";
 const OTHER: &str = "write fault, another process watched";
 const WATCHED: &str = "write fault, watched";
+
+/// Of the job's own.
+const PROTECTED: u64 = 8192;
+const WRITE: &str = "write, nobody watched";
+const NOTED: &[(&str, &str)] =
+    &[("scan", "write to a protected page, --tracker scan"), ("live", "write to a protected page, --tracker live")];
 
 fn run(bench: &Bench) -> Result<Outcome> {
     let scratch = match saving::scratch(8 * MEBIBYTES)? {
@@ -50,8 +56,18 @@ fn run(bench: &Bench) -> Result<Outcome> {
             watch.end();
             std::fs::remove_dir_all(&dir)?;
         }
+        figures.moment(WRITE, writer.touch(PROTECTED)?);
+        for (tracker, name) in NOTED {
+            let dir = scratch.path().join("images");
+            let watch = Watch::start(writer.job(), &dir, "1h", &["--tracker", tracker]);
+            watch.wait_for(1);
+            figures.moment(name, writer.touch(PROTECTED)?);
+            watch.end();
+            std::fs::remove_dir_all(&dir)?;
+        }
     }
-    let ratios = [OTHER, WATCHED].iter().filter_map(|of| figures.ratio(of, ALONE)).collect();
+    let mut ratios: Vec<_> = [OTHER, WATCHED].iter().filter_map(|of| figures.ratio(of, ALONE)).collect();
+    ratios.extend(figures.ratio(NOTED[1].1, NOTED[0].1));
     Ok(Outcome::Measured { notes: vec![scratch.describe()], figures: figures.into_vec(), ratios })
 }
 

@@ -26,6 +26,7 @@ const ALONE: &str = "steps, not watched";
 const WATCHES: &[(&str, &str, &str)] = &[
     ("1s", "steps, --interval 1s", "longest gap, --interval 1s"),
     ("100ms", "steps, --interval 100ms", "longest gap, --interval 100ms"),
+    ("10ms", "steps, --interval 10ms", "longest gap, --interval 10ms"),
 ];
 
 fn run(bench: &Bench) -> Result<Outcome> {
