@@ -90,7 +90,7 @@ fn what_forks_under_watch() {
 
 #[test]
 fn what_spawns_under_watch() {
-    survives_crashes("spawn", 25);
+    survives_crashes("spawn", 40);
 }
 
 /// One that knows what its shared memory must hold, under the name that it has and under one that it had.

@@ -31,7 +31,6 @@ use crate::sys::status::Status;
 use crate::sys::{prctl, procfs};
 use crate::tracee::batch::Batch;
 use crate::tracee::freeze::FrozenProcess;
-use crate::tracee::interrupted::WaitTimes;
 use crate::tracee::maps;
 use crate::tracee::memory::ProcessMemory;
 use crate::tracee::remote::{Injector, RemoteTask};
@@ -191,14 +190,16 @@ pub(super) fn collect(
     written::collect(&mut cx)?;
     cx.attempt(sysv::collect)?;
     target.watch.end_of(|parts| &mut parts.descriptors_us);
-    let mut statuses = Vec::new();
-    for process in &target.tree.processes {
-        statuses.push(preflight::threads(&mut cx, process)?);
+    let statuses = preflight::statuses(&target.tree.processes)?;
+    for (process, statuses) in target.tree.processes.iter().zip(&statuses) {
+        preflight::threads(&mut cx, process, statuses)?;
     }
     if !cx.refusals().is_empty() {
         return Err(Error::RefusedAll(cx.refusals().to_vec()));
     }
-    let states = match insides(&mut cx, target, &statuses, (&mut injectors, answered), of_processes) {
+    let read = insides(&mut cx, target, &statuses, (&mut injectors, answered), of_processes)
+        .and_then(|states| registers(target, &mut injectors, states));
+    let states = match read {
         // What was refused there must leave the process as it was, too.
         Err(error) => {
             if let Err(left) = injectors.remove(&mut target.tree)
@@ -225,12 +226,9 @@ pub(super) fn collect(
     target.watch.end_of(|parts| &mut parts.state_us);
     // Last of all: every return to user mode of a thread writes to its memory (rseq).
     let touched = noted();
-    let mut found = 0;
-    for (&pid, mapped) in mapped.iter_mut() {
-        found += since.cut(pid, mapped, early, touched.as_ref())?;
-        if let Some(trackers) = &mut armed {
-            trackers.cut(pid, mapped, None)?;
-        }
+    let found = since.cut(mapped, early, touched.as_ref())?;
+    if let Some(trackers) = &mut armed {
+        trackers.cut(mapped, |_| None).into_iter().try_for_each(|(_, cut)| cut.map(drop))?;
     }
     target.watch.end_of(|parts| &mut parts.scan_us);
     let (mut extents, mut shared) = (Vec::new(), SharedSeen::default());
@@ -290,13 +288,13 @@ fn insides(
     (injectors, answered): (&mut Injectors, &mut Answered),
     of_processes: Vec<(ObjRef, Option<ObjRef>)>,
 ) -> Result<Vec<TaskState>> {
-    let Frozen { tree, sharing, waits, states: seen, .. } = target;
+    let Frozen { tree, sharing, states: seen, .. } = target;
     let mut states = Vec::new();
     for ((process, statuses), (mm, fds)) in tree.processes.iter_mut().zip(statuses).zip(of_processes) {
         let pid = process.pid;
         let fds = fds.ok_or_else(|| Error::Unexpected(format!("the descriptors of pid {pid} were not collected")))?;
         let injector = injectors.of(sharing.first(Shared::Memory, pid))?;
-        let (sections, threads) = inside(cx, process, statuses, (injector, answered), (waits, seen), (mm, fds))?;
+        let (sections, threads) = inside(cx, process, statuses, (injector, answered), seen, (mm, fds))?;
         states.push(TaskState { pid, sections, threads });
     }
     answered.end_of_cut();
@@ -309,7 +307,7 @@ fn inside(
     process: &mut FrozenProcess,
     statuses: &[Status],
     (injector, answered): (&mut Injector, &mut Answered),
-    (waits, seen): (&WaitTimes, &States),
+    seen: &States,
     holds: (ObjRef, ObjRef),
 ) -> Result<(Vec<Section>, Vec<ThreadState>)> {
     let pid = process.pid;
@@ -346,9 +344,21 @@ fn inside(
         if !cx.take_passing() {
             answered.remember(tid, state, batch, (answers, lock_future));
         }
-        let record = cpu::collect(thread, injector.memory(), waits)?;
-        sections.push(Section::encode(cpu::KIND, &record)?);
         threads.push(ThreadState { tid: thread.tid, sections });
     }
     Ok((process_sections, threads))
+}
+
+/// Adds what the processor holds of each thread.
+fn registers(target: &mut Frozen, injectors: &mut Injectors, mut states: Vec<TaskState>) -> Result<Vec<TaskState>> {
+    let Frozen { tree, sharing, waits, watch, .. } = target;
+    watch.end_of(|parts| &mut parts.state_us);
+    for (process, state) in tree.processes.iter().zip(&mut states) {
+        let memory = injectors.of(sharing.first(Shared::Memory, process.pid))?.memory();
+        for (thread, state) in process.threads.iter().zip(&mut state.threads) {
+            state.sections.push(Section::encode(cpu::KIND, &cpu::collect(thread, memory, waits)?)?);
+        }
+    }
+    watch.end_of(|parts| &mut parts.registers_us);
+    Ok(states)
 }

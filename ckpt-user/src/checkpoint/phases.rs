@@ -15,6 +15,8 @@ pub struct Phases {
     pub descriptors_us: u64,
     /// The state of the process and of its threads, by calls made in them.
     pub state_us: u64,
+    /// Reading the extended registers of the threads; the general ones are read as each stops.
+    pub registers_us: u64,
     /// Finding out which pages were written, and protecting all of them again.
     pub scan_us: u64,
     /// Finding out which pages are there, where the scan has not told.

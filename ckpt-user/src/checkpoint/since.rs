@@ -1,6 +1,6 @@
 //! What a checkpoint knows of the one before: which pages that holds, and which were written since.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::collect::{CutMemory, content_extents};
 use super::history::History;
@@ -61,13 +61,13 @@ impl Since {
         if let Since::Tracked(tracking) = self { tracking.prepare(task, space) } else { Ok(()) }
     }
 
-    /// At a cut, with every thread stopped: finds out what was written in the memory that is seen through `pid`. Nothing is to run in the target
-    /// between this and the end of the freeze: whatever it wrote would count as written after the cut.
+    /// At a cut, with every thread stopped: finds out what was written in these memories, by the process that each is seen through. Nothing is to run in the
+    /// target between this and the end of the freeze: whatever it wrote would count as written after the cut.
     ///
     /// `late`: [`Since::written_since_prearm`] will be asked for. `touched`: as in [`crate::track::DirtyTracker::only_touched`], if that is known. How many pages
     /// were found is returned.
-    pub(super) fn cut(&mut self, pid: Pid, mappings: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<u64> {
-        if let Since::Tracked(tracking) = self { tracking.cut(pid, mappings, late, touched) } else { Ok(0) }
+    pub(super) fn cut(&mut self, mapped: &mut BTreeMap<Pid, Mapped>, late: bool, touched: Option<&Touched>) -> Result<u64> {
+        if let Since::Tracked(tracking) = self { tracking.cut(mapped, late, touched) } else { Ok(0) }
     }
 
     /// After a cut, and before any page is copied for it: somebody from outside is within the memory that is seen through `pid`, has pages pinned, maybe, and
@@ -318,26 +318,29 @@ impl Tracking {
     }
 
     /// What was written since the last cut. After a failure nothing is known of that memory any more, and the next image holds all of it.
-    fn cut(&mut self, pid: Pid, mapped: &mut Mapped, late: bool, touched: Option<&Touched>) -> Result<u64> {
-        let entered = std::mem::take(&mut self.of(pid).entered);
-        match self.trackers.cut(pid, mapped, touched.filter(|_| !entered)) {
-            Ok(mut written) => {
-                let count = written.count();
-                if entered {
-                    written.extend(mapped.mappings.iter().map(|mapping| mapping.pages().numbers()));
+    fn cut(&mut self, mapped: &mut BTreeMap<Pid, Mapped>, late: bool, touched: Option<&Touched>) -> Result<u64> {
+        let entered: HashSet<Pid> = mapped.keys().copied().filter(|&pid| std::mem::take(&mut self.of(pid).entered)).collect();
+        let (mut found, mut failed) = (0, Ok(()));
+        for (pid, cut) in self.trackers.cut(mapped, |pid| touched.filter(|_| !entered.contains(&pid))) {
+            match cut {
+                Ok(mut written) => {
+                    found += written.count();
+                    if let Some(Mapped { mappings, .. }) = mapped.get(&pid).filter(|_| entered.contains(&pid)) {
+                        written.extend(mappings.iter().map(|mapping| mapping.pages().numbers()));
+                    }
+                    let known = self.of(pid);
+                    let prearmed = std::mem::take(&mut known.prearmed);
+                    known.late = (late && prearmed).then(|| written.clone());
+                    known.fresh.extend(written.iter().cloned());
+                    known.written.extend(written);
                 }
-                let known = self.of(pid);
-                let prearmed = std::mem::take(&mut known.prearmed);
-                known.late = (late && prearmed).then(|| written.clone());
-                known.fresh.extend(written.iter().cloned());
-                known.written.extend(written);
-                Ok(count)
-            }
-            Err(error) => {
-                self.lose_sight(pid, &error);
-                Err(error)
+                Err(error) => {
+                    self.lose_sight(pid, &error);
+                    failed = failed.and(Err(error));
+                }
             }
         }
+        failed.map(|()| found)
     }
 
     fn lose_sight(&mut self, pid: Pid, why: &Error) {

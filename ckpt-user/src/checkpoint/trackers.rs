@@ -6,6 +6,7 @@ use super::mappings::Mapped;
 use crate::error::{Error, Result};
 use crate::ids::{PageRange, Pid};
 use crate::page_set::PageSet;
+use crate::sys::parallel;
 use crate::tracee::maps::Mapping;
 use crate::tracee::remote::RemoteTask;
 use crate::track::ebpf::AddressSpace;
@@ -54,13 +55,26 @@ impl Trackers {
         Ok(lost)
     }
 
-    /// [`DirtyTracker::cut`]. `touched`: as in [`DirtyTracker::only_touched`], if that is known.
-    pub(super) fn cut(&mut self, pid: Pid, mapped: &mut Mapped, touched: Option<&Touched>) -> Result<PageSet> {
-        let tracker = self.of(pid)?;
-        if let Some(touched) = touched {
-            tracker.only_touched(touched);
-        }
-        tracker.cut(&mut mapped.mappings, mapped.as_left)
+    /// [`DirtyTracker::cut`] of each of these memories, of several at once. `touched`: as in [`DirtyTracker::only_touched`], of those of which that is known.
+    pub(super) fn cut<'t>(
+        &mut self,
+        mapped: &mut BTreeMap<Pid, Mapped>,
+        touched: impl Fn(Pid) -> Option<&'t Touched>,
+    ) -> Vec<(Pid, Result<PageSet>)> {
+        /// So many are worth a thread: each takes at least a hundred microseconds.
+        const LEAST: usize = 2;
+        let mut trackers: BTreeMap<Pid, &mut Box<dyn DirtyTracker>> = self.all.iter_mut().map(|(pid, of)| (*pid, of)).collect();
+        let mut all: Vec<_> =
+            mapped.iter_mut().map(|(&pid, mapped)| (pid, trackers.remove(&pid), mapped, touched(pid))).collect();
+        let size = all.len().div_ceil(parallel::parts(all.len() as u64, LEAST as u64)).max(1);
+        let parts = parallel::each(all.chunks_mut(size), |some| {
+            let cut = some.iter_mut().map(|(pid, tracker, mapped, touched)| {
+                let tracker = tracker.as_mut().ok_or_else(|| unwatched(*pid));
+                (*pid, tracker.and_then(|tracker| cut(tracker.as_mut(), mapped, *touched)))
+            });
+            cut.collect::<Vec<_>>()
+        });
+        parts.into_iter().flatten().collect()
     }
 
     /// [`DirtyTracker::prearm`].
@@ -94,6 +108,17 @@ impl Trackers {
     }
 
     fn of(&mut self, pid: Pid) -> Result<&mut Box<dyn DirtyTracker>> {
-        self.all.get_mut(&pid).ok_or_else(|| Error::Unexpected(format!("nothing watches the memory of pid {pid}")))
+        self.all.get_mut(&pid).ok_or_else(|| unwatched(pid))
     }
+}
+
+fn cut(tracker: &mut dyn DirtyTracker, mapped: &mut Mapped, touched: Option<&Touched>) -> Result<PageSet> {
+    if let Some(touched) = touched {
+        tracker.only_touched(touched);
+    }
+    tracker.cut(&mut mapped.mappings, mapped.as_left)
+}
+
+fn unwatched(pid: Pid) -> Error {
+    Error::Unexpected(format!("nothing watches the memory of pid {pid}"))
 }

@@ -20,6 +20,8 @@ use crate::sys::{parallel, pidfd, procfs};
 
 /// So many descriptors are worth a thread to look at them: each takes some microseconds.
 pub const LEAST: usize = 32;
+/// The same of processes, each with a few.
+const LEAST_PROCESSES: usize = 4;
 
 /// What is known of a descriptor without a duplicate.
 #[derive(Debug)]
@@ -97,13 +99,20 @@ impl Descriptors {
     /// Of those of `pids` that live.
     pub fn read(pids: &[Pid]) -> Result<Descriptors> {
         let anonymous = Anonymous::default();
-        let mut processes = Vec::with_capacity(pids.len());
-        for &pid in pids {
-            match read_process(pid, &anonymous) {
-                Ok(process) => processes.push((pid, process)),
-                Err(error) if procfs::is_gone(&error) => {}
-                Err(error) => return Err(error).doing(|| format!("cannot list the descriptors of pid {pid}")),
+        let some = |pids: &[Pid]| {
+            let mut processes = Vec::with_capacity(pids.len());
+            for &pid in pids {
+                match read_process(pid, &anonymous) {
+                    Ok(process) => processes.push((pid, process)),
+                    Err(error) if procfs::is_gone(&error) => {}
+                    Err(error) => return Err(error).doing(|| format!("cannot list the descriptors of pid {pid}")),
+                }
             }
+            Ok(processes)
+        };
+        let mut processes = Vec::with_capacity(pids.len());
+        for part in parallel::slices(pids, LEAST_PROCESSES, some) {
+            processes.append(&mut part?);
         }
         let places = processes.iter().enumerate().map(|(place, (pid, _))| (*pid, place)).collect();
         Ok(Descriptors { processes, places })

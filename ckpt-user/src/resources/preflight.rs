@@ -8,11 +8,10 @@ use std::time::Duration;
 use super::task::Subject;
 use super::{Collector, cpu, fanotify, fs_state, lsm, machine, task_registry, tcp_sockets, terminals};
 use crate::error::{Doing, Error, Refusal, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::sys::status::Status;
 use crate::sys::{parallel, pidfd, procfs, ptrace};
 use crate::tracee::freeze::{self, FrozenProcess};
-use crate::tracee::thread::StoppedThread;
 use crate::tracee::tree::{FrozenTree, members};
 
 /// Namespaces that a process may have for itself without its state depending on them being made again.
@@ -199,18 +198,25 @@ pub fn directories(cx: &mut Collector<'_>, pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Checks the stopped threads, and prepares those with system call filters for remote calls. Returns the status of each.
-pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<Vec<Status>> {
-    /// So many are worth a thread: a status takes some ten microseconds.
+/// The status of each thread of these processes.
+pub fn statuses(processes: &[FrozenProcess]) -> Result<Vec<Vec<Status>>> {
+    /// So many are worth a thread: each takes some ten microseconds.
     const LEAST: usize = 16;
+    let all: Vec<(Pid, Tid)> =
+        processes.iter().flat_map(|process| &process.threads).map(|thread| (thread.pid, thread.tid)).collect();
+    let read = |some: &[(Pid, Tid)]| some.iter().map(|&(pid, tid)| procfs::status(pid, tid)).collect();
+    let read: Result<Vec<Vec<Status>>> = parallel::slices(&all, LEAST, read).into_iter().collect();
+    let mut read = read?.into_iter().flatten();
+    Ok(processes.iter().map(|process| read.by_ref().take(process.threads.len()).collect()).collect())
+}
+
+/// Checks the stopped threads, and prepares those with system call filters for remote calls.
+pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess, statuses: &[Status]) -> Result<()> {
     let pid = frozen.pid;
-    let read = |threads: &[StoppedThread]| threads.iter().map(|thread| procfs::status(pid, thread.tid)).collect();
-    let read: Result<Vec<Vec<Status>>> = parallel::slices(&frozen.threads, LEAST, read).into_iter().collect();
-    let mut statuses = Vec::with_capacity(frozen.threads.len());
-    for (thread, status) in frozen.threads.iter().zip(read?.into_iter().flatten()) {
+    for (thread, status) in frozen.threads.iter().zip(statuses) {
         let tid = thread.tid;
         cx.attempt(|_| cpu::check(thread))?;
-        let who = Subject { pid, tid, status: &status };
+        let who = Subject { pid, tid, status };
         cx.attempt(|_| task_registry::check(&who))?;
         cx.attempt(|cx| fs_state::check(cx, &who))?;
         cx.attempt(|cx| {
@@ -229,7 +235,6 @@ pub fn threads(cx: &mut Collector<'_>, frozen: &FrozenProcess) -> Result<Vec<Sta
                 Err(e) => Err(e).doing(|| format!("cannot suspend the seccomp filter of thread {tid}")),
             }
         })?;
-        statuses.push(status);
     }
-    Ok(statuses)
+    Ok(())
 }

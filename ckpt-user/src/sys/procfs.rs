@@ -74,7 +74,10 @@ pub fn limits(pid: Pid) -> Result<procfs::process::Limits> {
 
 /// The letter of a thread's state ('R', 'S', 'D', 'T', 't', 'Z', ...). `None`: there is no such thread.
 pub fn thread_state(pid: Pid, tid: Tid) -> Option<char> {
-    Process::new(pid.0).and_then(|p| p.task_from_tid(tid.0)).and_then(|t| t.stat()).ok().map(|s| s.state)
+    let stat = task_file::read(pid, tid, "stat").ok()??;
+    // After the name, which may hold any bytes, in parentheses.
+    let name_ends = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(name_ends + 2).map(|&state| state.into())
 }
 
 /// Is that the letter of a thread that has ended?
