@@ -169,7 +169,11 @@ fn what_the_log_lacks_is_found_out() {
     for ways in ["store vmwritev", "store direct", "store store store advise"] {
         // Where memory is protected before the freeze, that finds what was done until then.
         let [often, _seldom] = through_crashes(ways, false);
-        let found = fallbacks(&often).iter().any(|why| why.contains("past the page fault"));
-        assert!(found, "nothing was found out of {ways}: {often:#?}");
+        let found = |field| {
+            often.iter().any(|checkpoint| checkpoint[field].as_str().is_some_and(|why| why.contains("past the page fault")))
+        };
+        // What is given up while pages are copied makes a cut void before the log is of any use: if the machine is busy, each.
+        let is_void = ways.contains("advise") && found("live_fallback");
+        assert!(found("scan_fallback") || is_void, "nothing was found out of {ways}: {often:#?}");
     }
 }
