@@ -55,6 +55,7 @@ pub mod multicast;
 pub mod named_file;
 pub mod netlink;
 pub mod oom;
+pub mod outsiders;
 pub mod pages;
 pub mod pdeathsig;
 pub mod pending;
