@@ -76,6 +76,7 @@ mod pty_tests;
 pub mod registry;
 pub mod regular;
 pub mod restorer;
+pub mod reuseport;
 pub mod rlimit;
 pub mod robust_list;
 pub mod rseq;
