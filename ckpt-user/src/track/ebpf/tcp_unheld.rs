@@ -230,9 +230,9 @@ mod tests {
             Err(error) => return crate::skip::note(NAME, &error.to_string()),
         };
         let here = closed(client, server, 1);
-        for ((accepted, from, to, _listener), byte) in [(here, 1), (there, 2)] {
-            let (_, rest) = tcp_of_closed(accepted.as_fd(), from, to).unwrap().unwrap();
-            assert!(rest.len() > 100_000 && rest.iter().all(|one| *one == byte), "{} bytes, of another connection", rest.len());
+        for ((accepted, from, to, _listener), byte) in &[(here, 1), (there, 2)] {
+            let (_, rest) = tcp_of_closed(accepted.as_fd(), *from, *to).unwrap().unwrap();
+            assert!(rest.len() > 100_000 && rest.iter().all(|one| one == byte), "{} bytes, of another connection", rest.len());
         }
     }
 }
