@@ -178,11 +178,7 @@ pub fn restart(
     for task in &plan.tasks {
         attach(&mut cx, &mut family, &plan, task)?;
     }
-    unix_backlog::restore(
-        &cx,
-        |file| plan.place_of(file),
-        |(pid, fd), address, who| unix_backlog::connect(&mut family.task(pid)?, fd, address, who),
-    )?;
+    unix_backlog::restore(&cx, &files, |pid, file| plan.who_does(pid, file), |pid, work| work(&mut family.task(pid)?))?;
     sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.
     for task in plan.tasks.iter().rev() {

@@ -272,6 +272,69 @@ def report():
     assert_eq!(ckpt::restart(&job, &image, &[]).report(), ["b'within' b''"]);
 }
 
+/// What a process outside has of a connection within the tree: an end that was not closed after a fork. A socket that only listens (whoever has started a
+/// server may have made it), or that nobody has a connection of, does no harm, nor does a pipe, of which a warning tells.
+#[test]
+fn ends_that_are_open_outside_as_well() {
+    needs_root!();
+    const HELD: &str = "
+import socket
+ready, say = os.pipe()
+def hold(*kept):
+    'A process outside has these open, and no other.'
+    kept = [one if isinstance(one, int) else one.fileno() for one in kept] + [say]
+    def work():
+        for fd in range(3, 100):
+            if fd not in kept:
+                try: os.close(fd)
+                except OSError: pass
+        os.write(say, b'x')
+        os.close(say)
+        while True: signal.pause()
+    outside(work)
+    os.read(ready, 1)
+    os.close(say); os.close(ready)
+def stream(domain, address):
+    server = socket.socket(domain)
+    server.bind(address)
+    server.listen()
+    client = socket.socket(domain)
+    client.connect(server.getsockname())
+    return server, client
+def unix(): return stream(socket.AF_UNIX, 'server')
+def tcp(): return stream(socket.AF_INET, ('127.0.0.1', 0))
+";
+    for script in [
+        "a, b = socket.socketpair(); hold(a)",
+        "a, b = socket.socketpair(type=socket.SOCK_DGRAM); hold(b)",
+        "server, client = unix(); it = server.accept()[0]; hold(it)",
+        "server, client = unix(); hold(client)",
+        "server, client = tcp(); it = server.accept()[0]; hold(client)",
+        "server, client = tcp(); it = server.accept()[0]; hold(it)",
+        "server, client = tcp(); hold(client)",
+    ] {
+        let folder = tempdir().unwrap();
+        let job = python::rest_after(folder.path(), &format!("{HELD}{script}")).unwrap();
+        stays_as_it_is(&job, &["(socket) is an end of a connection within the tree that pid ", " (python3) has open, too"]);
+    }
+    for script in [
+        "server, client = unix(); it = server.accept()[0]; hold(server)",
+        "server, client = tcp(); it = server.accept()[0]; hold(server)",
+        "new = socket.socket(); named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); named.bind('x'); hold(new, named)",
+    ] {
+        let folder = tempdir().unwrap();
+        let job = python::rest_after(folder.path(), &format!("{HELD}{script}")).unwrap();
+        ckpt::checkpoint(job.pid(), &folder.path().join("image"), &[]);
+    }
+    let folder = tempdir().unwrap();
+    let mut job = python::rest_after(folder.path(), &format!("{HELD}r, w = os.pipe(); hold(w)")).unwrap();
+    let image = folder.path().join("image");
+    let outcome = ckpt::try_checkpoint(job.pid(), &image, &[]).success();
+    assert!(outcome.stderr.contains("has the pipe open that is descriptor"), "{outcome:?}");
+    job.kill();
+    ckpt::restart(&job, &image, &[]);
+}
+
 /// Every reason is told at once, of all processes.
 #[test]
 fn all_reasons_together() {

@@ -2,9 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use ckpt_tests::needs_root;
-use ckpt_tests::passing::{is_the_same, start};
-use ckpt_tests::{ckpt, process};
+use ckpt_tests::passing::{HELPERS, is_the_same, start};
+use ckpt_tests::{ckpt, needs_root, or_skip, process, python};
+use tempfile::tempdir;
 
 /// What each end has received and sent, small amounts and large ones, and that it goes on.
 #[test]
@@ -496,4 +496,107 @@ def report():
 "
     ));
     assert!(told.len() > 30 && told[0].contains("more may come"), "{told:#?}");
+}
+
+/// Two listeners of one port, and six clients that wait: each comes to the one at which it has waited, however the kernel would choose.
+#[test]
+fn clients_of_listeners_that_share_a_port() {
+    needs_root!();
+    let told = is_the_same(&format!(
+        "{HELP}
+def listener(port):
+    it = socket.socket()
+    it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    it.bind(('127.0.0.1', port))
+    it.listen(20)
+    return it
+servers = [listener(0)]
+port = servers[0].getsockname()[1]
+# The first ones find it alone, and come to others of the group otherwise.
+clients = [socket.create_connection(('127.0.0.1', port)) for n in range(6)]
+servers += [listener(port) for n in range(3)]
+clients += [socket.create_connection(('127.0.0.1', port)) for n in range(20)]
+for n, client in enumerate(clients): client.send(b'%d' % n)
+# tcpi_unacked tells how many wait.
+waited = [struct.unpack_from('I', server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 24)[0] for server in servers]
+def report():
+    counts = []
+    for server in servers:
+        server.setblocking(False)
+        counts.append([])
+        while True:
+            try: counts[-1].append(server.accept()[0].recv(10))
+            except BlockingIOError: break
+    print(counts[0][:6], [len(count) for count in counts] == waited, sorted(int(n) for count in counts for n in count) == list(range(26)))
+    # The kernel chooses again.
+    more = [socket.create_connection(('127.0.0.1', port)) for n in range(20)]
+    reached = 0
+    for server in servers:
+        try: server.accept(); reached += 1
+        except BlockingIOError: pass
+    print(reached > 1)
+    print('done', flush=True)
+"
+    ));
+    assert_eq!(told, ["[b'0', b'1', b'2', b'3', b'4', b'5'] True True", "True"]);
+}
+
+/// Whom the next client reaches is for a program to say that nobody is told.
+#[test]
+fn a_program_that_chooses() {
+    needs_root!();
+    for kind in ["STREAM", "DGRAM"] {
+        let (folder, job) = start(&format!(
+            "{HELP}
+group = []
+for n in range(2):
+    it = socket.socket(type=socket.SOCK_{kind})
+    it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    it.bind(('127.0.0.1', group[0].getsockname()[1] if group else 0))
+    if it.type == socket.SOCK_STREAM: it.listen()
+    group.append(it)
+code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 1))
+program = struct.pack('HxxxxxxP', 1, ctypes.addressof(code))
+group[0].setsockopt(socket.SOL_SOCKET, 51, program)
+def report():
+    group[0].setsockopt(socket.SOL_SOCKET, 68, 0)
+    print('done', flush=True)
+"
+        ));
+        let image = folder.path().join("image");
+        let refusal = ckpt::try_checkpoint(job.pid(), &image, &[]).failure();
+        assert!(refusal.contains("shares its port with others, among which a program chooses"), "{refusal}");
+        job.report();
+        ckpt::checkpoint(job.pid(), &image, &[]);
+    }
+}
+
+/// Keys (TCP_MD5SIG) of a connection, whose segments are signed, and of a socket that listens, whose connections would be.
+#[test]
+fn keys_that_nobody_can_save() {
+    needs_root!();
+    let keys = format!(
+        "{HELPERS}{HELP}
+def give_key(to):
+    key = struct.pack('HH4s120xBBHI80s', socket.AF_INET, 0, socket.inet_aton('127.0.0.1'), 0, 0, 6, 0, b'secret')
+    try: to.setsockopt(socket.IPPROTO_TCP, 14, key)
+    except OSError as error: absent('TCP_MD5SIG: %s' % error)
+server = socket.create_server(('127.0.0.1', 0))
+give_key(server)
+"
+    );
+    let connected = "
+client = socket.socket()
+give_key(client)
+client.connect(server.getsockname())
+accepted, _ = server.accept()
+server.close()
+";
+    for (more, why) in [("", "has keys by which the segments of its connections are signed"), (connected, "with signed segments")]
+    {
+        let folder = tempdir().unwrap();
+        let job = or_skip!(python::rest_after(folder.path(), &format!("{keys}{more}")));
+        let refusal = ckpt::try_checkpoint(job.pid(), &folder.path().join("image"), &[]).failure();
+        assert!(refusal.contains(why), "{refusal}");
+    }
 }

@@ -283,13 +283,24 @@ pub fn restore(
 }
 
 fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, objref: ObjRef, ours: BorrowedFd<'_>) -> Result<()> {
-    let doing = "cannot have a process take a descriptor in flight";
+    fetched(task, ours, |task, fd| {
+        let slot = FdSlot { fd, file: objref, cloexec: true, locks: Vec::new() };
+        fd_table::attach(cx, task, &FdTable { slots: vec![slot] })
+    })
+}
+
+/// Has a task take one of our descriptors, for as long as something is done with it there.
+pub fn fetched<T>(
+    task: &mut RemoteTask<'_>,
+    ours: BorrowedFd<'_>,
+    work: impl FnOnce(&mut RemoteTask<'_>, RawFd) -> Result<T>,
+) -> Result<T> {
+    let doing = "cannot have a process take an open file of ckpt for a moment";
     let us = task.call(doing, libc::SYS_pidfd_open, [ourselves().0.into(), 0.into()])?;
     let handle = task.call(doing, libc::SYS_pidfd_getfd, [us.into(), ours.as_raw_fd().into(), 0.into()]);
     task.call(doing, libc::SYS_close, [us.into()])?;
     let handle = handle?;
-    let slot = FdSlot { fd: handle as RawFd, file: objref, cloexec: true, locks: Vec::new() };
-    let attached = fd_table::attach(cx, task, &FdTable { slots: vec![slot] });
+    let done = work(task, handle as RawFd);
     task.call(doing, libc::SYS_close, [handle.into()])?;
-    attached
+    done
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use serde::de::DeserializeOwned;
 
 use super::in_flight::Flights;
+use super::reuseport::Groups;
 use super::unix_peer::Pool;
 use super::unix_senders::Senders;
 use super::written::Rollback;
@@ -49,6 +50,8 @@ pub struct Restorer<'a> {
     pub pairs: Pool,
     /// Unix sockets that may have to send again what waits elsewhere.
     pub senders: Senders,
+    /// TCP sockets that share a port.
+    pub groups: Groups,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
@@ -78,6 +81,7 @@ impl<'a> Restorer<'a> {
             rollback: Rollback::default(),
             pairs: Pool::default(),
             senders: Senders::default(),
+            groups: Groups::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),

@@ -17,7 +17,7 @@ use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
 use super::tcp_connection::{self, Here, TcpConnection, TcpEnd};
 use super::tcp_sockets::{Other, TcpSockets};
-use super::{Collector, Restorer, tcp_backlog, tcp_ended, tcp_restore, tcp_sockets};
+use super::{Collector, Restorer, reuseport, tcp_backlog, tcp_ended, tcp_restore, tcp_sockets};
 use crate::error::{Doing, Error, Result};
 use crate::ids::ObjRef;
 use crate::sys::inet_diag::Endpoint;
@@ -82,6 +82,8 @@ impl FileKind for Tcp {
         let info = raw_tcp::info(d.own).doing(|| socket::looking(d))?;
         let state = match info.state {
             state::LISTEN => {
+                reuseport::check(cx, d)?;
+                check_keys(cx, d)?;
                 let waiting = match info.waiting {
                     0 => Vec::new(),
                     count => match tcp_backlog::collect(cx, d, count) {
@@ -94,7 +96,10 @@ impl FileKind for Tcp {
                 };
                 TcpState::Listening { backlog: info.backlog, waiting }
             }
-            state::CLOSE => unconnected(cx, d, socket)?,
+            state::CLOSE => {
+                check_keys(cx, d)?;
+                unconnected(cx, d, socket)?
+            }
             _ => connected(cx, d, socket, &info)?,
         };
         if let TcpState::Connected { .. } = state {
@@ -131,15 +136,16 @@ impl FileKind for Tcp {
             }
         }
         if let TcpState::Listening { waiting, .. } = &record.state {
-            waiting.iter().try_for_each(|&connection| tcp_restore::connect_later(cx, connection))?;
+            waiting.iter().try_for_each(|&connection| tcp_restore::connect_later(cx, connection, fd.as_fd()))?;
         }
         Ok(fd)
     }
 
     /// Listens: late, so that nobody can connect to a program that may yet fail to restart.
-    fn finish(_cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
+    fn finish(cx: &mut Restorer<'_>, fd: BorrowedFd<'_>, record: &TcpRecord) -> Result<()> {
         let TcpState::Listening { backlog, .. } = &record.state else { return Ok(()) };
-        with_reuse(fd, record, |fd| raw::listen(fd, i32::try_from(*backlog).unwrap_or(i32::MAX)))
+        with_reuse(fd, record, |fd| raw::listen(fd, i32::try_from(*backlog).unwrap_or(i32::MAX)))?;
+        cx.groups.add(fd)
     }
 }
 
@@ -229,6 +235,16 @@ fn within(cx: &mut Collector<'_>, d: &Descriptor<'_>, info: &TcpInfo, other: Oth
     }
     let connection = TcpConnection::intern(cx, key, [own.min(peer), own.max(peer)], &ends)?;
     Ok(TcpState::Connected { connection, end })
+}
+
+/// Refuses a socket whose connections to come would be signed. Of one that is bound or new, nobody tells whether it has keys for TCP_MD5SIG.
+fn check_keys(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<()> {
+    let has_keys = raw_tcp::has_keys(d.own).doing(|| socket::looking(d))? || TcpSockets::of(cx)?.is_signed(d.stat.st_ino);
+    if !has_keys {
+        return Ok(());
+    }
+    let reason = "has keys by which the segments of its connections are signed (TCP_MD5SIG, TCP-AO), which ckpt cannot save";
+    cx.refuse(d.pid, socket::name(d), reason, "let the program close it")
 }
 
 /// A client that waits to be accepted. Its server lists it.

@@ -258,12 +258,13 @@ fn check(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, info: &
     let (local, peer) = tcp_sockets::addresses(d)?;
     let ends = Endpoint::of(&local).zip(Endpoint::of(&peer));
     let all = TcpSockets::of(cx)?;
-    if ends.is_some_and(|(from, to)| all.get(from, to).iter().any(|seen| seen.is_signed)) {
+    let is_signed = ends.is_some_and(|(from, to)| all.get(from, to).iter().any(|seen| seen.is_signed));
+    if is_signed || raw_tcp::has_keys(d.own).doing(doing)? {
         let advice = "use --tcp-close, or let the program close it";
         return cx.refuse(
             d.pid,
             socket::name(d),
-            "is a TCP connection with signed segments (TCP_MD5SIG), whose key nobody is told",
+            "is a TCP connection with signed segments (TCP_MD5SIG, TCP-AO), which ckpt cannot save",
             advice,
         );
     }

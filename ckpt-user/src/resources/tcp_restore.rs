@@ -53,7 +53,7 @@ fn duplicate(fd: &OwnedFd, end: &TcpEnd) -> Result<Option<OwnedFd>> {
 }
 
 /// Has a client connect to the listening socket at which it waits, once that listens.
-pub fn connect_later(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<()> {
+pub fn connect_later(cx: &mut Restorer<'_>, connection: ObjRef, listener: BorrowedFd<'_>) -> Result<()> {
     let lost = || Error::Restart(format!("the image has no connection {connection} that waits to be accepted, or has it twice"));
     let ends = ends_of(cx, connection)?;
     let at = ends.iter().position(|end| end.waiting).ok_or_else(lost)?;
@@ -61,8 +61,9 @@ pub fn connect_later(cx: &mut Restorer<'_>, connection: ObjRef) -> Result<()> {
     let fd = made[at].take().ok_or_else(lost)?;
     let [mut client, server] = ends;
     let server = if at == 0 { std::mem::replace(&mut client, server) } else { server };
+    let (groups, listener) = (cx.groups.clone(), listener.try_clone_to_owned().doing(|| "cannot duplicate a socket")?);
     cx.when_open(move |_| {
-        client.connect(fd.as_fd())?;
+        groups.choosing(listener.as_fd(), || client.connect(fd.as_fd()))?;
         let sent = [&server.received[..], &client.sent].concat();
         TcpEnd { sent, ..client }.send(fd.as_fd())
     });

@@ -60,6 +60,11 @@ impl TcpSockets {
         self.by_ends.get(&(local, peer)).map_or(&[], Vec::as_slice)
     }
 
+    /// Has the socket with this inode keys by which segments are signed (TCP_MD5SIG), as far as we are told?
+    pub fn is_signed(&self, inode: u64) -> bool {
+        self.by_ends.values().flatten().any(|one| u64::from(one.inode) == inode && one.is_signed)
+    }
+
     /// Who in the cut has a socket that listens at an address.
     pub fn listeners(&self, cx: &mut Collector<'_>, device: u64, address: Endpoint) -> Result<Vec<Holder>> {
         let holders = Holders::of(cx)?;

@@ -10,7 +10,7 @@ use super::file::{Descriptor, FileKind, OpenFile};
 use super::multicast::{self, Membership};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::{Collector, Restorer};
+use super::{Collector, Restorer, reuseport};
 use crate::error::{Doing, Error, Result};
 use crate::sys::{queue, socket as raw};
 
@@ -49,6 +49,7 @@ impl FileKind for Udp {
     fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>) -> Result<UdpRecord> {
         let socket = d.socket.ok_or_else(|| Error::Unexpected(format!("descriptor {} of pid {} is no socket", d.fd, d.pid)))?;
         socket::check_namespace(cx, d, socket)?;
+        reuseport::check(cx, d)?;
         let local = raw::local_address(d.own).doing(|| socket::looking(d))?;
         if queue::poll_now(d.own).doing(|| socket::looking(d))?.contains(PollFlags::POLLIN) {
             tracing::warn!(

@@ -19,7 +19,7 @@ use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::holders::{self, Holder, Holders};
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::unix_backlog::{self, Waiting};
+use super::unix_backlog::{self, Arrival, Waiting};
 use super::unix_name::UnixName;
 use super::unix_pair::{self, UnixPair, shut_down};
 use super::unix_peer;
@@ -78,9 +78,9 @@ pub struct Alone {
     /// It listens, and who connects takes this one for its peer (SO_PEERCRED).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listener: Option<Identity>,
-    /// It listens, and these wait to be accepted: the inodes of their sockets, in order.
+    /// It listens, and these wait to be accepted, in order.
     #[serde(default)]
-    pub waiting: Vec<u32>,
+    pub waiting: Vec<Arrival>,
     /// The address that it is connected to. Empty: none.
     #[serde(default, with = "serde_bytes")]
     pub peer: Vec<u8>,
@@ -117,7 +117,9 @@ impl FileKind for Unix {
         let connected = socket.kind != libc::SOCK_DGRAM;
         match seen.peer {
             None => alone(cx, d, socket, seen, Vec::new()),
-            Some(0) if connected && seen.shutdown != 3 => Ok(UnixRecord::Waiting(Waiting::collect(cx, d, socket, &diag)?)),
+            Some(0) if connected && (seen.shutdown != 3 || unix_backlog::has(cx, d, &diag)?) => {
+                Ok(UnixRecord::Waiting(Waiting::collect(cx, d, socket, seen.shutdown, &diag)?))
+            }
             Some(0) => paired(cx, d, socket, None),
             Some(peer) => {
                 let all = Holders::of(cx)?;
@@ -145,7 +147,7 @@ impl FileKind for Unix {
                 Ok(fd)
             }
             UnixRecord::Alone(alone) => restore_alone(cx, alone),
-            UnixRecord::Waiting(waiting) => waiting.make(),
+            UnixRecord::Waiting(waiting) => waiting.make(cx),
         }
     }
 
@@ -159,7 +161,7 @@ impl FileKind for Unix {
                 .doing(|| "cannot listen on a unix socket again")?;
         }
         if !alone.peer.is_empty() {
-            unix_backlog::connect(task, fd, &alone.peer, None)?;
+            unix_peer::connect_as(task, fd, &alone.peer, None)?;
         }
         Ok(())
     }
@@ -246,7 +248,7 @@ fn alone(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, seen: U
     let name = UnixName::collect(cx, &holder, d.own)?;
     let can_be_reached = name.as_ref().is_some_and(UnixName::can_be_reached);
     let waiting = match waiting {
-        count @ 1.. if listens => unix_backlog::of_listener(cx, d, count, can_be_reached, &diag)?,
+        1.. if listens => unix_backlog::of_listener(cx, d, (socket.kind, seen.queue), can_be_reached, &diag)?,
         _ => Vec::new(),
     };
     let messages = if socket.kind == libc::SOCK_DGRAM {

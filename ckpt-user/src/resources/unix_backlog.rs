@@ -1,29 +1,38 @@
-//! Connections of unix sockets that the server has not accepted yet, where both ends are in the cut.
+//! Connections of unix sockets that the server has not accepted yet.
 //!
-//! The kernel has made the server's end already, but nobody has a descriptor of it, so nothing tells what was sent over the connection. One over
-//! which nothing was sent is all that a new one would be, and is made again once all processes have their descriptors: by the client, in the
-//! order in which they waited. Others are refused, for the moment.
+//! The kernel has made the server's end already, but nobody has a descriptor of it. Who waits, in which order, the kernel tells; what was sent over each
+//! connection, and by whom, is read where it lies ([`crate::track::ebpf::unix_waiting`]). Without eBPF only those can be saved over which nothing was sent.
+//!
+//! Once all processes have their descriptors, the clients connect again, in the order in which they waited, send all of it again, and are closed again if they
+//! were.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
+use super::fd_table::OpenFiles;
 use super::file::{Descriptor, FileBody, FileKind};
 use super::holders::Holders;
+use super::in_flight;
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
 use super::unix::{Alone, Unix, UnixRecord};
-use super::unix_peer;
+use super::unix_name::UnixName;
+use super::unix_pair::shut_down;
+use super::unix_peer::{self, Apart};
+use super::unix_queue::{self, Message};
 use super::{Collector, Restorer};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{ObjRef, Pid};
-use crate::sys::peer::Identity;
+use crate::sys::peer::{self, Identity};
 use crate::sys::scm::Credentials;
 use crate::sys::unix_diag::UnixDiag;
 use crate::sys::{procfs, queue, socket as raw};
-use crate::tracee::batch::Batch;
 use crate::tracee::remote::RemoteTask;
+use crate::track::ebpf::{UnixArrived, UnixSent, unix_waiting};
 
 /// A socket that is connected to a server which has not accepted it yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,82 +41,199 @@ pub struct Waiting {
     pub socket: SocketType,
     /// Its inode, by which the listening socket calls it.
     pub inode: u32,
-    /// Who has connected it, as far as can be told: the process that has it. The server will take that for its peer (SO_PEERCRED).
+    /// Who has connected it, as far as can be told: the process that has it. The server will take that for its peer (SO_PEERCRED), unless the listening
+    /// socket knows better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<Identity>,
+    /// What it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<UnixName>,
+    /// 1: receives nothing more; 2: sends nothing more.
+    #[serde(default, skip_serializing_if = "is_open")]
+    pub shutdown: u8,
     /// What the program has set.
     #[serde(default)]
     pub options: SocketOptions,
 }
 
-/// The length of an address without a name.
-const UNNAMED: usize = 2;
+fn is_open(shutdown: &u8) -> bool {
+    *shutdown == 0
+}
+
+/// A connection that waits at a listening socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Arrival {
+    /// Nothing was sent over it: the inode of the client's socket.
+    Silent(u32),
+    /// One that ckpt has looked into.
+    Seen(Box<Arrived>),
+}
+
+/// What ckpt has seen of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Arrived {
+    /// The inode of the client's socket. 0: it was closed.
+    pub client: u32,
+    /// Who has connected it.
+    pub who: Identity,
+    /// The address of a socket that was closed. Empty: it had none.
+    #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<u8>,
+    /// What the client has sent.
+    pub queue: Vec<Message>,
+}
+
 const ADVICE: &str = "try again at a quieter moment";
 
 impl Waiting {
-    /// A socket whose server is in the cut and will list it ([`of_listener`]).
-    pub fn collect(cx: &mut Collector<'_>, d: &Descriptor<'_>, socket: SocketType, diag: &UnixDiag) -> Result<Waiting> {
-        let inode = d.stat.st_ino as u32;
-        let refuse = |cx: &Collector<'_>, reason: &str| cx.refuse_for_now(d.pid, socket::name(d), reason, ADVICE);
-        if !Backlogs::of(cx, d.stat.st_dev, diag)?.clients.contains_key(&inode) {
-            return refuse(cx, "is a connection that the other program has not accepted yet");
+    /// A socket whose server is in the cut and will list it ([`of_listener`]). `shutdown`: as NETLINK_SOCK_DIAG tells it.
+    pub fn collect(
+        cx: &mut Collector<'_>,
+        d: &Descriptor<'_>,
+        socket: SocketType,
+        shutdown: u8,
+        diag: &UnixDiag,
+    ) -> Result<Waiting> {
+        if !has(cx, d, diag)? {
+            let reason = "is a connection that the other program has not accepted yet";
+            return cx.refuse_for_now(d.pid, socket::name(d), reason, ADVICE);
         }
-        if !cx.pids.contains(&d.pid) {
-            return refuse(cx, "is in flight, and is a connection that the server has not accepted yet");
-        }
-        if queue::unreceived(d.own).doing(|| socket::looking(d))? > 0 {
-            return refuse(cx, "has sent something to a server that has not accepted the connection yet");
-        }
-        if raw::local_address(d.own).doing(|| socket::looking(d))?.len() > UNNAMED {
-            return refuse(cx, "has a name, and is a connection that the server has not accepted yet");
-        }
-        let status = procfs::status(d.pid, d.pid.leader())?;
-        let credentials = Credentials { pid: d.pid.0, uid: status.uids[1], gid: status.gids[1] };
-        let client = Some(Identity { credentials, groups: status.groups });
-        Ok(Waiting { socket, inode, client, options: SocketOptions::collect(cx, d, socket)? })
+        let holder = Holders::of(cx)?.holder_of(d);
+        let name = UnixName::collect(cx, &holder, d.own)?;
+        // Nobody can tell who has connected one that is in flight.
+        let client = if cx.pids.contains(&d.pid) { Some(identity_of(d.pid)?) } else { None };
+        let options = SocketOptions::collect(cx, d, socket)?;
+        Ok(Waiting { socket, inode: d.stat.st_ino as u32, client, name, shutdown, options })
     }
 
     /// A socket that will be connected later.
-    pub fn make(&self) -> Result<OwnedFd> {
+    pub fn make(&self, cx: &mut Restorer<'_>) -> Result<OwnedFd> {
         let fd = self.socket.create()?;
-        self.options.restore(fd.as_fd())?;
+        if let Some(name) = self.name.clone() {
+            let own = fd.try_clone().doing(|| "cannot duplicate a socket")?;
+            cx.defer(move || name.bind(own.as_fd(), |_| Ok(())));
+        }
         Ok(fd)
+    }
+
+    /// Once it is connected. Some options would have changed how it was connected, and what was sent.
+    fn complete(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.options.restore(fd)?;
+        shut_down(fd, self.shutdown)
     }
 }
 
-/// The clients that wait at a listening socket, which has `waiting` of them, in their order. `can_be_reached`: its name leads to it.
+fn identity_of(pid: Pid) -> Result<Identity> {
+    let status = procfs::status(pid, pid.leader())?;
+    let credentials = Credentials { pid: pid.0, uid: status.uids[1], gid: status.gids[1] };
+    Ok(Identity { credentials, groups: status.groups })
+}
+
+/// What waits at a listening socket of this type (SOCK_STREAM, ...), in order. `queue`: how many, and how many may. `can_be_reached`: its name leads to it.
 pub fn of_listener(
     cx: &mut Collector<'_>,
     d: &Descriptor<'_>,
-    waiting: u32,
+    (kind, (count, backlog)): (i32, (u32, u32)),
     can_be_reached: bool,
     diag: &UnixDiag,
-) -> Result<Vec<u32>> {
-    let clients = diag.waiting(d.stat.st_ino as u32).doing(|| socket::looking(d))?;
+) -> Result<Vec<Arrival>> {
+    let doing = || socket::looking(d);
+    let clients = diag.waiting(d.stat.st_ino as u32).doing(doing)?;
     let all = Holders::of(cx)?;
-    let in_cut = |client: &u32| !all.get(d.stat.st_dev, (*client).into()).is_empty();
-    if can_be_reached && clients.len() == waiting as usize && clients.iter().all(in_cut) {
-        return Ok(clients);
+    let refuse = |why: &str| {
+        let reason = format!("has {count} connections that the program has not accepted yet{why}");
+        cx.refuse_for_now(d.pid, socket::name(d), reason, ADVICE)
+    };
+    if clients.iter().any(|&client| client != 0 && all.get(d.stat.st_dev, client.into()).is_empty()) {
+        return refuse(", of programs that are not being checkpointed");
     }
-    let reason = format!("has {waiting} connections that the program has not accepted yet");
-    cx.refuse_for_now(d.pid, socket::name(d), reason, ADVICE)
+    // The kernel lets in one more than it was told.
+    if clients.len() != count as usize || count > backlog.saturating_add(1) {
+        return refuse(", more than it may have");
+    }
+    if !can_be_reached {
+        return refuse(", and nobody could connect to it again: its file was deleted");
+    }
+    if cx.is_running {
+        return Ok(clients.into_iter().map(Arrival::Silent).collect());
+    }
+    match unix_waiting(d.own) {
+        Ok(arrived) if arrived.len() == clients.len() && diag.waiting(d.stat.st_ino as u32).doing(doing)? == clients => {
+            let seen = clients.into_iter().zip(arrived);
+            let seen = seen.map(|(client, arrived)| Ok(Arrival::Seen(Box::new(Arrived::new(client, arrived, kind)?))));
+            seen.collect::<Result<_, _>>().or_else(refuse)
+        }
+        Ok(_) => refuse(", and others just come"),
+        Err(error) => {
+            for &client in &clients {
+                let Some(holder) = all.get(d.stat.st_dev, client.into()).first() else {
+                    return refuse(&format!(", of clients that are gone, into which ckpt cannot look without eBPF ({error})"));
+                };
+                if queue::unreceived(holder.duplicate()?.as_fd()).doing(doing)? > 0 {
+                    return refuse(&format!(", and what was sent over them ckpt cannot read without eBPF ({error})"));
+                }
+            }
+            Ok(clients.into_iter().map(Arrival::Silent).collect())
+        }
+    }
+}
+
+impl Arrived {
+    /// Errors: what cannot be sent again.
+    fn new(client: u32, arrived: UnixArrived, kind: i32) -> Result<Arrived, &'static str> {
+        let pids = arrived.sent.iter().flat_map(|sent| sent.credentials).chain([arrived.client.credentials]);
+        if pids.into_iter().any(|credentials| credentials.pid == 0) {
+            return Err(", of programs in another pid namespace");
+        }
+        if arrived.is_urgent {
+            return Err(", and urgent data (MSG_OOB) was sent over them");
+        }
+        if arrived.sent.iter().any(|sent| sent.has_files) {
+            return Err(", and descriptors were sent over them (SCM_RIGHTS)");
+        }
+        let name = if client == 0 { arrived.name } else { Vec::new() };
+        Ok(Arrived { client, who: arrived.client, name, queue: messages(arrived.sent, kind) })
+    }
+}
+
+/// Bytes of a stream that have one sender come together: the receiver cannot tell them apart.
+fn messages(sent: Vec<UnixSent>, kind: i32) -> Vec<Message> {
+    let mut messages: Vec<Message> = Vec::new();
+    for UnixSent { data, credentials, .. } in sent {
+        match messages.last_mut() {
+            Some(last) if kind == libc::SOCK_STREAM && last.credentials == credentials => last.data.extend(data),
+            _ => messages.push(Message { data, credentials, ..Message::default() }),
+        }
+    }
+    messages
+}
+
+/// Does a listening socket of the cut have a connection of this socket that waits?
+pub fn has(cx: &mut Collector<'_>, d: &Descriptor<'_>, diag: &UnixDiag) -> Result<bool> {
+    Ok(Backlogs::of(cx, d.stat.st_dev, diag)?.clients.contains(&(d.stat.st_ino as u32)))
 }
 
 /// Who waits at the listening sockets of the cut.
 #[derive(Debug)]
 struct Backlogs {
-    /// Inodes of clients, and of the listening socket.
-    clients: HashMap<u32, u32>,
+    /// Inodes of clients.
+    clients: HashSet<u32>,
 }
 
 impl Backlogs {
-    fn of(cx: &mut Collector<'_>, device: u64, diag: &UnixDiag) -> Result<std::sync::Arc<Backlogs>> {
+    fn of(cx: &mut Collector<'_>, device: u64, diag: &UnixDiag) -> Result<Arc<Backlogs>> {
         let all = Holders::of(cx)?;
         cx.fact(|_| {
-            let mut clients = HashMap::new();
+            let mut clients = HashSet::new();
             for inode in all.inodes(device) {
-                match diag.waiting(inode as u32) {
-                    Ok(waiting) => clients.extend(waiting.into_iter().map(|client| (client, inode as u32))),
+                let waiting = diag.look(inode as u32).and_then(|seen| match seen.queue {
+                    (1.., _) if seen.listens => diag.waiting(inode as u32),
+                    _ => Ok(Vec::new()),
+                });
+                match waiting {
+                    Ok(waiting) => clients.extend(waiting.into_iter().filter(|&client| client != 0)),
                     // A socket of another family.
                     Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                     Err(error) => return Err(error).doing(|| "cannot ask the kernel about unix sockets"),
@@ -118,31 +244,64 @@ impl Backlogs {
     }
 }
 
-/// A process that has an open file, and its number there.
-pub type Place = (Pid, RawFd);
+/// Something that a task is to do.
+type Work<'w> = &'w mut dyn FnMut(&mut RemoteTask<'_>) -> Result<()>;
 
-/// Connects all that waited again, once every server listens. `place`: where an open file is. `connect` is given that and an address.
+/// Connects all that waited again, once every server listens. `who`: which process is to do again what one has done with a file, and the number of the
+/// file there, if it has it; `within` has that process do something.
 pub fn restore(
     cx: &Restorer<'_>,
-    place: impl Fn(ObjRef) -> Option<Place>,
-    mut connect: impl FnMut(Place, &[u8], Option<&Identity>) -> Result<()>,
+    files: &OpenFiles,
+    who: impl Fn(Option<Pid>, Option<ObjRef>) -> Option<(Pid, Option<RawFd>)>,
+    mut within: impl FnMut(Pid, Work<'_>) -> Result<()>,
 ) -> Result<()> {
-    let sockets: Vec<(ObjRef, FileBody<UnixRecord>)> = cx.all(Unix::KIND)?;
-    let mut places = HashMap::new();
-    for (objref, body) in &sockets {
-        if let UnixRecord::Waiting(waiting) = &body.record {
-            places.extend(place(*objref).map(|place| (waiting.inode, (place, waiting.client.clone()))));
+    let (mut clients, mut listeners) = (HashMap::new(), Vec::new());
+    for (objref, body) in cx.all::<FileBody<UnixRecord>>(Unix::KIND)? {
+        match body.record {
+            UnixRecord::Waiting(waiting) => drop(clients.insert(waiting.inode, (objref, waiting))),
+            UnixRecord::Alone(alone) if !alone.waiting.is_empty() => listeners.push(alone),
+            _ => {}
         }
     }
-    for (_, body) in sockets {
-        let UnixRecord::Alone(listener) = body.record else { continue };
+    for listener in listeners {
         let address = address_of(&listener);
-        for client in &listener.waiting {
-            let found = places.get(client);
-            let lost =
-                || Error::Restart(format!("the image lacks the socket {client} that waits at {}", socket::describe(&address)));
-            let (place, who) = found.ok_or_else(lost)?;
-            connect(*place, &address, who.as_ref())?;
+        let mut connect = |fd: BorrowedFd<'_>, objref: Option<ObjRef>, by: Option<&Identity>| {
+            let doing = || format!("cannot connect to {} again", socket::describe(&address));
+            // It fails rather than wait for a program that does not run.
+            let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).doing(doing)?;
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).doing(doing)?;
+            match who(by.map(|by| Pid(by.credentials.pid)), objref) {
+                Some((pid, Some(own))) => within(pid, &mut |task| unix_peer::connect_as(task, own, &address, by))?,
+                Some((pid, None)) => within(pid, &mut |task| {
+                    in_flight::fetched(task, fd, |task, own| unix_peer::connect_as(task, own, &address, by))
+                })?,
+                None => connect_ourselves(fd, &address, by)?,
+            }
+            fcntl(fd, FcntlArg::F_SETFL(flags)).doing(doing).map(drop)
+        };
+        for arrival in &listener.waiting {
+            let (inode, seen) = match arrival {
+                Arrival::Silent(inode) => (*inode, None),
+                Arrival::Seen(seen) => (seen.client, Some(seen)),
+            };
+            match (clients.get(&inode), seen) {
+                (Some((objref, waiting)), _) => {
+                    let fd = files.get(*objref)?;
+                    connect(fd, Some(*objref), seen.map(|seen| &seen.who).or(waiting.client.as_ref()))?;
+                    unix_queue::fill(fd, &[], seen.map_or(&[], |seen| &seen.queue), &[])?;
+                    waiting.complete(fd)?;
+                }
+                (None, Some(gone)) if gone.client == 0 => {
+                    let fd = listener.socket.create()?;
+                    let _name = (!gone.name.is_empty()).then(|| bind_apart(fd.as_fd(), &gone.name));
+                    connect(fd.as_fd(), None, Some(&gone.who))?;
+                    unix_queue::fill(fd.as_fd(), &[], &gone.queue, &[])?;
+                }
+                (None, _) => {
+                    let address = socket::describe(&address);
+                    return Err(Error::Restart(format!("the image lacks the socket {inode} that waits at {address}")));
+                }
+            }
         }
     }
     Ok(())
@@ -152,11 +311,67 @@ fn address_of(listener: &Alone) -> Vec<u8> {
     listener.name.as_ref().map(|name| name.reachable_at()).unwrap_or_default()
 }
 
-/// Connects a socket of a task, as somebody.
-pub fn connect(task: &mut RemoteTask<'_>, fd: RawFd, address: &[u8], who: Option<&Identity>) -> Result<()> {
-    let mut batch = Batch::new();
-    let at = batch.bytes(address);
-    let connect = |batch: &mut Batch| batch.call(libc::SYS_connect, [fd.into(), at.into(), address.len().into()]);
-    let answer = unix_peer::call_as(task, who, batch, connect)?;
-    answer.doing(|| format!("cannot connect a unix socket to {} again", socket::describe(address))).map(drop)
+/// Gives a client that is to be closed at once the name that it had.
+fn bind_apart(fd: BorrowedFd<'_>, name: &[u8]) -> Option<Apart> {
+    let bound = Apart::bind(fd, name);
+    if let Err(error) = &bound {
+        tracing::warn!("a connection of a client that is gone does not tell its name: {error}");
+    }
+    bound.ok()
+}
+
+/// Connects a socket for a process that is gone, or that nobody knows.
+fn connect_ourselves(fd: BorrowedFd<'_>, address: &[u8], by: Option<&Identity>) -> Result<()> {
+    let connected = by.map(|by| unix_peer::with_pid(by, || peer::connect(by, fd, address)));
+    let why = match connected {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(error)) => error.to_string(),
+        None => "nobody knows who has connected it".to_owned(),
+    };
+    tracing::warn!("a connection to {} tells of ckpt as its client (SO_PEERCRED): {why}", socket::describe(address));
+    raw::connect(fd, address).doing(|| format!("cannot connect a unix socket to {} again", socket::describe(address)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(data: &[u8], pid: i32) -> UnixSent {
+        let credentials = Some(Credentials { pid, uid: 0, gid: 0 });
+        UnixSent { data: data.to_vec(), credentials, has_files: false }
+    }
+
+    #[test]
+    fn a_stream_has_no_boundaries_but_those_of_senders() {
+        let all = || vec![sent(b"a", 1), sent(b"b", 1), sent(b"c", 2), sent(b"d", 1)];
+        let data = |kind| messages(all(), kind).into_iter().map(|message| message.data).collect::<Vec<_>>();
+        assert_eq!(data(libc::SOCK_STREAM), [&b"ab"[..], b"c", b"d"]);
+        assert_eq!(data(libc::SOCK_SEQPACKET), [&b"a"[..], b"b", b"c", b"d"]);
+    }
+
+    #[test]
+    fn both_forms_are_read() {
+        let queue = messages(vec![sent(b"early", 1)], libc::SOCK_STREAM);
+        let seen = Arrived { client: 8, name: b"\x01\0name".to_vec(), queue, ..Arrived::default() };
+        let all = vec![Arrival::Silent(7), Arrival::Seen(Box::new(seen))];
+        let section = crate::image::model::Section::encode("x", &all).unwrap();
+        assert_eq!(section.decode::<Vec<Arrival>>().unwrap(), all);
+        let section = crate::image::model::Section::encode("x", &[7u32]).unwrap();
+        assert_eq!(section.decode::<Vec<Arrival>>().unwrap(), [Arrival::Silent(7)]);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_again() {
+        let client = Identity { credentials: Credentials { pid: 1, uid: 0, gid: 0 }, groups: Vec::new() };
+        let good = UnixArrived { client, name: b"\x01\0name".to_vec(), sent: vec![sent(b"x", 1)], is_urgent: false };
+        let new = |arrived: UnixArrived| Arrived::new(0, arrived, libc::SOCK_STREAM);
+        assert_eq!(new(good.clone()).unwrap().name, b"\x01\0name");
+        assert!(Arrived::new(7, good.clone(), libc::SOCK_STREAM).unwrap().name.is_empty(), "the socket itself has it");
+        let foreign = UnixArrived { client: Identity::default(), ..good.clone() };
+        let from_a_foreigner = UnixArrived { sent: vec![sent(b"x", 0)], ..good.clone() };
+        assert!(
+            [foreign, from_a_foreigner].map(new).iter().all(|new| new.as_ref().is_err_and(|why| why.contains("pid namespace")))
+        );
+        assert!(new(UnixArrived { is_urgent: true, ..good }).is_err());
+    }
 }

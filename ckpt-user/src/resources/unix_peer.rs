@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -179,8 +179,17 @@ pub fn call_as(
     Ok(answers.ret(call))
 }
 
+/// Has a task connect a socket, as somebody.
+pub fn connect_as(task: &mut RemoteTask<'_>, fd: RawFd, address: &[u8], who: Option<&Identity>) -> Result<()> {
+    let mut batch = Batch::new();
+    let at = batch.bytes(address);
+    let connect = |batch: &mut Batch| batch.call(libc::SYS_connect, [fd.into(), at.into(), address.len().into()]);
+    let answer = call_as(task, who, batch, connect)?;
+    answer.doing(|| format!("cannot connect a unix socket to {} again", socket::describe(address))).map(drop)
+}
+
 /// Tries again for as long as the kernel has not freed the pid of a process that is gone.
-fn with_pid<T>(who: &Identity, make: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
+pub(super) fn with_pid<T>(who: &Identity, make: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
     let freeing = Freeing::new();
     loop {
         match make() {
@@ -217,7 +226,7 @@ fn connected(
 }
 
 /// Where a socket is bound that nobody else is to see.
-struct Apart {
+pub(super) struct Apart {
     /// The root directory that its path counts from, and its file. `None`: the name is an abstract one.
     place: Option<(Root, File)>,
 }
@@ -234,7 +243,7 @@ impl Drop for Root {
 }
 
 impl Apart {
-    fn bind(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Apart> {
+    pub(super) fn bind(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Apart> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let Some(path) = unix_name::path_in(name).map(|path| Path::new(OsStr::from_bytes(path))) else {
             raw::bind(fd, name).map_err(|error| socket::cannot_bind(name, error))?;

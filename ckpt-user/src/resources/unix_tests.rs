@@ -13,6 +13,7 @@ use super::fd_trial::{Heir, again, collect, flags, refusal, this_process, wait_f
 use super::socket::SocketType;
 use super::socket_options::SocketOptions;
 use super::unix::{Alone, UnixRecord};
+use super::unix_backlog::Arrival;
 use super::unix_name::UnixName;
 use crate::ids::ObjRef;
 use crate::skip;
@@ -161,7 +162,12 @@ fn a_listening_socket_by_path() {
     assert_eq!(peer.pid(), heir.pid().0, "the task listens, not ckpt");
     wait_for(&new, PollFlags::POLLIN);
     let UnixRecord::Alone(listener) = collect(&[new.as_fd()]).unwrap().record(0) else { panic!("it is not a socket of its own") };
-    assert_eq!(listener.waiting, [nix::sys::stat::fstat(&client).unwrap().st_ino as u32]);
+    let inode = nix::sys::stat::fstat(&client).unwrap().st_ino as u32;
+    match &listener.waiting[..] {
+        [Arrival::Silent(waiting)] => assert!(!nix::unistd::geteuid().is_root() && *waiting == inode),
+        [Arrival::Seen(seen)] => assert_eq!((seen.client, &seen.queue[..]), (inode, &[][..])),
+        other => panic!("{other:?}"),
+    }
     let (mut accepted, _) = new.accept().unwrap();
     accepted.write_all(b"hello").unwrap();
     client.read_exact(&mut [0; 5]).unwrap();
@@ -270,16 +276,21 @@ fn what_cannot_be_saved_is_refused() {
     assert!(refusal(&mine).contains("not being checkpointed"), "{}", refusal(&mine));
     child.kill().unwrap();
     child.wait().unwrap();
+}
 
+/// Whose server is not in the cut; and whom nobody could connect again.
+#[test]
+fn connections_that_nobody_has_accepted() {
     let folder = tempfile::tempdir().unwrap();
-    let server = UnixListener::bind(folder.path().join("s")).unwrap();
-    let mut client = UnixStream::connect(folder.path().join("s")).unwrap();
+    let path = folder.path().join("s");
+    let server = UnixListener::bind(&path).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"early").unwrap();
-    assert!(refusal(&client).contains("has sent something"), "{}", refusal(&client));
-    drop(client);
-    // Of whom nobody knows any more.
-    assert!(refusal(&server).contains("not accepted yet"), "{}", refusal(&server));
-    std::fs::remove_file(folder.path().join("s")).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(refusal(&server).contains("its file was deleted"), "{}", refusal(&server));
+    drop(server);
+    let [lone] = again([client.as_fd()]);
+    assert_eq!(raw::send_now(lone.as_fd(), b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE), "its server is gone");
 }
 
 #[test]

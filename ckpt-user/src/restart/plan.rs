@@ -115,6 +115,15 @@ impl Plan {
         })
     }
 
+    /// Who is to do again what `pid` has done with an open file: that process, if it lives, or whoever has the file, if nobody knows who that was; and the
+    /// number of the file there. `None`: no process can.
+    pub(super) fn who_does(&self, pid: Option<Pid>, file: Option<ObjRef>) -> Option<(Pid, Option<RawFd>)> {
+        let Some(pid) = pid else { return self.place_of(file?).map(|(pid, fd)| (pid, Some(fd))) };
+        let task = self.tasks.iter().find(|task| task.entry.pid == pid)?;
+        let slots = self.tables.get(&task.holds.files).map_or(&[][..], |table| &table.slots);
+        Some((pid, slots.iter().find(|slot| Some(slot.file) == file).map(|slot| slot.fd)))
+    }
+
     /// Is it the pid of any process or thread?
     pub(super) fn uses(&self, pid: Pid) -> bool {
         self.entries.iter().any(|entry| entry.pid == pid || entry.threads.contains(&pid.leader()))

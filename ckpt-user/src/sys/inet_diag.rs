@@ -13,6 +13,7 @@ const SOCK_DESTROY: u16 = 21;
 // linux/inet_diag.h.
 const SHUTDOWN: u16 = 8;
 const MD5SIG: u16 = 18;
+const INFO: u8 = 2;
 
 /// struct inet_diag_sockid.
 #[repr(C)]
@@ -192,7 +193,8 @@ impl InetDiag {
             port: 0,
             family: family as u8,
             protocol: libc::IPPROTO_TCP as u8,
-            extensions: 0,
+            // Keys are told only with it.
+            extensions: 1 << (INFO - 1),
             pad: 0,
             states,
             id,

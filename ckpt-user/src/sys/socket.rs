@@ -83,14 +83,29 @@ pub fn filter(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 
 /// Gives the socket a packet filter.
 pub fn set_filter(fd: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
-    let mut instructions: Vec<u64> = program.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+    attach(fd, libc::SO_ATTACH_FILTER, program.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect())
+}
+
+/// Whoever connects to the port that the socket shares with others comes to the one that began to listen as number `place`, from 0 on.
+pub fn choose(fd: BorrowedFd<'_>, place: u32) -> io::Result<()> {
+    /// struct sock_filter: code (BPF_RET | BPF_K), no jumps, and the value.
+    const RETURN: u64 = 6;
+    attach(fd, libc::SO_ATTACH_REUSEPORT_CBPF, vec![RETURN | u64::from(place) << 32])
+}
+
+/// Has the kernel choose again.
+pub fn choose_no_more(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const SO_DETACH_REUSEPORT_BPF: i32 = 68;
+    set_int_option(fd, libc::SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+}
+
+/// Gives the socket a program, of instructions of struct sock_filter.
+fn attach(fd: BorrowedFd<'_>, option: i32, mut instructions: Vec<u64>) -> io::Result<()> {
     let len = u16::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let fprog = libc::sock_fprog { len, filter: instructions.as_mut_ptr().cast() };
     let size = size_of_val(&fprog) as libc::socklen_t;
     // SAFETY: the struct and the program that it points to outlive the call, which only reads them; `len` counts its instructions.
-    let answer =
-        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const fprog).cast(), size) };
-    check(answer).map(drop)
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const fprog).cast(), size) }).map(drop)
 }
 
 type GetName = unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;

@@ -104,6 +104,19 @@ pub fn upper_protocol(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Are there keys by which its segments are signed (TCP-AO, Linux 6.7)?
+pub fn has_keys(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    const AO_INFO: i32 = 40;
+    /// struct tcp_ao_info_opt.
+    const ROOM: usize = 48;
+    match socket::option(fd, libc::SOL_TCP, AO_INFO, ROOM) {
+        Ok(_) => Ok(true),
+        // It has none; or this kernel, or (MPTCP) this sort of socket, knows of none.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT | libc::EOPNOTSUPP)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 // linux/tcp.h.
 const REPAIR: i32 = 19;
 const REPAIR_QUEUE: i32 = 20;

@@ -39,6 +39,9 @@ const _: () = assert!(size_of::<Request>() == 16 + 24);
 
 /// struct unix_diag_msg: the attributes follow.
 const MESSAGE: usize = 16;
+/// Where the state stands in it, and that of a socket that listens (TCP_LISTEN).
+const STATE: usize = 2;
+const LISTEN: u8 = 10;
 
 /// One about a socket alone, or an error.
 const SHORT: usize = 512;
@@ -48,6 +51,8 @@ const SHORT: usize = 512;
 pub struct UnixSocket {
     /// The inode of the socket it is connected to. 0: of one that was closed, or that its server has not accepted yet.
     pub peer: Option<u32>,
+    /// It listens.
+    pub listens: bool,
     /// For a listening socket: connections that wait to be accepted, and how many may.
     pub queue: (u32, u32),
     /// 1: receives nothing more; 2: sends nothing more.
@@ -130,7 +135,8 @@ impl UnixDiag {
 }
 
 fn parse(answer: &[u8], inode: u32) -> io::Result<UnixSocket> {
-    let mut socket = UnixSocket::default();
+    let mut socket =
+        UnixSocket { listens: answer.get(HEADER + STATE).is_some_and(|&state| state == LISTEN), ..UnixSocket::default() };
     attributes(answer, inode, |kind, value| {
         match kind {
             UNIX_DIAG_PEER => socket.peer = Some(u32_at(value, 0)?),
@@ -188,6 +194,13 @@ mod tests {
         assert_eq!((lone.peer, lone.shutdown), (Some(0), 3));
         let fresh = socket::create(libc::AF_UNIX, libc::SOCK_DGRAM, 0).unwrap();
         assert_eq!(diag.look(inode(&fresh)).unwrap(), UnixSocket::default());
+        socket::bind(fresh.as_fd(), &(libc::AF_UNIX as u16).to_ne_bytes()).unwrap();
+        assert!(!diag.look(inode(&fresh)).unwrap().listens);
+        let server = socket::create(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+        socket::bind(server.as_fd(), &(libc::AF_UNIX as u16).to_ne_bytes()).unwrap();
+        socket::listen(server.as_fd(), 3).unwrap();
+        let told = diag.look(inode(&server)).unwrap();
+        assert_eq!((told.listens, told.queue), (true, (0, 3)));
         assert_eq!(diag.look(u32::MAX).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 

@@ -26,6 +26,7 @@ mod tcp_queue;
 mod tcp_unheld;
 mod thread_state;
 mod touched;
+mod unix_unheld;
 mod windows;
 mod writes;
 
@@ -39,7 +40,8 @@ pub use pty_state::{PtyState, Side, prepare_for_ptys, pty_state};
 pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
 pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
-pub use tcp_unheld::{TcpWaiting, tcp_of_closed, tcp_received, tcp_waiting};
+pub use tcp_unheld::{TcpWaiting, has_chooser, tcp_of_closed, tcp_received, tcp_waiting};
+pub use unix_unheld::{UnixArrived, UnixSent, unix_waiting};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapData, MapError};

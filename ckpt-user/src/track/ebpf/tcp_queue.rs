@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::kernel_memory::{KernelMemory, missing};
 use super::pages::PagesInMemory;
 use super::tcp_unheld::Unheld;
+use super::unix_unheld;
 use super::{EbpfError, Result};
 use crate::sys::btf::Btf;
 
@@ -34,7 +35,7 @@ pub struct TcpNumbers {
 
 /// Offsets in bytes within the kernel's structs.
 #[derive(Debug)]
-struct Layout {
+pub(super) struct Layout {
     private_data: u64,
     sock: u64,
     next_written: u64,
@@ -46,7 +47,7 @@ struct Layout {
     error: u64,
     sent: u64,
     unsent: u64,
-    received: u64,
+    pub(super) received: u64,
     node: u64,
     left: u64,
     right: u64,
@@ -56,7 +57,7 @@ struct Layout {
     head: u64,
     data: u64,
     end: u64,
-    control: u64,
+    pub(super) control: u64,
     first: u64,
     last: u64,
     pages: u64,
@@ -129,9 +130,11 @@ struct Buffer {
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) kernel: KernelMemory,
-    layout: Layout,
+    pub(super) layout: Layout,
     /// For sockets that nobody has.
     pub(super) unheld: Unheld,
+    /// The same for unix sockets, from their first use on.
+    pub(super) unix: Option<unix_unheld::Layout>,
     memory: PagesInMemory,
 }
 
@@ -145,7 +148,7 @@ pub(super) fn with_reader<T>(work: impl FnOnce(&mut Reader) -> Result<T>) -> Res
         let btf = Btf::of_kernel().map_err(missing)?;
         let (mut kernel, layout) = (KernelMemory::load(&btf)?, Layout::of(&btf)?);
         let memory = PagesInMemory::find(&mut kernel, &btf)?;
-        *reader = Some(Reader { kernel, layout, unheld: Unheld::of(&btf)?, memory });
+        *reader = Some(Reader { kernel, layout, unheld: Unheld::of(&btf)?, unix: None, memory });
     }
     reader.as_mut().map_or_else(|| Err(EbpfError::unexpected(DOING, "there is no reader")), work)
 }
@@ -278,17 +281,31 @@ impl Reader {
 
     /// A list of buffers.
     fn list(&mut self, head: u64) -> Result<Vec<Buffer>> {
+        self.records(head)?.iter().map(|record| self.buffer(record)).collect()
+    }
+
+    /// The struct sk_buff of each buffer of a list.
+    pub(super) fn records(&mut self, head: u64) -> Result<Vec<Vec<u8>>> {
         let mut found = Vec::new();
         let mut at = self.kernel.number(head + self.layout.next)?;
         while at != head {
             let record = self.record(at)?;
-            found.push(self.buffer(&record)?);
             at = field(&record, self.layout.next)?;
+            found.push(record);
             if found.len() > BUFFERS_MAX {
                 return Err(endless());
             }
         }
         Ok(found)
+    }
+
+    /// All that is in a buffer.
+    pub(super) fn contents(&mut self, record: &[u8]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (address, length) in self.buffer(record)?.pieces {
+            bytes.extend(self.kernel.bytes(address, length as usize)?);
+        }
+        Ok(bytes)
     }
 
     /// A struct sk_buff.
@@ -328,7 +345,7 @@ impl Reader {
 }
 
 /// 64 bits of a record; the first half of them is what a field of 32 bits holds.
-fn field(record: &[u8], at: u64) -> Result<u64> {
+pub(super) fn field(record: &[u8], at: u64) -> Result<u64> {
     let bytes = record.get(at as usize..).and_then(|rest| rest.first_chunk());
     bytes
         .map(|bytes| u64::from_ne_bytes(*bytes))

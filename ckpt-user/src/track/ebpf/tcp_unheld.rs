@@ -22,6 +22,8 @@ pub(super) struct Unheld {
     chains: u64,
     chains_mask: u64,
     node: u64,
+    group: u64,
+    chooser: u64,
     common: Common,
 }
 
@@ -51,6 +53,8 @@ impl Unheld {
             chains: offset("inet_hashinfo", "ehash")?,
             chains_mask: offset("inet_hashinfo", "ehash_mask")?,
             node: common("skc_nulls_node")?,
+            group: offset("sock", "sk_reuseport_cb")?,
+            chooser: offset("sock_reuseport", "prog")?,
             common: Common {
                 state: common("skc_state")?,
                 family: common("skc_family")?,
@@ -121,12 +125,22 @@ pub fn tcp_of_closed(beside: BorrowedFd<'_>, local: Endpoint, peer: Endpoint) ->
     })
 }
 
+/// Does a program choose among the sockets that share the port of this one (SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF)?
+pub fn has_chooser(socket: BorrowedFd<'_>) -> Result<bool> {
+    with_reader(|reader| {
+        let sock = reader.sock(socket)?;
+        let group = reader.kernel.number(sock + reader.unheld.group)?;
+        Ok(group != 0 && reader.kernel.number(group + reader.unheld.chooser)? != 0)
+    })
+}
+
 impl Reader {
-    /// The first of all connections that is the one that is looked for.
+    /// The first of all connections in the network namespace of `beside` that is the one that is looked for.
     fn look_up(&mut self, beside: u64, is_it: impl Fn(&TcpWaiting) -> bool) -> Result<Option<TcpWaiting>> {
         let Unheld { network, table, chains, chains_mask, node, .. } = self.unheld;
-        let network = self.kernel.number(beside + network)?;
-        let table = self.kernel.number(network + table)?;
+        // All namespaces share the table, and each may have a connection with these addresses.
+        let own = self.kernel.number(beside + network)?;
+        let table = self.kernel.number(own + table)?;
         let chains = self.kernel.number(table + chains)?;
         let count = u64::from(self.word(table + chains_mask)?) + 1;
         for first in (0..count).step_by(PAGE_SIZE as usize / 8) {
@@ -140,7 +154,7 @@ impl Reader {
                     }
                     let one = self.unheld(at - node)?;
                     // What waits for late segments has no queues.
-                    if one.state != state::TIME_WAIT && is_it(&one) {
+                    if one.state != state::TIME_WAIT && is_it(&one) && self.kernel.number(one.sock + network)? == own {
                         return Ok(Some(one));
                     }
                     at = self.kernel.number(at)?;
@@ -162,5 +176,63 @@ impl Reader {
         let (local, peer) = (host(ipv4, ipv6)?, host(peer_ipv4, peer_ipv6)?);
         let (port, peer_port) = (self.word(sock + port)? as u16, (self.word(sock + peer_port)? as u16).swap_bytes());
         Ok(TcpWaiting { sock, local: Endpoint { host: local, port }, peer: Endpoint { host: peer, port: peer_port }, state })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::sys::socket;
+
+    /// A connection whose client was closed while it had much to send, and the server's end.
+    fn closed(client: &str, server: &str, byte: u8) -> (TcpStream, Endpoint, Endpoint, TcpListener) {
+        let listener = TcpListener::bind(server).unwrap();
+        let sender = socket::create(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        let [from, to] = [client, server].map(|text| {
+            let address: std::net::SocketAddrV4 = text.parse().unwrap();
+            let bytes =
+                [&(libc::AF_INET as u16).to_ne_bytes()[..], &address.port().to_be_bytes(), &address.ip().octets(), &[0; 8]];
+            bytes.concat()
+        });
+        socket::bind(sender.as_fd(), &from).unwrap();
+        socket::connect(sender.as_fd(), &to).unwrap();
+        let mut sender = TcpStream::from(sender);
+        let (accepted, _) = listener.accept().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while sender.write(&[byte; 100_000]).is_ok() {}
+        (accepted, Endpoint::of(&from).unwrap(), Endpoint::of(&to).unwrap(), listener)
+    }
+
+    /// Connections with the same addresses in two network namespaces, which the kernel keeps in one table.
+    #[test]
+    fn each_namespace_has_its_own() {
+        const NAME: &str = "each_namespace_has_its_own";
+        if !nix::unistd::geteuid().is_root() {
+            return crate::skip::note(NAME, "not root");
+        }
+        let (client, server) = ("127.0.0.1:61", "127.0.0.1:62");
+        let there = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).map(|()| {
+                let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+                assert!(up.success());
+                closed(client, server, 2)
+            })
+        });
+        let there = match there.join().unwrap() {
+            Ok(there) => there,
+            Err(error) => return crate::skip::note(NAME, &error.to_string()),
+        };
+        let here = closed(client, server, 1);
+        for ((accepted, from, to, _listener), byte) in &[(here, 1), (there, 2)] {
+            let (_, rest) = tcp_of_closed(accepted.as_fd(), *from, *to).unwrap().unwrap();
+            assert!(rest.len() > 100_000 && rest.iter().all(|one| one == byte), "{} bytes, of another connection", rest.len());
+        }
     }
 }
