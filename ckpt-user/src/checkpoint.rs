@@ -36,6 +36,7 @@ use crate::image::{Codec, ImageWriter, Records, TrailerInfo};
 use crate::pipeline::{self, Background, DumpOptions, ExtentKind};
 use crate::resources::collector::CollectOptions;
 use crate::resources::mapped_file::LookedAt;
+use crate::resources::outsiders::Outsiders;
 use crate::resources::{machine, preflight};
 use crate::store::Destination;
 use crate::sys::{procfs, signal};
@@ -183,6 +184,7 @@ pub struct Target {
     stragglers: Stragglers,
     background: Arc<Background>,
     answered: Answered,
+    outsiders: Outsiders,
 }
 
 /// Reads the waits of threads from the kernel. Loading it takes a while, so it is done only where it is needed, and once.
@@ -220,6 +222,7 @@ impl Target {
             stragglers,
             background,
             answered: Answered::default(),
+            outsiders: Outsiders::default(),
         }
     }
 
@@ -249,6 +252,7 @@ impl Target {
         self.since.forget();
         (self.mappings, self.stragglers) = (Mappings::default(), Stragglers::default());
         (self.trust, self.trust_in_log) = (Trust::default(), Trust::default());
+        self.outsiders = Outsiders::default();
     }
 
     /// Checkpoints the process and everything that descends from it.
@@ -260,6 +264,7 @@ impl Target {
         let pid = self.pid;
         let mut refusals = Vec::new();
         let pids = preflight::tree(pid, &mut refusals)?;
+        self.outsiders.check(pid, &pids, &mut refusals)?;
         if !refusals.is_empty() {
             return Err(Error::RefusedAll(refusals));
         }

@@ -21,6 +21,7 @@ use crate::resources::collector::{Collected, Content, ObjectKey};
 use crate::resources::fd_table::{self, Descriptions};
 use crate::resources::mapped_file::LookedAt;
 use crate::resources::memory::{self, MemoryRecord, MemorySource};
+use crate::resources::outsiders::Outsiders;
 use crate::resources::sharing::Sharing;
 use crate::resources::task::Subject;
 use crate::resources::vma::{self, SharedSeen, VmaRecord};
@@ -92,6 +93,7 @@ pub fn preflight(root: Pid, options: &Options) -> Result<Vec<Refusal>> {
     if pids.is_empty() {
         return Ok(refusals);
     }
+    Outsiders::default().check(root, &pids, &mut refusals)?;
     let mut cx = Collector::new(&options.collect, pids.clone());
     cx.is_running = true;
     let mut met = Descriptions::default();

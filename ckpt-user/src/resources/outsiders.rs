@@ -2,13 +2,14 @@
 //! process of the tree, while the program may be speaking with the one outside. They are refused. Of pipes, where that is mostly left over from a fork, a
 //! warning tells.
 //!
-//! This is looked for before the freeze, since it takes a look at all descriptors of the machine.
+//! This is looked for before the freeze, since it takes a look at all descriptors of the machine, and not at each of many cuts.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 use super::descriptors;
 use super::file::FdInfo;
@@ -66,45 +67,73 @@ fn each_link(pid: Pid, mut see: impl FnMut(RawFd, &[u8])) {
     }
 }
 
-/// Refuses the connections within the tree below `root` that somebody outside has, too. `pids`: those of the tree that were found.
-pub fn check(root: Pid, pids: &[Pid], refusals: &mut Vec<Refusal>) -> Result<()> {
-    let held = Held::by(pids);
-    let mut within = tcp_within(&held);
-    within.extend(unix_within(&held).doing(|| "cannot ask the kernel about unix sockets (NETLINK_SOCK_DIAG)")?);
-    let pipes: HashSet<u32> = held.pipes.iter().filter(|(_, places)| has_both_ends(places)).map(|(inode, _)| *inode).collect();
-    if within.is_empty() && pipes.is_empty() {
-        return Ok(());
-    }
-    for pid in others(pids).doing(|| "cannot list the processes")? {
-        let (mut sockets, mut shared_pipes) = (BTreeSet::new(), BTreeSet::new());
-        each_link(pid, |_, link| {
-            sockets.extend(inode_in(link, "socket").filter(|inode| within.contains(inode)));
-            shared_pipes.extend(inode_in(link, "pipe").filter(|inode| pipes.contains(inode)));
-        });
-        if (sockets.is_empty() && shared_pipes.is_empty()) || is_ckpt(pid) || has_come_or_gone(root, pid)? {
-            continue;
+/// Looks at a tree again and again, but not more often than it takes for something to change that matters.
+#[derive(Debug, Default)]
+pub struct Outsiders {
+    /// When nobody was found the last time.
+    clear: Option<Instant>,
+    /// Pipes of which it was told that somebody else has them.
+    told: HashSet<(Pid, u32)>,
+}
+
+/// As long as nobody was found, nobody is looked for.
+const SECONDS: Duration = Duration::from_secs(5);
+
+impl Outsiders {
+    /// Refuses the connections within the tree below `root` that somebody outside has, too. `pids`: those of the tree that were found.
+    pub fn check(&mut self, root: Pid, pids: &[Pid], refusals: &mut Vec<Refusal>) -> Result<()> {
+        if self.clear.is_some_and(|last| last.elapsed() < SECONDS) {
+            return Ok(());
         }
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let who = format!("pid {pid} ({})", name.trim());
-        for place in sockets.into_iter().filter_map(|inode| held.sockets.get(&inode)) {
-            refusals.push(Refusal {
-                pid: place.pid,
-                object: format!("descriptor {} (socket)", place.fd),
-                reason: format!(
-                    "is an end of a connection within the tree that {who} has open, too, which is not being checkpointed"
-                ),
-                advice: "checkpoint a process that both descend from, or let one of the two close it".to_owned(),
-                passing: false,
+        let (found, before) = (self.look(root, pids)?, refusals.len());
+        refusals.extend(found);
+        self.clear = (refusals.len() == before).then(Instant::now);
+        Ok(())
+    }
+
+    fn look(&mut self, root: Pid, pids: &[Pid]) -> Result<Vec<Refusal>> {
+        let held = Held::by(pids);
+        let mut within = tcp_within(&held);
+        within.extend(unix_within(&held).doing(|| "cannot ask the kernel about unix sockets (NETLINK_SOCK_DIAG)")?);
+        let pipes: HashSet<u32> =
+            held.pipes.iter().filter(|(_, places)| has_both_ends(places)).map(|(inode, _)| *inode).collect();
+        let mut refusals = Vec::new();
+        if within.is_empty() && pipes.is_empty() {
+            return Ok(refusals);
+        }
+        for pid in others(pids).doing(|| "cannot list the processes")? {
+            let (mut sockets, mut shared_pipes) = (BTreeSet::new(), BTreeSet::new());
+            each_link(pid, |_, link| {
+                sockets.extend(inode_in(link, "socket").filter(|inode| within.contains(inode)));
+                shared_pipes.extend(inode_in(link, "pipe").filter(|inode| pipes.contains(inode)));
             });
+            if (sockets.is_empty() && shared_pipes.is_empty()) || is_ckpt(pid) || has_come_or_gone(root, pid)? {
+                continue;
+            }
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let who = format!("pid {pid} ({})", name.trim());
+            for place in sockets.into_iter().filter_map(|inode| held.sockets.get(&inode)) {
+                refusals.push(Refusal {
+                    pid: place.pid,
+                    object: format!("descriptor {} (socket)", place.fd),
+                    reason: format!(
+                        "is an end of a connection within the tree that {who} has open, too, which is not being checkpointed"
+                    ),
+                    advice: "checkpoint a process that both descend from, or let one of the two close it".to_owned(),
+                    passing: false,
+                });
+            }
+            for inode in shared_pipes {
+                let Some(Place { pid: of, fd }) = held.pipes.get(&inode).and_then(|places| places.first()) else { continue };
+                if self.told.insert((pid, inode)) {
+                    tracing::warn!(
+                        "{who} has the pipe open that is descriptor {fd} of pid {of}: after a restart, it will not be the same one"
+                    );
+                }
+            }
         }
-        for place in shared_pipes.into_iter().filter_map(|inode| held.pipes.get(&inode)?.first()) {
-            let Place { pid, fd } = place;
-            tracing::warn!(
-                "{who} has the pipe open that is descriptor {fd} of pid {pid}: after a restart, it will not be the same one"
-            );
-        }
+        Ok(refusals)
     }
-    Ok(())
 }
 
 /// Every other process but ckpt.
