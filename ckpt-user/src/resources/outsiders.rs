@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::descriptors;
 use super::file::FdInfo;
 use super::holders::Holder;
+use super::unix_backlog;
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::inet_diag::{InetDiag, InetSocket};
@@ -175,6 +176,7 @@ fn unix_within(held: &Held) -> io::Result<HashSet<u32>> {
         return Ok(HashSet::new());
     }
     let all = UnixDiag::open_for_many()?;
+    unix_backlog::prepare(&all, held.sockets.keys().copied());
     let peer = |inode: u32| all.look(inode).ok().and_then(|seen| seen.peer.filter(|peer| *peer != 0 || seen.shutdown != 3));
     let is_within = |inode: &u32| match peer(*inode) {
         Some(0) => true,

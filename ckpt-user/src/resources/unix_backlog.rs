@@ -32,7 +32,7 @@ use crate::sys::scm::Credentials;
 use crate::sys::unix_diag::UnixDiag;
 use crate::sys::{procfs, queue, socket as raw};
 use crate::tracee::remote::RemoteTask;
-use crate::track::ebpf::{UnixArrived, UnixSent, unix_waiting};
+use crate::track::ebpf::{UnixArrived, UnixSent, prepare_for_unix, unix_waiting};
 
 /// A socket that is connected to a server which has not accepted it yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +129,16 @@ fn identity_of(pid: Pid) -> Result<Identity> {
     let status = procfs::status(pid, pid.leader())?;
     let credentials = Credentials { pid: pid.0, uid: status.uids[1], gid: status.gids[1] };
     Ok(Identity { credentials, groups: status.groups })
+}
+
+/// Has what looks into connections loaded, if some wait at one of these sockets, so that a freeze need not wait for it.
+pub fn prepare(diag: &UnixDiag, mut inodes: impl Iterator<Item = u32>) {
+    // What cannot be looked at is told when it is collected.
+    if inodes.any(|inode| diag.look(inode).is_ok_and(|seen| seen.listens && seen.queue.0 > 0))
+        && let Err(error) = prepare_for_unix()
+    {
+        tracing::info!("what was sent over unix connections that wait to be accepted cannot be looked at: {error}");
+    }
 }
 
 /// What waits at a listening socket of this type (SOCK_STREAM, ...), in order. `queue`: how many, and how many may. `can_be_reached`: its name leads to it.
