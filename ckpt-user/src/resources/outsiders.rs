@@ -189,7 +189,21 @@ fn unix_within(held: &Held) -> io::Result<HashSet<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
+
+    /// Whoever has come into the tree since it was listed is no outsider, nor is who has ended.
+    #[test]
+    fn some_come_and_go() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (me, theirs) = (Pid(std::process::id() as i32), Pid(child.id() as i32));
+        let (come, outside) = (has_come_or_gone(me, theirs), has_come_or_gone(theirs, me));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!((come.unwrap(), outside.unwrap()), (true, false));
+        assert!(has_come_or_gone(me, theirs).unwrap(), "it has ended");
+    }
 
     #[test]
     fn inodes_in_links() {
