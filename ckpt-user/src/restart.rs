@@ -27,7 +27,7 @@ use crate::resources::pages::PageTarget;
 use crate::resources::restorer::RestoreOptions;
 use crate::resources::task::TaskResourceEntry;
 use crate::resources::written::{self, Applied};
-use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, tun_link, unix_backlog};
+use crate::resources::{Restorer, in_flight, machine, mqueue, sysv, sysv_shm, task_registry, tun_link, unix_reconnect};
 use crate::store::{FanOut, Overlay, Past, parents, past};
 use crate::sys::prctl::TILE_DATA;
 use crate::sys::{procfs, ptrace};
@@ -178,7 +178,7 @@ pub fn restart(
     for task in &plan.tasks {
         attach(&mut cx, &mut family, &plan, task)?;
     }
-    unix_backlog::restore(&cx, &files, |pid, file| plan.who_does(pid, file), |pid, work| work(&mut family.task(pid)?))?;
+    unix_reconnect::restore(&cx, &files, |pid, file| plan.who_does(pid, file), |pid, work| work(&mut family.task(pid)?))?;
     sysv::restore_shared(&cx, &mut family.task(family.root())?)?;
     // Children before their parents: what a parent is told of them is taken away before it gets what it had been told.
     for task in plan.tasks.iter().rev() {

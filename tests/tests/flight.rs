@@ -329,14 +329,94 @@ def report():
     assert_eq!(told.last().unwrap(), "b'what is sent is written by the other' b''");
 }
 
+/// Handles on processes and their files, which can be had only once the processes are there.
+#[test]
+fn processes_travel() {
+    needs_root!();
+    let told = is_the_same(
+        "
+pid = os.fork()
+if pid == 0:
+    while True: signal.pause()
+a, b = socket.socketpair()
+kept = os.pidfd_open(pid)
+send(a, b'kept', [kept])
+sent(a, b'child', os.pidfd_open(pid))
+sent(a, b'itself, does not wait', os.pidfd_open(os.getpid(), os.O_NONBLOCK))
+twice = os.open('/proc/%d/status' % pid, os.O_RDONLY)
+os.read(twice, 5)
+send(a, b'one', [twice]); sent(a, b'again', twice)
+sent(a, b'memory', os.open('/proc/self/maps', os.O_RDONLY))
+def report():
+    for n in range(3):
+        data, (fd,) = receive(b, 21 if n == 2 else 5 if n else 4)
+        info = dict(line.split(':', 1) for line in open('/proc/self/fdinfo/%d' % fd).read().splitlines())
+        print(data, {os.getpid(): 'itself', pid: 'child'}[int(info['Pid'])], bool(int(info['flags'], 8) & os.O_NONBLOCK))
+        signal.pidfd_send_signal(fd, 0)
+    _, (one,) = receive(b, 3)
+    _, (again,) = receive(b, 5)
+    print(os.read(one, 8), os.read(again, 2), os.readlink('/proc/self/fd/%d' % one) == '/proc/%d/status' % pid)
+    _, (maps,) = receive(b)
+    print(b'python' in os.read(maps, 1 << 16))
+    signal.pidfd_send_signal(kept, 9)
+    print(os.waitpid(pid, 0)[1])
+    print('done', flush=True)
+",
+    );
+    assert_eq!(told[0], "b'kept' child False");
+    assert_eq!(told.last().unwrap(), "9");
+}
+
+/// Pseudoterminals of which one side or both are in flight, and what waits in them; and what watches files.
+#[test]
+fn terminals_and_watches_travel() {
+    needs_root!();
+    let told = is_the_same(
+        "
+import pty, termios, tty
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def pair():
+    m, s = pty.openpty()
+    tty.setraw(s)
+    os.write(m, b'to the slave'); os.write(s, b'to the master')
+    return m, s, os.readlink('/proc/self/fd/%d' % s)
+first, second, third = pair(), pair(), pair()
+sent(a, b'master', first[0])
+sent(a, b'slave', second[1])
+sent(a, b'both', third[0], third[1])
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+os.mkdir('watched')
+wd = libc.inotify_add_watch(watch, b'watched', 0x100)
+sent(a, b'watch', watch)
+def show(m, s, name):
+    print(os.read(m, 100), os.read(s, 100), os.readlink('/proc/self/fd/%d' % s) == name, bool(termios.tcgetattr(s)[3] & termios.ECHO))
+    os.write(m, b'more')
+    print(os.read(s, 100))
+def report():
+    show(receive(b)[1][0], first[1], first[2])
+    show(second[0], receive(b)[1][0], second[2])
+    show(*receive(b)[1], third[2])
+    watch, = receive(b)[1]
+    open('watched/new', 'w').close()
+    number, mask = struct.unpack_from('iI', os.read(watch, 4096))
+    print(number == wd, hex(mask))
+    os.unlink('watched/new')
+    print('done', flush=True)
+",
+    );
+    assert_eq!(told[0], "b'to the master' b'to the slave' True False");
+    assert_eq!(told.last().unwrap(), "True 0x100");
+}
+
 /// What ckpt cannot make again by itself is refused while it is in flight, by name and for the moment.
 #[test]
 fn what_cannot_travel_is_refused() {
     needs_root!();
     for (what, make, reason) in [
         ("anon_inode:[eventpoll]", "(lambda it: os.dup(it.fileno()))(select.epoll())", "not while it is in flight"),
-        ("pidfd", "os.pidfd_open(os.getpid())", "not while it is in flight"),
-        ("/status", "os.open('/proc/self/status', os.O_RDONLY)", "not while it is in flight"),
+        ("pidfd", "os.pidfd_open(1)", "not being checkpointed"),
+        ("/pagemap", "os.open('/proc/self/pagemap', os.O_RDONLY)", "nobody knows whether the program may"),
         ("socket:[", "socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).detach()", "cannot save"),
     ] {
         let (folder, job) = start(&format!(

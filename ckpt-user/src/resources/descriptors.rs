@@ -50,7 +50,8 @@ pub struct Inode {
 }
 
 impl Inode {
-    fn of(stat: &FileStat) -> Inode {
+    /// As fstat(2) tells it.
+    pub fn of(stat: &FileStat) -> Inode {
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         Inode { device: stat.st_dev, number: stat.st_ino, kind, special: stat.st_rdev }
     }

@@ -19,6 +19,8 @@ use super::external;
 use super::fd_table::{self, Descriptions, FdSlot, FdTable, OpenFiles};
 use super::file::{FdInfo, FileBody, FileKind};
 use super::holders::{Holder, Holders};
+use super::pidfd::{PidFd, PidFdRecord};
+use super::process_file::{ProcessFile, ProcessFileRecord};
 use super::unix::Unix;
 use super::unix_peek::{self, Peeked};
 use super::unix_queue::Message;
@@ -42,16 +44,20 @@ pub struct Flight {
     pub files: Vec<ObjRef>,
 }
 
-/// Kinds of open files that ckpt can make again by itself, without a process that has them.
+/// Kinds of open files that ckpt can make again by itself, without a process that has them. Two of them only once the processes are there: [`Late`].
 const KINDS: &[&str] = &[
     "deleted",
     "device",
     "directory",
     "eventfd",
     "fifo",
+    "inotify",
     "memfd",
     "mqueue",
+    PidFd::KIND,
     "pipe",
+    ProcessFile::KIND,
+    "pty",
     "regular",
     "signalfd",
     "tcp",
@@ -84,7 +90,7 @@ fn ourselves() -> Pid {
     Pid(std::process::id() as i32)
 }
 
-fn info_of(fd: BorrowedFd<'_>) -> Result<FdInfo> {
+pub(super) fn info_of(fd: BorrowedFd<'_>) -> Result<FdInfo> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
     let info = FdInfo::parse(&procfs::read_text(&path).doing(|| format!("cannot read {path}"))?);
     info.ok_or_else(|| Error::Unexpected(format!("cannot understand {path}")))
@@ -124,6 +130,14 @@ impl InFlight {
     /// What waits in the socket with this inode, if descriptors do.
     pub fn get(&self, inode: u32) -> Option<&Queue> {
         self.queues.get(&inode)
+    }
+
+    /// Every descriptor in flight, and ckpt as its holder.
+    pub fn each(&self) -> impl Iterator<Item = (BorrowedFd<'_>, Holder)> {
+        self.queues.values().flat_map(|queue| {
+            let via = queue.via();
+            queue.files.iter().map(move |file| (file.as_fd(), Holder { via, ..Holder::new(ourselves(), file.as_raw_fd(), 0) }))
+        })
     }
 
     /// ckpt as a holder of every pipe and socket in flight: device and inode.
@@ -177,6 +191,11 @@ impl Queue {
         Ok(Some(Queue { messages, files, holder }))
     }
 
+    /// Where a process has what leads there.
+    fn via(&self) -> Option<(Pid, RawFd)> {
+        self.holder.via.or(Some((self.holder.pid, self.holder.fd)))
+    }
+
     /// ckpt as a holder of those of its descriptors that have another end.
     fn holders(&self) -> Result<Vec<Held<'_>>> {
         let mut held = Vec::new();
@@ -185,7 +204,7 @@ impl Queue {
             let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
             if kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK {
                 let mut holder = Holder::new(ourselves(), file.as_raw_fd(), info_of(file.as_fd())?.flags);
-                holder.via = Some(self.holder.via.unwrap_or((self.holder.pid, self.holder.fd)));
+                holder.via = self.via();
                 held.push((file.as_fd(), (stat.st_dev, stat.st_ino), holder));
             }
         }
@@ -265,10 +284,12 @@ pub fn restore(
 ) -> Result<()> {
     let mut by_inode = BTreeMap::new();
     let mut homeless = BTreeSet::new();
-    for (_, flight) in cx.all::<Flight>(KIND)? {
-        let open = flight.files.iter().map(|&file| files.get(file)).collect::<Result<Vec<_>>>()?;
-        by_inode.insert(flight.inode, open);
-        homeless.extend(flight.files.into_iter().filter(|&file| !is_placed(file)));
+    let flights = cx.all::<Flight>(KIND)?;
+    let late = Late::open(cx, flights.iter().flat_map(|(_, flight)| flight.files.iter().copied()))?;
+    for (_, flight) in flights {
+        let open = flight.files.iter().map(|&file| late.0.get(&file).map_or_else(|| files.get(file), |fd| Ok(fd.as_fd())));
+        by_inode.insert(flight.inode, open.collect::<Result<Vec<_>>>()?);
+        homeless.extend(flight.files.into_iter().filter(|&file| !is_placed(file) && !late.0.contains_key(&file)));
     }
     let flights = Flights { by_inode };
     cx.once_open().into_iter().try_for_each(|fill| fill(&flights))?;
@@ -280,6 +301,29 @@ pub fn restore(
         }
     }
     Ok(())
+}
+
+/// Open files in flight of which only something in their place could be had before the processes were there.
+struct Late(BTreeMap<ObjRef, OwnedFd>);
+
+impl Late {
+    fn open(cx: &mut Restorer<'_>, files: impl Iterator<Item = ObjRef>) -> Result<Late> {
+        let mut late = BTreeMap::new();
+        for objref in files {
+            let section = cx.section(objref)?;
+            let fd = match section.kind.as_str() {
+                PidFd::KIND => PidFd::open(&section.decode::<FileBody<PidFdRecord>>()?.record)?,
+                ProcessFile::KIND => {
+                    let body: FileBody<ProcessFileRecord> = section.decode()?;
+                    let ours = ProcessFile::ours(cx, objref, &body.common, &body.record)?;
+                    ours.try_clone().doing(|| "cannot duplicate a descriptor in flight")?
+                }
+                _ => continue,
+            };
+            late.entry(objref).or_insert(fd);
+        }
+        Ok(Late(late))
+    }
 }
 
 fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, objref: ObjRef, ours: BorrowedFd<'_>) -> Result<()> {

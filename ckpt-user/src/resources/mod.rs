@@ -119,6 +119,7 @@ pub mod unix_pair;
 pub mod unix_peek;
 pub mod unix_peer;
 pub mod unix_queue;
+pub mod unix_reconnect;
 pub mod unix_senders;
 #[cfg(test)]
 mod unix_tests;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::descriptors;
 use super::file::FdInfo;
 use super::holders::Holder;
+use super::unix_backlog;
 use crate::error::{Doing, Error, Refusal, Result};
 use crate::ids::Pid;
 use crate::sys::inet_diag::{InetDiag, InetSocket};
@@ -204,6 +205,7 @@ fn unix_within(held: &Held) -> io::Result<HashSet<u32>> {
         return Ok(HashSet::new());
     }
     let all = UnixDiag::open_for_many()?;
+    unix_backlog::prepare(&all, held.sockets.keys().copied());
     let peer = |inode: u32| all.look(inode).ok().and_then(|seen| seen.peer.filter(|peer| *peer != 0 || seen.shutdown != 3));
     let is_within = |inode: &u32| match peer(*inode) {
         Some(0) => true,
@@ -216,7 +218,21 @@ fn unix_within(held: &Held) -> io::Result<HashSet<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
+
+    /// Whoever has come into the tree since it was listed is no outsider, nor is who has ended.
+    #[test]
+    fn some_come_and_go() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (me, theirs) = (Pid(std::process::id() as i32), Pid(child.id() as i32));
+        let (come, outside) = (has_come_or_gone(me, theirs), has_come_or_gone(theirs, me));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!((come.unwrap(), outside.unwrap()), (true, false));
+        assert!(has_come_or_gone(me, theirs).unwrap(), "it has ended");
+    }
 
     #[test]
     fn inodes_in_links() {

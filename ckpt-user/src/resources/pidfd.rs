@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::{Collector, Restorer, placeholder};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::sys::procfs;
+use crate::sys::{pidfd, procfs};
 use crate::tracee::remote::RemoteTask;
 
 /// See the module.
@@ -28,6 +28,13 @@ pub struct PidFdRecord {
 
 /// O_NONBLOCK and O_EXCL, which is how the open flags show them (linux/pidfd.h).
 const FLAGS: u32 = libc::PIDFD_NONBLOCK | libc::PIDFD_THREAD;
+
+impl PidFd {
+    /// Has one opened by ckpt, of a process that is there by now.
+    pub fn open(record: &PidFdRecord) -> Result<OwnedFd> {
+        pidfd::open_with(Pid(record.id), record.flags & FLAGS).doing(|| format!("cannot make a pidfd of {}", record.id))
+    }
+}
 
 impl FileKind for PidFd {
     const KIND: &'static str = "pidfd";

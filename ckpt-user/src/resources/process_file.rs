@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::file::{Descriptor, FileKind, OpenFile, Place};
 use super::{Collector, Restorer, fd_table, file_system, named_file, placeholder, regular};
 use crate::error::{Doing, Error, Result};
-use crate::ids::{Pid, Tid};
+use crate::ids::{ObjRef, Pid, Tid};
 use crate::sys::{directory, procfs};
 use crate::tracee::remote::RemoteTask;
 
@@ -51,6 +51,28 @@ enum State {
 const OF_MEMORY: &[&[u8]] = &[b"maps", b"smaps", b"smaps_rollup", b"numa_maps", b"mem", b"environ", b"auxv", b"pagemap"];
 /// linux/capability.h.
 const CAP_SYS_ADMIN: u32 = 21;
+
+impl ProcessFile {
+    /// The file as ckpt has opened it, the first time that it is asked for. The process must be there.
+    pub fn ours<'c>(
+        cx: &'c mut Restorer<'_>,
+        objref: ObjRef,
+        common: &OpenFile,
+        record: &ProcessFileRecord,
+    ) -> Result<&'c mut OwnedFd> {
+        let path = PathBuf::from(OsString::from_vec(record.path.clone()));
+        if !names_a_process(path.as_os_str()) {
+            return Err(Error::Restart(format!("the image takes {} for a file of a process", path.display())));
+        }
+        cx.shared(objref, |_| {
+            let file = named_file::open(&path, common.flags).doing(|| format!("cannot open {} again", path.display()))?;
+            let file = OwnedFd::from(file);
+            fd_table::set_common(file.as_fd(), common)?;
+            have_it_written_anew(&file, common);
+            Ok(file)
+        })
+    }
+}
 
 impl FileKind for ProcessFile {
     const KIND: &'static str = "process-file";
@@ -94,6 +116,12 @@ impl FileKind for ProcessFile {
                 ));
             }
             let opener = procfs::status(d.pid, d.pid.leader())?;
+            // Of one that is in flight, nobody knows who has opened it.
+            if *what == b"pagemap" && !cx.pids.contains(&d.pid) {
+                return refuse(
+                    "would tell ckpt where in the machine's memory its pages are, and nobody knows whether the program may",
+                );
+            }
             if *what == b"pagemap" && opener.capeff & (1 << CAP_SYS_ADMIN) == 0 {
                 return refuse("would tell more than before if ckpt opened it: where in the machine's memory its pages are");
             }
@@ -106,17 +134,8 @@ impl FileKind for ProcessFile {
     }
 
     fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &ProcessFileRecord) -> Result<()> {
-        let path = PathBuf::from(OsString::from_vec(record.path.clone()));
-        let doing = format!("cannot open {} again", path.display());
-        if !names_a_process(path.as_os_str()) {
-            return Err(Error::Restart(format!("the image takes {} for a file of a process", path.display())));
-        }
-        let ours = cx.shared(at.objref, |_| {
-            let file = OwnedFd::from(named_file::open(&path, at.common.flags).doing(|| doing.clone())?);
-            fd_table::set_common(file.as_fd(), at.common)?;
-            have_it_written_anew(&file, at.common);
-            Ok(file)
-        })?;
+        let doing = format!("cannot open {} again", at.common.link);
+        let ours = ProcessFile::ours(cx, at.objref, at.common, record)?;
         let us = task.call(&doing, libc::SYS_pidfd_open, [std::process::id().into(), 0.into()])?;
         let handle = task.call(&doing, libc::SYS_pidfd_getfd, [us.into(), ours.as_raw_fd().into(), 0.into()]);
         task.call(&doing, libc::SYS_close, [us.into()])?;

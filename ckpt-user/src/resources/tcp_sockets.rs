@@ -125,11 +125,14 @@ pub fn addresses(d: &Descriptor<'_>) -> Result<(Vec<u8>, Vec<u8>)> {
 pub fn prepare(pids: &[Pid]) {
     // What cannot be looked at is told when it is collected.
     let Ok(all) = InetDiag::open().and_then(|diag| diag.all()) else { return };
-    let names: HashSet<_> = all
-        .iter()
-        .filter(|one| one.inode != 0 && one.state != state::LISTEN)
-        .map(|one| format!("socket:[{}]", one.inode))
-        .collect();
+    let mut listeners: HashMap<Endpoint, usize> = HashMap::new();
+    for one in all.iter().filter(|one| one.state == state::LISTEN) {
+        *listeners.entry(one.local).or_default() += 1;
+    }
+    // Of those that only listen, it is of use to those that wait to be accepted, and to those that share a port.
+    let is_of_use = |one: &&InetSocket| one.state != state::LISTEN || one.received > 0 || listeners.get(&one.local) > Some(&1);
+    let names: HashSet<_> =
+        all.iter().filter(|one| one.inode != 0).filter(is_of_use).map(|one| format!("socket:[{}]", one.inode)).collect();
     let is_one = |pid: Pid, fd| {
         descriptors::link(pid, fd).ok().flatten().is_some_and(|link| link.to_str().is_some_and(|link| names.contains(link)))
     };

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::stat::{FileStat, SFlag, major, minor, stat};
+use nix::sys::stat::{FileStat, SFlag, fstat, major, minor, stat};
 
 use super::Collector;
 use super::descriptors::{self, Descriptors, Inode, Seen};
 use super::file::FdInfo;
-use super::holders::Holder;
+use super::holders::{Holder, Holders};
+use super::in_flight::{self, InFlight};
 use crate::error::{Doing, Result};
 use crate::ids::Pid;
 use crate::sys::procfs;
@@ -66,8 +67,8 @@ pub struct Terminals {
 impl Terminals {
     /// Those in the cut of `cx`.
     pub fn of(cx: &mut Collector<'_>) -> Result<Arc<Terminals>> {
-        let all = Descriptors::of(cx)?;
-        cx.fact(|pids| Terminals::among(&all, pids))
+        let (all, holders) = (Descriptors::of(cx)?, Holders::of(cx)?);
+        cx.fact(|pids| Terminals::among(&all, holders.in_flight(), pids))
     }
 
     /// Who holds the master, if nobody outside of the cut does.
@@ -80,10 +81,22 @@ impl Terminals {
         self.slaves.contains_key(&id)
     }
 
-    fn among(all: &Descriptors, pids: &[Pid]) -> Result<Terminals> {
+    fn among(all: &Descriptors, in_flight: &InFlight, pids: &[Pid]) -> Result<Terminals> {
         let mut found = Terminals::default();
-        for (pid, seen) in all.iter().filter(|(_, seen)| seen.info.flags & libc::O_PATH == 0) {
-            found.note(pid, seen).doing(|| format!("cannot look at descriptor {} of pid {pid}", seen.fd))?;
+        let mut note = |holder: Holder, seen: &Seen| {
+            if seen.info.flags & libc::O_PATH != 0 {
+                return Ok(());
+            }
+            found.note(holder, seen).doing(|| format!("cannot look at descriptor {} of pid {}", holder.fd, holder.pid))
+        };
+        for (pid, seen) in all.iter() {
+            note(Holder::new(pid, seen.fd, seen.info.flags), seen)?;
+        }
+        for (fd, holder) in in_flight.each() {
+            let doing = || "cannot look at a descriptor in flight";
+            let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).doing(doing)?.into_os_string();
+            let inode = Some(Inode::of(&fstat(fd).doing(doing)?));
+            note(holder, &Seen { fd: holder.fd, link, info: in_flight::info_of(fd)?, inode })?;
         }
         if !found.masters.is_empty() {
             found.forget_masters_of_others(pids).doing(|| "cannot list the processes")?;
@@ -107,14 +120,14 @@ impl Terminals {
         Ok(())
     }
 
-    fn note(&mut self, pid: Pid, seen: &Seen) -> io::Result<()> {
+    fn note(&mut self, holder: Holder, seen: &Seen) -> io::Result<()> {
         let Some((inode, part)) = seen.inode.and_then(|inode| Some((inode, Part::of_inode(&inode)?))) else { return Ok(()) };
         match part {
             Part::Master => {
                 let number = index(&seen.info);
                 let number = number.ok_or_else(|| io::Error::other("its fdinfo does not tell which pseudoterminal it is"))?;
                 let id = (file_system_of(Path::new(&seen.link), inode.device)?, number);
-                self.masters.entry(id).or_insert(Holder::new(pid, seen.fd, seen.info.flags));
+                self.masters.entry(id).or_insert(holder);
             }
             Part::Slave(number) => *self.slaves.entry((inode.device, number)).or_default() += 1,
             // It is open as long as its session has it, and that is by another descriptor, or none.
@@ -159,10 +172,7 @@ pub fn file_system_of(path: &Path, device: u64) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use nix::pty::openpty;
-    use nix::sys::stat::fstat;
 
     use super::*;
 
@@ -172,7 +182,7 @@ mod tests {
         let pair = openpty(None, None).unwrap();
         let slave = fstat(&pair.slave).unwrap();
         let Some(Part::Slave(number)) = Part::of(&slave) else { panic!("{slave:?}") };
-        let found = Terminals::among(&Descriptors::read(&[me]).unwrap(), &[me]).unwrap();
+        let found = Terminals::among(&Descriptors::read(&[me]).unwrap(), &InFlight::default(), &[me]).unwrap();
         assert_eq!(found.master((slave.st_dev, number)).unwrap().fd, pair.master.as_raw_fd());
         assert!(found.has_slave((slave.st_dev, number)));
         assert!(!found.has_slave((slave.st_dev, u32::MAX)));

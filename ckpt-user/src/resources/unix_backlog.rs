@@ -3,36 +3,29 @@
 //! The kernel has made the server's end already, but nobody has a descriptor of it. Who waits, in which order, the kernel tells; what was sent over each
 //! connection, and by whom, is read where it lies ([`crate::track::ebpf::unix_waiting`]). Without eBPF only those can be saved over which nothing was sent.
 //!
-//! Once all processes have their descriptors, the clients connect again, in the order in which they waited, send all of it again, and are closed again if they
-//! were.
+//! At a restart they are made again by [`super::unix_reconnect`].
 
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-use super::fd_table::OpenFiles;
-use super::file::{Descriptor, FileBody, FileKind};
+use super::file::Descriptor;
 use super::holders::Holders;
-use super::in_flight;
 use super::socket::{self, SocketType};
 use super::socket_options::SocketOptions;
-use super::unix::{Alone, Unix, UnixRecord};
 use super::unix_name::UnixName;
 use super::unix_pair::shut_down;
-use super::unix_peer::{self, Apart};
-use super::unix_queue::{self, Message};
+use super::unix_queue::Message;
 use super::{Collector, Restorer};
-use crate::error::{Doing, Error, Result};
-use crate::ids::{ObjRef, Pid};
-use crate::sys::peer::{self, Identity};
+use crate::error::{Doing, Result};
+use crate::ids::Pid;
+use crate::sys::peer::Identity;
 use crate::sys::scm::Credentials;
 use crate::sys::unix_diag::UnixDiag;
-use crate::sys::{procfs, queue, socket as raw};
-use crate::tracee::remote::RemoteTask;
-use crate::track::ebpf::{UnixArrived, UnixSent, unix_waiting};
+use crate::sys::{procfs, queue};
+use crate::track::ebpf::{UnixArrived, UnixSent, prepare_for_unix, unix_waiting};
 
 /// A socket that is connected to a server which has not accepted it yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +112,7 @@ impl Waiting {
     }
 
     /// Once it is connected. Some options would have changed how it was connected, and what was sent.
-    fn complete(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn complete(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.options.restore(fd)?;
         shut_down(fd, self.shutdown)
     }
@@ -129,6 +122,16 @@ fn identity_of(pid: Pid) -> Result<Identity> {
     let status = procfs::status(pid, pid.leader())?;
     let credentials = Credentials { pid: pid.0, uid: status.uids[1], gid: status.gids[1] };
     Ok(Identity { credentials, groups: status.groups })
+}
+
+/// Has what looks into connections loaded, if some wait at one of these sockets, so that a freeze need not wait for it.
+pub fn prepare(diag: &UnixDiag, mut inodes: impl Iterator<Item = u32>) {
+    // What cannot be looked at is told when it is collected.
+    if inodes.any(|inode| diag.look(inode).is_ok_and(|seen| seen.listens && seen.queue.0 > 0))
+        && let Err(error) = prepare_for_unix()
+    {
+        tracing::info!("what was sent over unix connections that wait to be accepted cannot be looked at: {error}");
+    }
 }
 
 /// What waits at a listening socket of this type (SOCK_STREAM, ...), in order. `queue`: how many, and how many may. `can_be_reached`: its name leads to it.
@@ -242,94 +245,6 @@ impl Backlogs {
             Ok(Backlogs { clients })
         })
     }
-}
-
-/// Something that a task is to do.
-type Work<'w> = &'w mut dyn FnMut(&mut RemoteTask<'_>) -> Result<()>;
-
-/// Connects all that waited again, once every server listens. `who`: which process is to do again what one has done with a file, and the number of the
-/// file there, if it has it; `within` has that process do something.
-pub fn restore(
-    cx: &Restorer<'_>,
-    files: &OpenFiles,
-    who: impl Fn(Option<Pid>, Option<ObjRef>) -> Option<(Pid, Option<RawFd>)>,
-    mut within: impl FnMut(Pid, Work<'_>) -> Result<()>,
-) -> Result<()> {
-    let (mut clients, mut listeners) = (HashMap::new(), Vec::new());
-    for (objref, body) in cx.all::<FileBody<UnixRecord>>(Unix::KIND)? {
-        match body.record {
-            UnixRecord::Waiting(waiting) => drop(clients.insert(waiting.inode, (objref, waiting))),
-            UnixRecord::Alone(alone) if !alone.waiting.is_empty() => listeners.push(alone),
-            _ => {}
-        }
-    }
-    for listener in listeners {
-        let address = address_of(&listener);
-        let mut connect = |fd: BorrowedFd<'_>, objref: Option<ObjRef>, by: Option<&Identity>| {
-            let doing = || format!("cannot connect to {} again", socket::describe(&address));
-            // It fails rather than wait for a program that does not run.
-            let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).doing(doing)?;
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).doing(doing)?;
-            match who(by.map(|by| Pid(by.credentials.pid)), objref) {
-                Some((pid, Some(own))) => within(pid, &mut |task| unix_peer::connect_as(task, own, &address, by))?,
-                Some((pid, None)) => within(pid, &mut |task| {
-                    in_flight::fetched(task, fd, |task, own| unix_peer::connect_as(task, own, &address, by))
-                })?,
-                None => connect_ourselves(fd, &address, by)?,
-            }
-            fcntl(fd, FcntlArg::F_SETFL(flags)).doing(doing).map(drop)
-        };
-        for arrival in &listener.waiting {
-            let (inode, seen) = match arrival {
-                Arrival::Silent(inode) => (*inode, None),
-                Arrival::Seen(seen) => (seen.client, Some(seen)),
-            };
-            match (clients.get(&inode), seen) {
-                (Some((objref, waiting)), _) => {
-                    let fd = files.get(*objref)?;
-                    connect(fd, Some(*objref), seen.map(|seen| &seen.who).or(waiting.client.as_ref()))?;
-                    unix_queue::fill(fd, &[], seen.map_or(&[], |seen| &seen.queue), &[])?;
-                    waiting.complete(fd)?;
-                }
-                (None, Some(gone)) if gone.client == 0 => {
-                    let fd = listener.socket.create()?;
-                    let _name = (!gone.name.is_empty()).then(|| bind_apart(fd.as_fd(), &gone.name));
-                    connect(fd.as_fd(), None, Some(&gone.who))?;
-                    unix_queue::fill(fd.as_fd(), &[], &gone.queue, &[])?;
-                }
-                (None, _) => {
-                    let address = socket::describe(&address);
-                    return Err(Error::Restart(format!("the image lacks the socket {inode} that waits at {address}")));
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn address_of(listener: &Alone) -> Vec<u8> {
-    listener.name.as_ref().map(|name| name.reachable_at()).unwrap_or_default()
-}
-
-/// Gives a client that is to be closed at once the name that it had.
-fn bind_apart(fd: BorrowedFd<'_>, name: &[u8]) -> Option<Apart> {
-    let bound = Apart::bind(fd, name);
-    if let Err(error) = &bound {
-        tracing::warn!("a connection of a client that is gone does not tell its name: {error}");
-    }
-    bound.ok()
-}
-
-/// Connects a socket for a process that is gone, or that nobody knows.
-fn connect_ourselves(fd: BorrowedFd<'_>, address: &[u8], by: Option<&Identity>) -> Result<()> {
-    let connected = by.map(|by| unix_peer::with_pid(by, || peer::connect(by, fd, address)));
-    let why = match connected {
-        Some(Ok(())) => return Ok(()),
-        Some(Err(error)) => error.to_string(),
-        None => "nobody knows who has connected it".to_owned(),
-    };
-    tracing::warn!("a connection to {} tells of ckpt as its client (SO_PEERCRED): {why}", socket::describe(address));
-    raw::connect(fd, address).doing(|| format!("cannot connect a unix socket to {} again", socket::describe(address)))
 }
 
 #[cfg(test)]

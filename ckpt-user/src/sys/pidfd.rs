@@ -16,8 +16,13 @@ fn owned(result: i64) -> io::Result<OwnedFd> {
 
 /// A descriptor for a process.
 pub fn open(pid: Pid) -> io::Result<OwnedFd> {
+    open_with(pid, 0)
+}
+
+/// The same with flags (PIDFD_NONBLOCK, ...), with which it may also be one for a thread.
+pub fn open_with(pid: Pid, flags: u32) -> io::Result<OwnedFd> {
     // SAFETY: only numbers are passed.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) })
 }
 
 /// A duplicate of the descriptor `fd` of that process: the same open file description. Needs the right to ptrace it.

@@ -41,7 +41,7 @@ pub use restart_block::{Deadline, RestartBlock};
 pub use semaphore_undo::{SemaphoreUndo, semaphore_undo};
 pub use tcp_queue::{TcpNumbers, prepare_for_tcp, tcp_numbers, tcp_unacknowledged};
 pub use tcp_unheld::{TcpWaiting, has_chooser, tcp_of_closed, tcp_received, tcp_waiting};
-pub use unix_unheld::{UnixArrived, UnixSent, unix_waiting};
+pub use unix_unheld::{UnixArrived, UnixSent, prepare_for_unix, unix_waiting};
 pub use writes::{WriteWatch, Writes};
 
 use aya::maps::{Map, MapData, MapError};

@@ -50,7 +50,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn of(btf: &Btf) -> Result<Layout> {
+    /// Found out at the first use.
+    fn known(reader: &mut Reader) -> Result<Layout> {
+        match reader.unix {
+            Some(layout) => Ok(layout),
+            None => Ok(*reader.unix.insert(Layout::of(&Btf::of_kernel().map_err(missing)?)?)),
+        }
+    }
+
+    fn of(btf: &Btf) -> Result<Layout> {
         let offset = |of: &str, path: &str| btf.offset_of(of, path).map(u64::from).map_err(missing);
         let (unix, sock) = (|path: &str| offset("unix_sock", path), |path: &str| offset("sock", path));
         let sent = |path: &str| offset("unix_skb_parms", path);
@@ -107,13 +115,15 @@ pub struct UnixSent {
     pub has_files: bool,
 }
 
+/// Has all loaded that it takes, so that a freeze need not wait for it.
+pub fn prepare_for_unix() -> Result<()> {
+    with_reader(|reader| Layout::known(reader).map(drop))
+}
+
 /// The connections that wait to be accepted by the listening socket behind a descriptor of ours, in their order. Nobody may send to them meanwhile.
 pub fn unix_waiting(listener: BorrowedFd<'_>) -> Result<Vec<UnixArrived>> {
     with_reader(|reader| {
-        let layout = match reader.unix {
-            Some(layout) => layout,
-            None => *reader.unix.insert(Layout::of(&Btf::of_kernel().map_err(missing)?)?),
-        };
+        let layout = Layout::known(reader)?;
         let head = reader.sock(listener)? + reader.layout.received;
         let records = reader.records(head)?;
         let mut look = Look { reader, layout };
