@@ -1,7 +1,7 @@
 //! Pseudoterminals of which a job has both sides: what waits in them, and the terminal that controls its session.
 
 use ckpt_tests::moments::Moments;
-use ckpt_tests::{ckpt, needs_root, process, python, watched};
+use ckpt_tests::{ckpt, needs_root, process, python, story, watched};
 use tempfile::tempdir;
 
 /// Keeps a few bytes waiting in each direction of two pseudoterminals, one of which makes lines, and takes and adds some at each report.
@@ -52,6 +52,46 @@ def report():
     print('done', flush=True)
 ";
 
+/// Two dozens of them, half of which a child has: the numbers of each are all over, and their files are in no order.
+const MANY: &str = "
+import random, tty
+pairs = [os.openpty() for _ in range(84)]
+for m, s in pairs[:60]: os.close(m), os.close(s)
+pairs = pairs[60:]
+for m, s in pairs: tty.setraw(s)
+random.seed(5)
+random.shuffle(pairs)
+r, w = os.pipe()
+child = os.fork()
+mine = pairs[::2] if child else pairs[1::2]
+for m, s in (pairs[1::2] if child else pairs[::2]): os.close(m), os.close(s)
+names = [os.ttyname(s) for m, s in mine]
+def all_of(fd, length):
+    got = b''
+    while len(got) < length: got += os.read(fd, length - len(got))
+    return got
+def wrong():
+    if [os.ttyname(s) for m, s in mine] != names: return 'other names'
+    for n, (m, s) in enumerate(mine):
+        os.write(s, b'up %4d' % n)
+        os.write(m, b'down %4d' % n)
+        if all_of(m, 7) != b'up %4d' % n or all_of(s, 9) != b'down %4d' % n: return 'number %d' % n
+    return 'nothing'
+if not child:
+    while True:
+        signal.sigwait([signal.SIGUSR1])
+        os.write(w, wrong().encode())
+n = 0
+def report():
+    global n
+    os.kill(child, signal.SIGUSR1)
+    told = [wrong(), os.read(r, 100).decode()]
+    if told != ['nothing'] * 2: print('wrong:', told)
+    print('report', n)
+    print('done', flush=True)
+    n += 1
+";
+
 fn verify(job: &ckpt_tests::job::Job) {
     python::reports(job, 3);
 }
@@ -80,4 +120,12 @@ fn under_a_watch() {
     let job = python::rest_after(folder.path(), SCRIPT).unwrap();
     let job = watched::survives_crashes(job, "20ms", 3, &Moments::new(), verify);
     verify(&job);
+}
+
+#[test]
+fn many_in_any_order() {
+    needs_root!();
+    let folder = tempdir().unwrap();
+    let job = python::rest_after(folder.path(), MANY).unwrap();
+    story::stays_as_it_was(job, &folder.path().join("image"), |job| python::reports(job, 1));
 }

@@ -10,6 +10,7 @@ use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::gaps::{Gaps, TASK_SIZE};
 use super::mapped_file::intern_file;
 use super::sysv_shm::{self, SegmentRecord};
 use super::vma::{Backing, VmaRecord};
@@ -82,8 +83,6 @@ const ARCH_MAP_VDSO_64: i32 = 0x2003;
 const MADV_GUARD_INSTALL: i32 = 102;
 /// MAP_DROPPABLE (Linux 6.11).
 const MAP_DROPPABLE: i32 = 0x08;
-/// One past the last address a task on x86-64 can map with 4-level page tables.
-const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 
 /// Collects the record.
 pub fn collect(cx: &mut Collector<'_>, pid: Pid, mappings: &[Mapping], memory: &ProcessMemory) -> Result<MmRecord> {
@@ -131,27 +130,15 @@ pub struct Workspace {
 
 const WORKSPACE_DATA: u64 = 1 << 20;
 
-/// A gap of `len` bytes that no range in `taken` touches.
-fn find_gap(mut taken: Vec<(u64, u64)>, len: u64) -> Option<Addr> {
-    taken.sort_unstable();
-    // Above what mmap_min_addr may forbid.
-    let mut at = 1 << 20;
-    for (start, end) in taken {
-        if start >= at + len + PAGE_SIZE {
-            return Some(Addr(at));
-        }
-        at = at.max(end + PAGE_SIZE);
-    }
-    (at + len <= TASK_SIZE).then_some(Addr(at))
-}
-
 /// Maps the workspace where none of `vmas` is, and empties the address space around it. The stub moves into the workspace.
 pub fn clear<'a>(task: &mut RemoteTask<'_>, vmas: impl IntoIterator<Item = &'a VmaRecord>) -> Result<Workspace> {
     forget_rseq(task)?;
     let now = maps::read(task.pid())?;
-    let taken = vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(now.iter().map(|m| (m.start.0, m.end.0))).collect();
+    let taken = vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(now.iter().map(|m| (m.start.0, m.end.0)));
     let len = PAGE_SIZE + WORKSPACE_DATA;
-    let code = find_gap(taken, len).ok_or_else(|| Error::Restart("the address space of the image has no gap of 1 MiB".into()))?;
+    let code = Gaps::between(taken)
+        .take(len)
+        .ok_or_else(|| Error::Restart("the address space of the image has no gap of 1 MiB".into()))?;
     let workspace = Workspace { code, data: code.offset(PAGE_SIZE), end: code.offset(len) };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let mut map = |at: Addr, len: u64, prot: i32| {
@@ -205,7 +192,7 @@ pub fn map(
     }
     map_plain(task, &plain, files)?;
     shared.place(task, vmas)?;
-    sysv_shm::map(task, vmas, segments, |task, size| free_gap(task, vmas, size))?;
+    sysv_shm::map(task, vmas, segments, |task, size| gaps(task, vmas)?.take(size).ok_or_else(|| no_gap(size)))?;
     set_mm(task, mm, brk, files)
 }
 
@@ -308,40 +295,60 @@ impl SharedMemory {
                 *no_reserve |= vma.flags.contains(VmFlags::NO_RESERVE);
             }
         }
-        let mut made = BTreeMap::new();
-        for (id, (size, no_reserve)) in wanted {
-            let gap = free_gap(task, vmas.iter().copied(), size)?;
+        if wanted.is_empty() {
+            return Ok(SharedMemory::default());
+        }
+        let mut wanted: Vec<(u64, u64, bool)> =
+            wanted.into_iter().map(|(id, (size, no_reserve))| (size, id, no_reserve)).collect();
+        wanted.sort_unstable();
+        let mut gaps = gaps(task, vmas.iter().copied())?;
+        let (mut made, mut calls) = (BTreeMap::new(), Vec::new());
+        for (size, id, no_reserve) in wanted {
+            let gap = gaps.take(size).ok_or_else(|| no_gap(size))?;
             let reserve = if no_reserve { libc::MAP_NORESERVE } else { 0 };
             let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | reserve;
             let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let args = [gap.into(), size.into(), prot.into(), flags.into(), (-1i64).into(), 0u64.into()];
-            task.call("cannot make shared memory", libc::SYS_mmap, args)?;
+            calls.push([gap.into(), size.into(), prot.into(), flags.into(), (-1i64).into(), 0u64.into()]);
             made.insert(id, (gap, size));
         }
+        call_all(task, "cannot make shared memory", libc::SYS_mmap, &calls)?;
         Ok(SharedMemory { made })
     }
 
     /// Places the views of a process, and takes away what they were made from.
     fn place(&self, task: &mut RemoteTask<'_>, vmas: &[VmaRecord]) -> Result<()> {
+        let mut views = Vec::new();
         for vma in vmas {
             let Backing::SharedAnonymous { id, offset } = vma.backing else { continue };
             let (from, _) = self.made.get(&id).ok_or_else(|| Error::Unexpected(format!("shared memory {id} was not made")))?;
             let len = vma.end.0 - vma.start.0;
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            let args = [from.offset(offset).into(), 0u64.into(), len.into(), flags.into(), vma.start.into()];
-            task.call("cannot place a view of shared memory", libc::SYS_mremap, args)?;
+            views.push([from.offset(offset).into(), 0u64.into(), len.into(), flags.into(), vma.start.into()]);
         }
-        for &(at, size) in self.made.values() {
-            task.call("cannot unmap", libc::SYS_munmap, [at.into(), size.into()])?;
-        }
-        Ok(())
+        call_all(task, "cannot place a view of shared memory", libc::SYS_mremap, &views)?;
+        let made: Vec<[Arg; 2]> = self.made.values().map(|&(at, size)| [at.into(), size.into()]).collect();
+        call_all(task, "cannot unmap", libc::SYS_munmap, &made)
     }
 }
 
+/// Makes a call again and again, each time with other arguments.
+fn call_all<const N: usize>(task: &mut RemoteTask<'_>, doing: &str, number: libc::c_long, all: &[[Arg; N]]) -> Result<()> {
+    for part in all.chunks(256) {
+        let mut batch = Batch::new();
+        let calls: Vec<_> = part.iter().map(|arguments| batch.call(number, *arguments)).collect();
+        let answers = task.run(batch)?;
+        calls.into_iter().try_for_each(|id| answers.ret(id).doing(|| format!("{doing} in pid {}", task.pid())).map(drop))?;
+    }
+    Ok(())
+}
+
 /// Where nothing is, and nothing of the image comes.
-fn free_gap<'a>(task: &RemoteTask<'_>, vmas: impl IntoIterator<Item = &'a VmaRecord>, size: u64) -> Result<Addr> {
-    find_gap(vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?).collect(), size)
-        .ok_or_else(|| Error::Restart(format!("there is no gap of {size} bytes to make shared memory in")))
+fn gaps<'a>(task: &RemoteTask<'_>, vmas: impl IntoIterator<Item = &'a VmaRecord>) -> Result<Gaps> {
+    Ok(Gaps::between(vmas.into_iter().map(|v| (v.start.0, v.end.0)).chain(taken_now(task)?)))
+}
+
+fn no_gap(size: u64) -> Error {
+    Error::Restart(format!("there is no gap of {size} bytes to make shared memory in"))
 }
 
 fn taken_now(task: &RemoteTask<'_>) -> Result<Vec<(u64, u64)>> {
@@ -520,18 +527,4 @@ pub fn restore_files(cx: &mut Restorer<'_>, files: &[ObjRef]) -> Result<HashMap<
         opened.insert(objref, fd);
     }
     Ok(opened)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gap_touches_nothing() {
-        let taken = vec![(0x40_0000, 0x50_0000), (0x10_0000, 0x11_0000)];
-        let gap = find_gap(taken.clone(), 0x20_0000).unwrap();
-        assert_eq!(gap, Addr(0x11_1000));
-        assert_eq!(find_gap(taken, 0x40_0000).unwrap(), Addr(0x50_1000));
-        assert_eq!(find_gap(vec![(0x1000, TASK_SIZE)], PAGE_SIZE), None);
-    }
 }

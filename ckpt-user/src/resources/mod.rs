@@ -35,6 +35,7 @@ pub mod fifo;
 pub mod file;
 pub mod file_system;
 pub mod fs_state;
+pub mod gaps;
 pub mod hierarchy;
 pub mod holders;
 pub mod in_flight;
@@ -69,6 +70,7 @@ pub mod preflight;
 pub mod process_file;
 pub mod process_flags;
 pub mod pty;
+pub mod pty_masters;
 pub mod pty_pair;
 pub mod pty_queue;
 #[cfg(test)]

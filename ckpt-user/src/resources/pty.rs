@@ -110,7 +110,13 @@ impl FileKind for Pty {
 
 /// The pseudoterminal, made the first time that it is asked for.
 pub fn made<'a>(cx: &'a mut Restorer<'_>, pair: ObjRef) -> Result<&'a mut Made> {
-    cx.shared(pair, |cx| cx.record::<PairRecord>(pair, pty_pair::KIND)?.make())
+    cx.shared(pair, |cx| {
+        if !cx.masters.is_told() {
+            let all = cx.all::<PairRecord>(pty_pair::KIND)?;
+            cx.masters.tell(all.into_iter().map(|(_, pair)| pair.number));
+        }
+        cx.record::<PairRecord>(pair, pty_pair::KIND)?.make(&mut cx.masters)
+    })
 }
 
 /// Our own opening of its slave.

@@ -1,10 +1,10 @@
 //! A pseudoterminal itself, which the openings of its two sides share: number, settings, what waits in it, whose controlling terminal it is.
 
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::poll::PollFlags;
@@ -14,9 +14,10 @@ use super::Collector;
 use super::collector::ObjectKey;
 use super::file::Descriptor;
 use super::holders::Holder;
+use super::pty_masters::Masters;
 use super::pty_queue::PtyQueues;
 use super::terminals::{PtyId, Terminals};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::ids::{ObjRef, Pid};
 use crate::image::model::Section;
 use crate::sys::tty::{self, Termios2, WindowSize};
@@ -151,9 +152,9 @@ impl PairRecord {
     }
 
     /// Makes it.
-    pub fn make(&self) -> Result<Made> {
+    pub fn make(&self, masters: &mut Masters) -> Result<Made> {
         let doing = || format!("cannot make {} again", self.name());
-        let master = self.open_master()?;
+        let master = masters.open(Path::new(OsStr::from_bytes(&self.path)), self.number, &self.name())?;
         tty::set_locked(master.as_fd(), false).doing(doing)?;
         let slave = if self.untouched {
             tty::set_settings(master.as_fd(), &self.settings).doing(doing)?;
@@ -171,27 +172,6 @@ impl PairRecord {
             tty::set_packets(master.as_fd()).doing(doing)?;
         }
         Ok(Made { master, slave })
-    }
-
-    /// The kernel gives the lowest number that is free. Those below the one that is wanted are given back afterwards.
-    fn open_master(&self) -> Result<OwnedFd> {
-        let path = Path::new(OsStr::from_bytes(&self.path));
-        let doing = || format!("cannot open {} for {}", path.display(), self.name());
-        let mut below = Vec::new();
-        loop {
-            let mut options = OpenOptions::new();
-            let master: OwnedFd = options.read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).doing(doing)?.into();
-            match tty::number(master.as_fd()).doing(doing)? {
-                number if number == self.number => return Ok(master),
-                number if number < self.number => below.push(master),
-                _ => {
-                    return Err(Error::Restart(format!(
-                        "{} is in use, and the restarted program knows its terminal by that name; end what has it first",
-                        self.name()
-                    )));
-                }
-            }
-        }
     }
 
     /// The last step, when everything is open.

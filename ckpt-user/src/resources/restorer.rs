@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use serde::de::DeserializeOwned;
 
 use super::in_flight::Flights;
+use super::pty_masters::Masters;
 use super::reuseport::Groups;
 use super::unix_peer::Pool;
 use super::unix_senders::Senders;
@@ -52,6 +53,8 @@ pub struct Restorer<'a> {
     pub senders: Senders,
     /// TCP sockets that share a port.
     pub groups: Groups,
+    /// Pseudoterminals that are not made yet.
+    pub masters: Masters,
     sections: HashMap<ObjRef, Section>,
     shared: HashMap<ObjRef, Box<dyn Any>>,
     content_fds: HashMap<ObjRef, OwnedFd>,
@@ -82,6 +85,7 @@ impl<'a> Restorer<'a> {
             pairs: Pool::default(),
             senders: Senders::default(),
             groups: Groups::default(),
+            masters: Masters::default(),
             sections: objects.into_iter().map(|o| (o.objref, o.section)).collect(),
             shared: HashMap::new(),
             content_fds: HashMap::new(),

@@ -43,7 +43,7 @@ mod tests {
             assert!(results.len() == 1 || results.iter().rev().skip(1).all(|part| part.len() >= least.min(all.len())));
             assert!(results.len() <= sched::parallelism().min(MOST));
         }
-        assert_eq!(slices(&[] as &[u32], 5, <[u32]>::len), []);
+        assert!(slices(&[] as &[u32], 5, <[u32]>::len).is_empty());
         assert_eq!(each([1, 2, 3], |n| n * 2), [2, 4, 6]);
     }
 
