@@ -91,8 +91,7 @@ fn places(map: &PageMap, ranges: &[PageRange]) -> Result<Vec<Placed>> {
     if ranges.iter().map(|range| range.count).sum::<u64>() <= PART {
         return read(ranges);
     }
-    let all = parallel::slices(&parts_of(ranges), 1, read);
-    Ok(all.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    parallel::gather(&parts_of(ranges), 1, read)
 }
 
 /// The same pages in ranges that are not too long.

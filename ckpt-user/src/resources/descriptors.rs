@@ -111,10 +111,7 @@ impl Descriptors {
             }
             Ok(processes)
         };
-        let mut processes = Vec::with_capacity(pids.len());
-        for part in parallel::slices(pids, LEAST_PROCESSES, some) {
-            processes.append(&mut part?);
-        }
+        let processes = parallel::gather(pids, LEAST_PROCESSES, some)?;
         let places = processes.iter().enumerate().map(|(place, (pid, _))| (*pid, place)).collect();
         Ok(Descriptors { processes, places })
     }
@@ -156,11 +153,7 @@ fn read_process(pid: Pid, anonymous: &Anonymous) -> io::Result<Process> {
         }
         Ok(seen)
     };
-    let mut seen = Vec::new();
-    for part in parallel::slices(&numbers(pid)?, LEAST, some) {
-        seen.append(&mut part?);
-    }
-    Ok(Process { handle, seen })
+    Ok(Process { handle, seen: parallel::gather(&numbers(pid)?, LEAST, some)? })
 }
 
 fn look(links: BorrowedFd<'_>, infos: BorrowedFd<'_>, fd: RawFd, anonymous: &Anonymous) -> io::Result<Seen> {

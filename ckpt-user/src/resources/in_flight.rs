@@ -340,11 +340,8 @@ pub fn fetched<T>(
     work: impl FnOnce(&mut RemoteTask<'_>, RawFd) -> Result<T>,
 ) -> Result<T> {
     let doing = "cannot have a process take an open file of ckpt for a moment";
-    let us = task.call(doing, libc::SYS_pidfd_open, [ourselves().0.into(), 0.into()])?;
-    let handle = task.call(doing, libc::SYS_pidfd_getfd, [us.into(), ours.as_raw_fd().into(), 0.into()]);
-    task.call(doing, libc::SYS_close, [us.into()])?;
-    let handle = handle?;
-    let done = work(task, handle as RawFd);
-    task.call(doing, libc::SYS_close, [handle.into()])?;
+    let taken = task.take_ours(doing, ours)?;
+    let done = work(task, taken);
+    task.call(doing, libc::SYS_close, [taken.into()])?;
     done
 }

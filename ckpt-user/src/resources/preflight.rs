@@ -205,8 +205,7 @@ pub fn statuses(processes: &[FrozenProcess]) -> Result<Vec<Vec<Status>>> {
     let all: Vec<(Pid, Tid)> =
         processes.iter().flat_map(|process| &process.threads).map(|thread| (thread.pid, thread.tid)).collect();
     let read = |some: &[(Pid, Tid)]| some.iter().map(|&(pid, tid)| procfs::status(pid, tid)).collect();
-    let read: Result<Vec<Vec<Status>>> = parallel::slices(&all, LEAST, read).into_iter().collect();
-    let mut read = read?.into_iter().flatten();
+    let mut read = parallel::gather(&all, LEAST, read)?.into_iter();
     Ok(processes.iter().map(|process| read.by_ref().take(process.threads.len()).collect()).collect())
 }
 

@@ -136,10 +136,8 @@ impl FileKind for ProcessFile {
     fn attach(cx: &mut Restorer<'_>, task: &mut RemoteTask<'_>, at: &Place<'_>, record: &ProcessFileRecord) -> Result<()> {
         let doing = format!("cannot open {} again", at.common.link);
         let ours = ProcessFile::ours(cx, at.objref, at.common, record)?;
-        let us = task.call(&doing, libc::SYS_pidfd_open, [std::process::id().into(), 0.into()])?;
-        let handle = task.call(&doing, libc::SYS_pidfd_getfd, [us.into(), ours.as_raw_fd().into(), 0.into()]);
-        task.call(&doing, libc::SYS_close, [us.into()])?;
-        placeholder::replace(task, at.fd, handle?, &doing)
+        let taken = task.take_ours(&doing, ours.as_fd())?;
+        placeholder::replace(task, at.fd, taken as u64, &doing)
     }
 }
 

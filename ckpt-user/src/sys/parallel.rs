@@ -30,6 +30,19 @@ pub fn slices<'a, T: Sync, R: Send>(all: &'a [T], least: usize, work: impl Fn(&'
     each(all.chunks(size.max(1)), work)
 }
 
+/// What the work finds in all parts of a list, in order; or the first error.
+pub fn gather<'a, T: Sync, R: Send, E: Send>(
+    all: &'a [T],
+    least: usize,
+    work: impl Fn(&'a [T]) -> Result<Vec<R>, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let mut found = Vec::new();
+    for part in slices(all, least, work) {
+        found.append(&mut part?);
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +58,11 @@ mod tests {
         }
         assert!(slices(&[] as &[u32], 5, <[u32]>::len).is_empty());
         assert_eq!(each([1, 2, 3], |n| n * 2), [2, 4, 6]);
+        assert_eq!(gather(&all, 7, |some| Ok::<_, ()>(some.to_vec())), Ok(all.clone()));
+        assert_eq!(
+            gather(&all, 7, |some| if some.contains(&9999) { Err("the last") } else { Ok(some.to_vec()) }),
+            Err("the last")
+        );
     }
 
     #[test]

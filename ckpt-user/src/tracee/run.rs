@@ -1,6 +1,7 @@
 //! Runs of remote calls: the stub makes one after the other by itself, so that the thread need not be stopped at each.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use super::batch::{Answers, Batch, Call};
 use super::quiet::Quiet;
@@ -35,6 +36,14 @@ impl RemoteTask<'_> {
         self.injector.memory().read(base, &mut answers.data)?;
         self.injector.memory().read(results, bytemuck::cast_slice_mut(&mut answers.returned))?;
         Ok(answers)
+    }
+
+    /// Has the task take a descriptor of ours: its number there. The task needs the right to ptrace us.
+    pub fn take_ours(&mut self, doing: &str, ours: BorrowedFd<'_>) -> Result<RawFd> {
+        let us = self.call(doing, libc::SYS_pidfd_open, [std::process::id().into(), 0.into()])?;
+        let taken = self.call(doing, libc::SYS_pidfd_getfd, [us.into(), ours.as_raw_fd().into(), 0.into()]);
+        self.call(doing, libc::SYS_close, [us.into()])?;
+        Ok(taken? as RawFd)
     }
 
     /// A call that makes a descriptor, of which `take` makes what it wants; then the task closes it. It does so, too, if ckpt dies meanwhile: but for a program

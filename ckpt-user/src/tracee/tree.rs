@@ -55,8 +55,7 @@ fn children(pid: Pid) -> Result<Vec<Pid>> {
         }
         Ok(children)
     };
-    let of_all: Result<Vec<Vec<Pid>>> = parallel::slices(&threads(pid)?, LEAST, of_some).into_iter().collect();
-    Ok(of_all?.concat())
+    parallel::gather(&threads(pid)?, LEAST, of_some)
 }
 
 /// Has the process ended as a whole? Its main thread may have ended alone.
